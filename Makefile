@@ -1,0 +1,51 @@
+# Bare `make` lists the targets. Nothing but Python 3.11, its venv module and make is assumed.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Workers for pytest; the wire tests give each hub a loopback address of its own, so they run side by side.
+JOBS ?= 2
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## Create the virtual environment and install Slipway into it
+
+$(READY): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "make setup: no $(PYTHON) found; install Python 3.11 or newer"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make setup: $(PYTHON) is older than 3.11; set PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## Run the main job on this machine (KEEP=1 leaves it running)
+	$(BIN)/python -m simulators.demo $(if $(KEEP),--keep) $(DEMO_FLAGS)
+
+test: $(READY)  ## Run every test that needs no root, Docker or account
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_FLAGS)
+
+lint: $(READY)  ## Formatting, ruff, mypy --strict and the import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)  ## Put every file into the house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)  ## Measure, and print what docs/performance.md records
+	$(BIN)/python -m benchmarks
+
+docs: $(READY)  ## Write the generated pages: command lines, state tables, schemas
+	$(BIN)/python -m docs.generate
+
+check: lint test  ## What a commit must pass
+
+clean:  ## Remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .slipway-demo
+
+.PHONY: help setup demo test lint format bench docs check clean

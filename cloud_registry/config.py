@@ -1,0 +1,40 @@
+"""Where the registry keeps its things and which hub it talks to. Read once, from flags and environment."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryConfig:
+    """Settings of one invocation.
+
+    The same hub settings point at Azure or at a simulator: a connection string and, where the hub's certificate is not
+    publicly trusted, a CA file.
+    """
+
+    home: Path
+    database_url: str
+    artifacts_url: str
+    hub_connection_string: str | None = None
+    ca_file: Path | None = None
+    telemetry_url: str | None = None
+    module_id: str = "slipway"
+
+
+def read_config(home: Path, environment: Mapping[str, str]) -> RegistryConfig:
+    """Settings from the environment; every variable is optional.
+
+    SLIPWAY_DATABASE, SLIPWAY_ARTIFACTS (URLs), IOTHUB_CONNECTION_STRING (service policy), SLIPWAY_CA_FILE or
+    REQUESTS_CA_BUNDLE, SLIPWAY_TELEMETRY_URL, SLIPWAY_MODULE.
+    """
+    ca_file = environment.get("SLIPWAY_CA_FILE") or environment.get("REQUESTS_CA_BUNDLE")
+    return RegistryConfig(
+        home=home,
+        database_url=environment.get("SLIPWAY_DATABASE") or f"sqlite:///{home / 'catalog.db'}",
+        artifacts_url=environment.get("SLIPWAY_ARTIFACTS") or f"file://{home / 'artifacts'}",
+        hub_connection_string=environment.get("IOTHUB_CONNECTION_STRING") or None,
+        ca_file=Path(ca_file) if ca_file else None,
+        telemetry_url=environment.get("SLIPWAY_TELEMETRY_URL") or None,
+        module_id=environment.get("SLIPWAY_MODULE") or "slipway",
+    )

@@ -1,0 +1,50 @@
+"""Errors of the registry. Each says what we did, what we saw and, in its hint, what to do next."""
+
+from manifests.exit_codes import ExitCode
+
+
+class RegistryError(Exception):
+    """The root: a failure that a person can act on, so the command line prints it without a stack trace."""
+
+    exit_code = ExitCode.FAILED
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class RefusedModelError(RegistryError):
+    """A model file that cannot be registered: it does not load, or does not fit its sample."""
+
+
+class GateRefusedError(RegistryError):
+    exit_code = ExitCode.GATE_REFUSED
+
+
+class HubError(RegistryError):
+    """The hub answered, with a refusal. `status` is its HTTP status code."""
+
+    def __init__(self, message: str, *, hint: str = "", status: int = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+
+
+class HubUnreachableError(RegistryError):
+    exit_code = ExitCode.HUB_UNREACHABLE
+
+
+class ConflictError(RegistryError):
+    exit_code = ExitCode.CONFLICT
+
+
+class NotFoundError(RegistryError):
+    exit_code = ExitCode.NOT_FOUND
+
+
+class TrustError(RegistryError):
+    exit_code = ExitCode.TRUST
+
+
+class UsageError(RegistryError):
+    exit_code = ExitCode.USAGE

@@ -1,0 +1,55 @@
+"""A release: what a device should run, under which terms. One entry of ``desired.models`` in a module twin."""
+
+from typing import Annotated, Any
+
+import msgspec
+
+from manifests.document import Document
+from manifests.identity import Generation, ModelVersion
+from manifests.model import ByteCount, Digest, GoldenSet, ModelFormat
+
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class TrialTerms(Document, frozen=True, kw_only=True, omit_defaults=False):
+    """What a new model must show on live input before the device commits to it.
+
+    The trial ends when it has lasted `duration_s` and seen `inferences_min` inferences. It fails at once when the
+    evidence of that many inferences is bad, and at `deadline_s` when the evidence never came.
+    Disagreement is the share of inferences whose answer differs from the previous model's on the same input.
+    """
+
+    duration_s: Seconds = msgspec.field(name="seconds", default=60.0)
+    inferences_min: Annotated[int, msgspec.Meta(ge=1)] = msgspec.field(name="inferences", default=50)
+    deadline_s: Seconds = msgspec.field(name="deadlineSeconds", default=900.0)
+    confidence_mean_min: Fraction = msgspec.field(name="minConfidence", default=0.5)
+    disagreement_max: Fraction = msgspec.field(name="maxDisagreement", default=0.3)
+    error_rate_max: Fraction = msgspec.field(name="maxErrorRate", default=0.02)
+
+
+class Release(Document, frozen=True, kw_only=True, omit_defaults=False):
+    """The terms of one offer. A device follows a higher generation only, so a replay of this document is a no-op.
+
+    Every field is written, absent ones as null: twins merge by key, and a null removes what an earlier offer left.
+    """
+
+    generation: Generation
+    rollout: str
+    epoch: Annotated[int, msgspec.Meta(ge=1)] = 1
+    version: ModelVersion
+    format: ModelFormat
+    digest: Digest
+    size_bytes: ByteCount = msgspec.field(name="size")
+    target: str
+    golden: GoldenSet | None = None
+    trial: TrialTerms = TrialTerms()
+    not_after: str | None = None
+
+
+def releases_in(desired: dict[str, Any]) -> dict[str, Any]:
+    """The entries of ``desired.models`` by model name, unread: each is parsed alone, so a bad one hides no other."""
+    models = desired.get("models")
+    if not isinstance(models, dict):
+        return {}
+    return {name: entry for name, entry in models.items() if not name.startswith("$") and entry is not None}
