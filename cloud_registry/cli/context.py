@@ -1,0 +1,69 @@
+"""What every command of `slipway` shares: settings, the form of its output, and how errors end."""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import click
+
+from cloud_registry.config import RegistryConfig
+from cloud_registry.errors import RegistryError
+from manifests.errors import ManifestError
+from manifests.exit_codes import ExitCode
+
+
+@dataclass(frozen=True, slots=True)
+class CommandContext:
+    """Handed to commands by `pass_context`: results go to stdout, words for people to stderr."""
+
+    config: RegistryConfig
+    debug: bool = False
+
+    def say(self, text: str) -> None:
+        """A word for the person at the terminal; never part of the result."""
+        click.echo(text, err=True)
+
+    def result(self, value: Any, *, as_json: bool, text: Callable[[], str]) -> None:
+        """Print a result, as stable JSON fields or as words."""
+        click.echo(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text())
+
+
+pass_context = click.make_pass_decorator(CommandContext)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON with stable fields.")
+
+
+class SlipwayGroup(click.Group):
+    """The root group: turns our errors into a sentence, a hint and an exit code by meaning."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        debug = "--debug" in sys.argv
+        try:
+            return super().main(*args, **kwargs)
+        except RegistryError as err:
+            fail(err.message, err.hint, err.exit_code, debug=debug)
+        except ManifestError as err:
+            fail(str(err), "", ExitCode.USAGE, debug=debug)
+        except OSError as err:
+            fail(f"the operating system refused: {err}", _os_hint(err), ExitCode.FAILED, debug=debug)
+
+
+def fail(message: str, hint: str, exit_code: ExitCode, *, debug: bool) -> NoReturn:
+    if debug:
+        traceback.print_exc()
+    click.echo(f"Error: {message}", err=True)
+    if hint:
+        click.echo(hint, err=True)
+    raise SystemExit(int(exit_code))
+
+
+def _os_hint(err: OSError) -> str:
+    import errno
+
+    if err.errno == errno.ENOSPC:
+        return "Free some space and run the command again: nothing was left half done."
+    if err.errno in (errno.EACCES, errno.EPERM):
+        return "Check who owns the path, or choose another place with --home."
+    return ""
