@@ -36,7 +36,8 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_d
 
     def to_wire(self) -> dict[str, Any]:
         """JSON values: dicts, lists, strings, numbers, booleans."""
-        value: dict[str, Any] = msgspec.to_builtins(self)
+        # Through JSON itself: msgspec's own conversion leaves tuples as they are.
+        value: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
         return value
 
     def to_json(self) -> bytes:

@@ -39,6 +39,8 @@ class Artifact(Document, frozen=True, kw_only=True):
     size_bytes: ByteCount = msgspec.field(name="size")
     target: str
     signature: Signature
+    # One sample after another on the machine that registered the model: to compare versions, not to promise a device.
+    latency_median_ms: Annotated[float, msgspec.Meta(ge=0)] | None = None
 
 
 class GoldenSet(Document, frozen=True, kw_only=True, omit_defaults=False):

@@ -6,7 +6,7 @@ from manifests.canonical import canonical_json, digest_of, is_digest
 from manifests.errors import ManifestError
 from manifests.identity import ModelReference
 from manifests.model import Artifact, GoldenSet, ModelManifest, Signature, TensorSpec
-from manifests.release import Release, TrialTerms, releases_in
+from manifests.release import Release, releases_in
 from manifests.telemetry import Envelope
 from manifests.twin import (
     TERMINAL_PHASES,
@@ -142,6 +142,10 @@ def test_a_manifest_gives_a_device_the_format_it_prefers_and_nothing_where_it_ru
     assert manifest.artifact(()) is None
     assert manifest.reference == ModelReference("digits", 3)
     assert ModelManifest.from_json(manifest.to_json()) == manifest
+
+
+def test_wire_values_are_json_values_never_a_tuple():
+    assert SIGNATURE.to_wire()["inputs"] == [{"name": "pixels", "dtype": "float32", "shape": [-1, 64]}]
 
 
 def test_the_golden_tolerance_is_spelled_out_on_the_wire():

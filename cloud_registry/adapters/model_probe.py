@@ -1,0 +1,213 @@
+"""Puts models to the proof in a process of their own, so that a file that crashes an engine is refused, no more.
+
+The files are copied first and the copies are what is looked at, run and handed on: a file that changes meanwhile, or
+that needs its neighbours, cannot be registered as something that it is not.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cloud_registry.core.model_files import first_look
+from cloud_registry.errors import NotFoundError, RefusedModelError
+from cloud_registry.ports import ProgressListener, Proof, ProofTerms, ProvenArtifact
+from manifests.model import FORMAT_SUFFIXES, ModelFormat, Signature
+
+COPY_CHUNK_BYTES = 1024 * 1024
+LAST_WORDS_LENGTH_MAX = 300
+# What the engine's process may know of ours: where libraries are, and no connection string.
+_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR", "OMP_NUM_THREADS")
+
+
+class SubprocessProver:
+    """A ModelProver."""
+
+    def prove(
+        self, files: Sequence[tuple[ModelFormat, Path]], terms: ProofTerms, on_progress: ProgressListener | None = None
+    ) -> AbstractContextManager[Proof]:
+        return _proof(files, terms, on_progress)
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """A private copy of a model file, and where it came from."""
+
+    format: ModelFormat
+    original: Path
+    path: Path
+    digest: str
+
+
+@contextmanager
+def _proof(
+    files: Sequence[tuple[ModelFormat, Path]], terms: ProofTerms, on_progress: ProgressListener | None
+) -> Iterator[Proof]:
+    with tempfile.TemporaryDirectory(prefix="slipway-proof-") as name:
+        folder = Path(name)
+        copies = [_copied(format_, path, folder, on_progress) for format_, path in files]
+        sample, golden = _arrays_copied(terms.sample, folder), _arrays_copied(terms.golden, folder)
+        recorded = folder / "recorded.npz" if sample and not golden else None
+        proven: list[ProvenArtifact] = []
+        samples = 0
+        for number, copy in enumerate(copies):
+            if on_progress is not None:
+                on_progress(f"running {copy.original.name}", number, len(copies))
+            request = _request(copy, terms, sample, golden)
+            if proven:
+                # The first file's answers are asked of all the others.
+                request |= {"like": proven[0].signature.to_wire(), "likeName": copies[0].original.name}
+                if recorded:
+                    request |= {"golden": str(recorded), "against": copies[0].original.name}
+            elif recorded:
+                request |= {"recorded": str(recorded)}
+            report = _examine(copy, request, terms.duration_max_s)
+            proven.append(_proven(copy, report))
+            samples = report["samples"]
+        yield Proof(tuple(proven), golden or recorded, samples)
+
+
+def _copied(format_: ModelFormat, path: Path, folder: Path, on_progress: ProgressListener | None) -> _Copy:
+    # A folder of its own: two formats may not see each other, and neither sees external weights beside the original.
+    target = folder / format_ / f"model{FORMAT_SUFFIXES[format_]}"
+    target.parent.mkdir()
+    digest, done_bytes = hashlib.sha256(), 0
+    with _opened(path) as source, target.open("wb") as copy:
+        total_bytes = path.stat().st_size
+        flaw = first_look(format_, total_bytes, lambda offset, count: _slice(source, offset, count))
+        if flaw is not None:
+            raise RefusedModelError(f"{path.name} {flaw}", hint="Export or copy the file again, and compare its size.")
+        source.seek(0)
+        while chunk := source.read(COPY_CHUNK_BYTES):
+            digest.update(chunk)
+            copy.write(chunk)
+            done_bytes += len(chunk)
+            if on_progress is not None:
+                on_progress(f"reading {path.name}", done_bytes, total_bytes)
+    return _Copy(format_, path, target, "sha256:" + digest.hexdigest())
+
+
+def _arrays_copied(path: Path | None, folder: Path) -> Path | None:
+    if path is None:
+        return None
+    target = folder / f"given-{path.name}"
+    with _opened(path) as source, target.open("wb") as copy:
+        shutil.copyfileobj(source, copy, COPY_CHUNK_BYTES)
+    return target
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except FileNotFoundError as err:
+        raise NotFoundError(f"there is no file {path}") from err
+    except IsADirectoryError as err:
+        raise RefusedModelError(f"{path} is a folder", hint="Name the file itself.") from err
+
+
+def _slice(file: BinaryIO, offset: int, count: int) -> bytes:
+    file.seek(offset)
+    return file.read(count)
+
+
+def _request(copy: _Copy, terms: ProofTerms, sample: Path | None, golden: Path | None) -> dict[str, Any]:
+    given = terms.golden or terms.sample
+    return {
+        "parent": os.getpid(),
+        "format": copy.format,
+        "model": str(copy.path),
+        "name": copy.original.name,
+        "sample": str(sample) if sample else None,
+        "golden": str(golden) if golden else None,
+        "against": terms.golden.name if terms.golden else "",
+        "recorded": None,
+        "like": None,
+        "likeName": "",
+        "tolerance": terms.tolerance_absolute,
+        "durationMaxS": terms.duration_max_s,
+        "arraysName": given.name if given else "",
+    }
+
+
+def _proven(copy: _Copy, report: dict[str, Any]) -> ProvenArtifact:
+    return ProvenArtifact(
+        format=copy.format,
+        path=copy.path,
+        size_bytes=copy.path.stat().st_size,
+        digest=copy.digest,
+        signature=Signature.from_wire(report["signature"]),
+        latency_median_ms=report["latencyMedianMs"],
+    )
+
+
+def _examine(copy: _Copy, request: dict[str, Any], duration_max_s: float) -> dict[str, Any]:
+    """Run the worker on one file; its report. What it refuses is raised here."""
+    report_path = copy.path.with_suffix(".report.json")
+    exit_status, last_words = _run_worker(request, report_path, duration_max_s)
+    if not report_path.exists():
+        raise _fallen(copy.original, exit_status, last_words)
+    report: dict[str, Any] = json.loads(report_path.read_bytes())
+    if "refused" in report:
+        raise RefusedModelError(report["refused"], hint=report["hint"])
+    return report
+
+
+def _run_worker(request: dict[str, Any], report: Path, duration_max_s: float) -> tuple[int, str]:
+    """Exit status and the end of what it wrote; raises RefusedModelError where it takes too long."""
+    noise = report.with_suffix(".log")
+    command = [sys.executable, "-P", "-m", "cloud_registry.adapters.model_probe_worker", str(report)]
+    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    with noise.open("wb") as output:
+        # Its own session: whatever the engine starts ends with it.
+        process = subprocess.Popen(  # noqa: S603  (our interpreter, our module)
+            command,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            cwd=report.parent,
+            start_new_session=True,
+        )
+        try:
+            process.communicate(json.dumps(request).encode(), timeout=duration_max_s)
+        except subprocess.TimeoutExpired as err:
+            raise RefusedModelError(
+                f"{request['name']} did not load and run its samples within {duration_max_s:g} s",
+                hint="Give fewer samples, or more time with --time-limit.",
+            ) from err
+        finally:
+            _end(process)
+    return process.returncode, noise.read_bytes().decode(errors="replace").strip()[-LAST_WORDS_LENGTH_MAX:]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _fallen(original: Path, exit_status: int, last_words: str) -> RefusedModelError:
+    if exit_status == -signal.SIGKILL:
+        return RefusedModelError(
+            f"{original.name} was killed while it was loaded or run, most likely for want of memory",
+            hint="Free some memory, or register it on a larger machine.",
+        )
+    if exit_status < 0:
+        return RefusedModelError(
+            f"{original.name} crashed the inference engine ({signal.Signals(-exit_status).name}) when loaded or run",
+            hint="It would crash a device as well. Export it again, or with another version of the converter.",
+        )
+    return RefusedModelError(
+        f"{original.name} could not be examined: the examining process ended with code {exit_status}: "
+        f"{last_words or 'it said nothing'}",
+        hint="Check that the inference engines are installed: pip install 'slipway[cloud]'.",
+    )

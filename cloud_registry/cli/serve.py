@@ -1,0 +1,153 @@
+"""`slipway serve`: the artifact server, and the controller that drives rollouts."""
+
+import logging
+import signal
+import socket
+import ssl
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cloud_registry import wiring
+from cloud_registry.cli.context import CommandContext, pass_context
+from cloud_registry.errors import RegistryError, UsageError
+
+if TYPE_CHECKING:
+    from cloud_registry.web.controller import ControllerThread
+
+# Downloads that are under way at a stop may go on for this long; a device resumes what is cut.
+GRACE_S = 5
+BACKLOG = 512
+
+
+@click.command()
+@click.option("--address", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8444, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option("--certificate", type=click.Path(path_type=Path), help="PEM file of the TLS certificate chain.")
+@click.option("--key", type=click.Path(path_type=Path), help="PEM file of its private key.")
+@click.option("--no-controller", is_flag=True, help="Serve artifacts only and drive no rollouts.")
+@click.option(
+    "--tick",
+    "tick_s",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0.05, 3600),
+    metavar="SECONDS",
+    help="How often the controller looks at the rollouts.",
+)
+@pass_context
+def serve(
+    context: CommandContext,
+    address: str,
+    port: int,
+    certificate: Path | None,
+    key: Path | None,
+    no_controller: bool,
+    tick_s: float,
+) -> None:
+    """Serve model files to devices over HTTPS and drive the rollouts that are under way.
+
+    \b
+    Example:
+      slipway serve --address 127.0.0.1 --port 8444 --certificate hub.pem --key hub.key
+    """
+    _check_tls(certificate, key)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    app = wiring.open_server(context.config)
+    listener = _listen(address, port)
+    bound_port = listener.getsockname()[1]
+    controller = None if no_controller else _controller(context, tick_s)
+    scheme = "https" if certificate else "http"
+    if not certificate and address not in ("127.0.0.1", "::1", "localhost"):
+        context.say("Warning: without --certificate and --key everyone on the way can read and change what is served.")
+
+    def is_ready() -> None:
+        shown = f"[{address}]" if ":" in address else address
+        click.echo(f"Serving artifacts on {scheme}://{shown}:{bound_port}/artifacts/")
+        if controller is not None:
+            controller.start()
+            context.say(f"Driving rollouts, with a look at them every {tick_s:g} s.")
+
+    try:
+        _run(app, listener, certificate, key, is_ready)
+    finally:
+        listener.close()
+        if controller is not None and not controller.stop():
+            context.say("The controller was still waiting for the hub; its rollouts go on with the next start.")
+    context.say("Stopped.")
+
+
+def _check_tls(certificate: Path | None, key: Path | None) -> None:
+    if (certificate is None) != (key is None):
+        raise UsageError("TLS needs both --certificate and --key", hint="Give both, or none for plain HTTP.")
+    if certificate is None or key is None:
+        return
+    for path in (certificate, key):
+        if not path.is_file():
+            raise UsageError(f"there is no file {path}", hint="The hub simulator keeps its own in its state folder.")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except ssl.SSLError as err:
+        raise UsageError(
+            f"{certificate} and {key} are no certificate and its key: {err.reason or err}",
+            hint="Both are PEM files, and the key is without a passphrase.",
+        ) from err
+
+
+def _listen(address: str, port: int) -> socket.socket:
+    """A bound socket; what does not work is said in one sentence."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((address, port))
+        listener.listen(BACKLOG)
+    except OSError as err:
+        listener.close()
+        raise RegistryError(
+            f"cannot listen on {address} port {port}: {err.strerror or err}",
+            hint="Choose another --port (0 takes a free one), or stop what listens there.",
+        ) from err
+    return listener
+
+
+def _controller(context: CommandContext, tick_s: float) -> "ControllerThread | None":
+    from cloud_registry.web.controller import ControllerThread
+
+    if context.config.hub_connection_string is None:
+        context.say("No hub is configured (IOTHUB_CONNECTION_STRING), so no rollouts are driven.")
+        return None
+    return ControllerThread(wiring.open_rollouts(context.config).tick_all, tick_s)
+
+
+def _run(app: Any, listener: socket.socket, certificate: Path | None, key: Path | None, is_ready: Any) -> None:
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            is_ready()
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            # A TLS connection is waited for until its client says goodbye, which most never do. Those that have
+            # nothing under way are cut, so that the grace is for downloads alone.
+            for connection in list(self.server_state.connections):
+                cycle = getattr(connection, "cycle", None)
+                if cycle is None or cycle.response_complete:
+                    connection.transport.abort()
+            await super().shutdown(sockets)
+
+    # uvicorn raises the signal that stopped it once more when it is done; a stop that was asked for is no failure.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        lifespan="off",
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+        timeout_graceful_shutdown=GRACE_S,
+        server_header=False,
+    )
+    Server(config).run(sockets=[listener])

@@ -1,0 +1,256 @@
+"""The rules of the catalog: names, tags, what a version consists of, and who stands in the way of a deletion. Pure.
+
+Handles: reading references and tags, paths of files, the manifest of a new version, search, holders of a version.
+Leaves to the caller: counting versions (a transaction's work) and asking the fleet.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from cloud_registry.errors import UsageError
+from cloud_registry.ports import ModelQuery, ModuleTwin, Proof, ProvenArtifact, RolloutReference
+from manifests.identity import ModelReference, check_model_name
+from manifests.model import FORMAT_SUFFIXES, Artifact, GoldenSet, ModelFormat, ModelManifest
+
+TAG_KEY_LENGTH_MAX = 128
+TAG_VALUE_LENGTH_MAX = 1024
+TAGS_MAX = 64
+LABELS_MAX = 10_000
+DESCRIPTION_LENGTH_MAX = 10_000
+
+
+# --- names and words ---------------------------------------------------------
+
+
+def parse_reference(text: str) -> tuple[str, int | None]:
+    """Read ``name:version``, or ``name`` alone, which means its latest version.
+
+    Raises:
+        ManifestError: it is neither.
+    """
+    if ":" in text:
+        reference = ModelReference.parse(text)
+        return reference.name, reference.version
+    return check_model_name(text), None
+
+
+def check_text(text: str, what: str, length_max: int, *, lines: bool = False) -> str:
+    """Return the text; raises UsageError where it is too long or holds characters that no screen shows."""
+    if len(text) > length_max:
+        raise UsageError(f"{what} has {len(text):,} characters; at most {length_max:,} are kept")
+    allowed = "\n\t" if lines else ""
+    if any(not character.isprintable() and character not in allowed for character in text):
+        raise UsageError(f"{what} holds a character that cannot be printed: {text[:80]!r}")
+    return text
+
+
+def parse_tag(text: str) -> tuple[str, str]:
+    """Read ``key=value``; raises UsageError for anything else."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"{text!r} is not a tag", hint="Write key=value, for example: stage=production")
+    return check_tag_key(key), check_text(value, f"the value of tag {key!r}", TAG_VALUE_LENGTH_MAX)
+
+
+def check_tag_key(key: str) -> str:
+    if not key or key != key.strip():
+        raise UsageError(f"{key!r} is not a tag key", hint="Write key=value, for example: stage=production")
+    return check_text(key, "a tag key", TAG_KEY_LENGTH_MAX)
+
+
+def parse_tag_query(text: str) -> tuple[str, str | None]:
+    """Read ``key=value``, or ``key`` alone, which asks for the key whatever its value."""
+    return parse_tag(text) if "=" in text else (check_tag_key(text), None)
+
+
+def parse_metric(text: str) -> tuple[str, float]:
+    """Read ``name=number``; raises UsageError for anything else."""
+    key, equals, value = text.partition("=")
+    hint = "Write name=number, for example: accuracy=0.97"
+    if not equals or not key.strip():
+        raise UsageError(f"{text!r} is not a metric", hint=hint)
+    try:
+        number = float(value)
+    except ValueError as err:
+        raise UsageError(f"metric {key!r} is {value!r}, which is no number", hint=hint) from err
+    if number != number or number in (float("inf"), float("-inf")):
+        raise UsageError(f"metric {key!r} is {value}, which JSON cannot carry", hint=hint)
+    return check_text(key, "a metric's name", TAG_KEY_LENGTH_MAX), number
+
+
+def edited_tags(tags: Mapping[str, str], changes: Mapping[str, str], removed: Iterable[str]) -> dict[str, str]:
+    """The tags after an edit; removing a key that is not there is no error, so that an edit may be repeated."""
+    gone = set(removed)
+    kept = {key: value for key, value in {**tags, **changes}.items() if key not in gone}
+    if len(kept) > TAGS_MAX:
+        raise UsageError(f"a model version carries at most {TAGS_MAX} tags; this would make {len(kept)}")
+    return dict(sorted(kept.items()))
+
+
+def matches(manifest: ModelManifest, query: ModelQuery) -> bool:
+    """Whether a version meets the whole of a query. A store may search by other means, with the same outcome."""
+    if query.name is not None and not _name_matches(manifest.name, query.name):
+        return False
+    return all(key in manifest.tags and value in (None, manifest.tags[key]) for key, value in query.tags)
+
+
+def _name_matches(name: str, pattern: str) -> bool:
+    first, *rest = pattern.split("*")
+    if not rest:
+        return name == pattern
+    if not name.startswith(first):
+        return False
+    position = len(first)
+    for part in rest[:-1]:
+        found = name.find(part, position)
+        if found < 0:
+            return False
+        position = found + len(part)
+    return len(name) - position >= len(rest[-1]) and name.endswith(rest[-1])
+
+
+# --- a new version -----------------------------------------------------------
+
+
+def model_target(reference: ModelReference, format_: ModelFormat) -> str:
+    """The path of a model file below the artifact server's root."""
+    return f"{reference.name}/{reference.version}/model{FORMAT_SUFFIXES[format_]}"
+
+
+def golden_target(reference: ModelReference) -> str:
+    return f"{reference.name}/{reference.version}/golden.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What its owner says of a model version; the rest is read from its files."""
+
+    description: str = ""
+    labels: tuple[str, ...] = ()
+    metrics: Mapping[str, float] | None = None
+    tags: Mapping[str, str] | None = None
+
+    def checked(self) -> "ModelFacts":
+        """Itself; raises UsageError where something is too long or cannot be shown."""
+        check_text(self.description, "the description", DESCRIPTION_LENGTH_MAX, lines=True)
+        if len(self.labels) > LABELS_MAX:
+            raise UsageError(f"{len(self.labels):,} labels were given; at most {LABELS_MAX:,} are kept")
+        for label in self.labels:
+            check_text(label, "a label", TAG_VALUE_LENGTH_MAX)
+        edited_tags({}, self.tags or {}, ())
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenFile:
+    digest: str
+    size_bytes: int
+    tolerance_absolute: float
+
+
+def new_manifest(
+    reference: ModelReference, proof: Proof, golden: GoldenFile | None, facts: ModelFacts, now: datetime
+) -> ModelManifest:
+    """The manifest of a version that was just given its number."""
+    return ModelManifest(
+        name=reference.name,
+        version=reference.version,
+        artifacts=tuple(_artifact(reference, proven) for proven in proof.artifacts),
+        created_at=now.isoformat(timespec="milliseconds"),
+        golden=None
+        if golden is None
+        else GoldenSet(
+            digest=golden.digest,
+            size_bytes=golden.size_bytes,
+            target=golden_target(reference),
+            samples=proof.samples,
+            tolerance_absolute=golden.tolerance_absolute,
+        ),
+        description=facts.description,
+        labels=facts.labels,
+        metrics=dict(sorted((facts.metrics or {}).items())),
+        tags=dict(sorted((facts.tags or {}).items())),
+    )
+
+
+def _artifact(reference: ModelReference, proven: ProvenArtifact) -> Artifact:
+    return Artifact(
+        format=proven.format,
+        digest=proven.digest,
+        size_bytes=proven.size_bytes,
+        target=model_target(reference, proven.format),
+        signature=proven.signature,
+        latency_median_ms=proven.latency_median_ms,
+    )
+
+
+# --- who holds a version -----------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Holder:
+    """Somebody who needs a version: a device's module, or a rollout. `why` is a clause in words."""
+
+    where: str
+    why: str
+
+
+def holders(
+    reference: ModelReference,
+    digests: frozenset[str],
+    module_twins: Sequence[ModuleTwin],
+    rollouts: Sequence[RolloutReference],
+) -> tuple[Holder, ...]:
+    """Everyone who is asked to run the version, runs it, keeps it to go back to, or carries it.
+
+    The twins are read as raw JSON: a report that is too new or too broken to be understood whole still holds what it
+    names. Where an entry names a version, the version counts; a digest alone counts where no version is told, since two
+    versions may have the same bytes.
+    """
+    found = [
+        Holder(f"{twin.device_id}/{twin.module_id}", why)
+        for twin in module_twins
+        for why in _held_by_module(reference, digests, twin)
+    ]
+    found += [Holder(rollout.rollout_id, why) for rollout in rollouts for why in _held_by_rollout(reference, rollout)]
+    return tuple(sorted(set(found)))
+
+
+def _held_by_module(reference: ModelReference, digests: frozenset[str], twin: ModuleTwin) -> list[str]:
+    desired = _entry(twin.desired, reference.name)
+    reported = _entry(twin.reported, reference.name)
+
+    def names_it(entry: Mapping[str, Any], version_key: str, digest_key: str) -> bool:
+        version = entry.get(version_key)
+        return version == reference.version if version is not None else entry.get(digest_key) in digests
+
+    why = []
+    if names_it(desired, "version", "digest"):
+        why.append("is asked to run it")
+    if names_it(reported, "loadedVersion", "loadedDigest"):
+        why.append("runs it")
+    elif names_it(reported, "version", "digest") and reported.get("phase") not in _GIVEN_UP:
+        why.append(f"is being updated to it (phase {reported.get('phase')})")
+    previous = reported.get("previous")
+    if isinstance(previous, dict) and names_it(previous, "version", "digest"):
+        why.append("keeps it to go back to")
+    return why
+
+
+# A device that has given a version up names it in its report as a record only.
+_GIVEN_UP = frozenset({"failed", "rejected", "revertedQuarantined"})
+
+
+def _entry(section: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    models = section.get("models")
+    entry = models.get(name) if isinstance(models, dict) else None
+    return entry if isinstance(entry, dict) else {}
+
+
+def _held_by_rollout(reference: ModelReference, rollout: RolloutReference) -> list[str]:
+    if not rollout.is_active or rollout.name != reference.name:
+        return []
+    why = ["carries it to devices"] if rollout.version == reference.version else []
+    return why + (["would go back to it"] if reference.version in rollout.previous_versions else [])

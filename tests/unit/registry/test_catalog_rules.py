@@ -1,0 +1,168 @@
+"""The catalog's rules: references, tags, metrics, search, and who holds a version."""
+
+import pytest
+
+from cloud_registry.core.catalog import (
+    Holder,
+    edited_tags,
+    holders,
+    matches,
+    parse_metric,
+    parse_reference,
+    parse_tag,
+    parse_tag_query,
+)
+from cloud_registry.errors import UsageError
+from cloud_registry.ports import ModelQuery, ModuleTwin, RolloutReference
+from manifests.errors import ManifestError
+from manifests.identity import ModelReference
+from manifests.model import ModelManifest
+
+V2 = ModelReference("digits", 2)
+DIGEST = "sha256:" + "2" * 64
+OTHER = "sha256:" + "3" * 64
+
+
+def twin(desired: object = None, reported: object = None) -> ModuleTwin:
+    return ModuleTwin(
+        "dev-01",
+        "slipway",
+        True,
+        desired={"models": {"digits": desired}} if desired is not None else {},
+        reported={"models": {"digits": reported}} if reported is not None else {},
+    )
+
+
+# What one module's twin says, and why that holds digits:2.
+TWINS = {
+    "a device that is asked to run it": (twin(desired={"version": 2, "digest": DIGEST}), ["is asked to run it"]),
+    "a device that runs it": (
+        twin(reported={"phase": "committed", "version": 2, "loadedVersion": 2, "loadedDigest": DIGEST}),
+        ["runs it"],
+    ),
+    "a device that runs it and is asked to": (
+        twin({"version": 2}, {"phase": "committed", "version": 2, "loadedVersion": 2}),
+        ["is asked to run it", "runs it"],
+    ),
+    "a device that is asked to leave it and still runs it": (
+        twin({"version": 3}, {"phase": "downloading", "version": 3, "loadedVersion": 2}),
+        ["runs it"],
+    ),
+    "a device that keeps it to go back to": (
+        twin({"version": 3}, {"loadedVersion": 3, "previous": {"version": 2, "digest": DIGEST}}),
+        ["keeps it to go back to"],
+    ),
+    "a device in the middle of the update": (
+        twin(reported={"phase": "trial", "version": 2, "loadedVersion": 1}),
+        ["is being updated to it (phase trial)"],
+    ),
+    "a device that rejected it": (twin(reported={"phase": "rejected", "version": 2, "loadedVersion": 1}), []),
+    "a report without versions, told apart by the digest": (twin(reported={"loadedDigest": DIGEST}), ["runs it"]),
+    "another version with the same bytes": (
+        twin({"version": 3, "digest": DIGEST}, {"version": 3, "loadedVersion": 3, "loadedDigest": DIGEST}),
+        [],
+    ),
+    "another version": (twin({"version": 3, "digest": OTHER}, {"version": 3, "loadedVersion": 3}), []),
+    "a report of a later schema that our documents cannot read": (
+        twin(reported={"phase": "meditating", "version": 9, "loadedVersion": 2, "generation": "soon"}),
+        ["runs it"],
+    ),
+    "a report that is broken": (twin("nonsense", ["nonsense"]), []),
+    "a twin with no word of models": (twin(), []),
+    "a removed entry": (ModuleTwin("dev-01", "slipway", False, {"models": {"digits": None}}, {"models": None}), []),
+}
+
+
+@pytest.mark.parametrize("story", TWINS)
+def test_a_module_holds_what_its_twin_names(story: str):
+    module, why = TWINS[story]
+    assert holders(V2, frozenset({DIGEST}), [module], []) == tuple(Holder("dev-01/slipway", word) for word in why)
+
+
+# What one rollout names, and why that holds digits:2.
+ROLLOUTS = {
+    "a rollout that carries it": (RolloutReference("r-0001", "digits", 2), ["carries it to devices"]),
+    "a rollout that would go back to it": (RolloutReference("r-0001", "digits", 3, (1, 2)), ["would go back to it"]),
+    "a rollout that has ended": (RolloutReference("r-0001", "digits", 2, (2,), is_active=False), []),
+    "a rollout of another version": (RolloutReference("r-0001", "digits", 3, (1,)), []),
+    "a rollout of another model": (RolloutReference("r-0001", "faces", 2, (2,)), []),
+}
+
+
+@pytest.mark.parametrize("story", ROLLOUTS)
+def test_a_rollout_holds_what_it_names_until_it_ends(story: str):
+    rollout, why = ROLLOUTS[story]
+    assert holders(V2, frozenset({DIGEST}), [], [rollout]) == tuple(Holder("r-0001", word) for word in why)
+
+
+def test_holders_are_told_in_order_and_once():
+    modules = [
+        ModuleTwin(f"dev-0{number}", "slipway", True, {"models": {"digits": {"version": 2}}}) for number in (3, 1, 2, 1)
+    ]
+    found = holders(V2, frozenset(), modules, [RolloutReference("r-0001", "digits", 2)])
+    assert [holder.where for holder in found] == ["dev-01/slipway", "dev-02/slipway", "dev-03/slipway", "r-0001"]
+
+
+def test_a_reference_is_a_version_or_a_name_for_its_latest():
+    assert parse_reference("digits:3") == ("digits", 3)
+    assert parse_reference("digits") == ("digits", None)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Digits", "digits:", "digits:0", "digits:x", "digits:-1", "a/b", "x" * 64, "digits:²"]
+)
+def test_what_is_no_reference_is_refused(text: str):
+    with pytest.raises(ManifestError):
+        parse_reference(text)
+
+
+def test_tags_and_metrics_are_read_with_whatever_their_values_hold():
+    assert parse_tag("url=https://x/?a=b") == ("url", "https://x/?a=b")
+    assert parse_tag("empty=") == ("empty", "")
+    assert parse_tag("stad=Malmö") == ("stad", "Malmö")
+    assert parse_tag_query("stage") == ("stage", None)
+    assert parse_tag_query("stage=production") == ("stage", "production")
+    assert parse_metric("accuracy=0.97") == ("accuracy", 0.97)
+
+
+@pytest.mark.parametrize("text", ["stage", "=x", " stage=x", "a\x00=b", "a=b\x07", "k" * 200 + "=v", "k=" + "v" * 2000])
+def test_what_is_no_tag_is_refused(text: str):
+    with pytest.raises(UsageError):
+        parse_tag(text)
+
+
+@pytest.mark.parametrize("text", ["accuracy", "accuracy=high", "=1", "accuracy=nan", "accuracy=inf"])
+def test_what_is_no_metric_is_refused(text: str):
+    with pytest.raises(UsageError):
+        parse_metric(text)
+
+
+def test_an_edit_of_tags_sets_and_removes_and_may_be_repeated():
+    tags = edited_tags({"stage": "test", "team": "x"}, {"stage": "production"}, ["team", "never-there"])
+    assert tags == {"stage": "production"}
+    assert edited_tags(tags, {"stage": "production"}, ["team"]) == tags
+
+
+def test_there_is_an_end_to_tags():
+    with pytest.raises(UsageError, match="at most 64 tags"):
+        edited_tags({}, {f"k{number}": "" for number in range(65)}, [])
+
+
+NAMES = {
+    "digits": True,
+    "dig*": True,
+    "*its": True,
+    "*": True,
+    "d*g*s": True,
+    "dig": False,
+    "*dig": False,
+    "d*x*s": False,
+    "digits*digits": False,
+    "di_its": False,
+}
+
+
+@pytest.mark.parametrize(("pattern", "is_match"), NAMES.items())
+def test_a_name_is_met_in_full_or_by_stars(pattern: str, is_match: bool):
+    manifest = ModelManifest(name="digits", version=1, artifacts=(), created_at="")
+    assert matches(manifest, ModelQuery(name=pattern)) is is_match
