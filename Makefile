@@ -9,20 +9,24 @@ READY := $(VENV)/.ready
 JOBS ?= 2
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 setup: $(READY)  ## Create the virtual environment and install Slipway into it
 
 $(READY): pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "make setup: no $(PYTHON) found; install Python 3.11 or newer"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make setup: $(PYTHON) is older than 3.11; set PYTHON=python3.11"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@echo "Setting up $(VENV) (about a minute, once)"
+	@$(PYTHON) -m venv $(VENV)
+	@{ $(BIN)/python -m pip install --upgrade pip && $(BIN)/python -m pip install --editable '.[dev]'; } \
+		> $(VENV)/setup.log 2>&1 || { tail -n 20 $(VENV)/setup.log; echo "make setup: pip failed; the whole of it is in $(VENV)/setup.log"; exit 1; }
 	@touch $@
 
 demo: $(READY)  ## Run the main job on this machine (KEEP=1 leaves it running)
 	$(BIN)/python -m simulators.demo $(if $(KEEP),--keep) $(DEMO_FLAGS)
+
+demo-stop: $(READY)  ## Stop what `make demo KEEP=1` left running
+	$(BIN)/python -m simulators.demo --stop
 
 test: $(READY)  ## Run every test that needs no root, Docker or account
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_FLAGS)
@@ -48,4 +52,4 @@ check: lint test  ## What a commit must pass
 clean:  ## Remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .slipway-demo
 
-.PHONY: help setup demo test lint format bench docs check clean
+.PHONY: help setup demo demo-stop test lint format bench docs check clean

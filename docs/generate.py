@@ -3,8 +3,9 @@
 Run as ``make docs``. CI runs it and fails where a page on disk differs, so these pages cannot rot.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -68,9 +69,52 @@ def command_line_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def rule_of(handler: Callable[..., Any]) -> str:
+    """A handler in words: the first line of its docstring, else its name."""
+    text = (handler.__doc__ or handler.__name__.strip("_").replace("_", " ")).strip()
+    return text.splitlines()[0].rstrip(".")
+
+
+def table_of(transitions: Mapping[tuple[Any, type], Callable[..., Any]], first: str) -> list[str]:
+    """A transition table as rows, in the order in which the code lists it."""
+    rows = [f"| {first} | event | what happens |", "|---|---|---|"]
+    rows += [
+        f"| {state or 'no offer'} | `{kind.__name__}` | {rule_of(rule)} |"
+        for (state, kind), rule in transitions.items()
+    ]
+    return rows
+
+
+def state_machines_page() -> str:
+    from cloud_registry.core.rollout.state import TRANSITIONS as ROLLOUT
+    from device_agent.core.update import IGNORED
+    from device_agent.core.update import TRANSITIONS as UPDATE
+
+    lines = [
+        "# State machines",
+        "",
+        "<!-- Written by `make docs`. -->",
+        "",
+        "## An update on a device",
+        "",
+        "`device_agent/core/update.py`. Answers belong to one command; an answer to an older one changes nothing.",
+        f"Beside these {len(UPDATE)} pairs {len(IGNORED)} are ignored on purpose; a test sees that none is left out.",
+        "",
+        *table_of(UPDATE, "phase"),
+        "",
+        "## A rollout",
+        "",
+        "`cloud_registry/core/rollout/state.py`: the fold of the event log. A pair that is not here is refused.",
+        "",
+        *table_of(ROLLOUT, "state"),
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def pages() -> dict[Path, str]:
     """Each generated page with its text."""
-    return {HERE / "reference" / "cli.md": command_line_page()}
+    reference = HERE / "reference"
+    return {reference / "cli.md": command_line_page(), reference / "state-machines.md": state_machines_page()}
 
 
 def main() -> None:
