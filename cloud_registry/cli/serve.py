@@ -118,7 +118,8 @@ def _controller(context: CommandContext, tick_s: float) -> "ControllerThread | N
     if context.config.hub_connection_string is None:
         context.say("No hub is configured (IOTHUB_CONNECTION_STRING), so no rollouts are driven.")
         return None
-    return ControllerThread(wiring.open_rollouts(context.config).tick_all, tick_s)
+    rollouts = wiring.open_rollouts(context.config)
+    return ControllerThread(rollouts.tick_all, rollouts.release_all, tick_s)
 
 
 def _run(app: Any, listener: socket.socket, certificate: Path | None, key: Path | None, is_ready: Any) -> None:

@@ -88,6 +88,11 @@ class RolloutDriver:
         """Let another controller take over at once."""
         self._events.release(rollout_id, self._owner)
 
+    def release_all(self) -> None:
+        """Let other controllers take over every unfinished rollout at once. A lease of another owner is left alone."""
+        for rollout_id in self._events.ids(active_only=True):
+            self.release(rollout_id)
+
     def _step(self, rollout_id: str) -> Tick:
         """observe → plan → store → execute, once."""
         if self._reader.status(rollout_id).is_ended:

@@ -314,6 +314,10 @@ class RolloutService:
         """Stop driving it, so that another controller can take over at once."""
         self._driver.release(rollout_id)
 
+    def release_all(self) -> None:
+        """Stop driving whatever this process drives."""
+        self._driver.release_all()
+
 
 def _skipped_lines(plan: RolloutPlan) -> str:
     return "\n".join(f"  {skipped.device}: {skipped.reason}" for skipped in plan.skipped[:SKIPPED_NAMED_MAX])

@@ -12,10 +12,14 @@ STOP_TIMEOUT_S = 10.0
 
 
 class ControllerThread:
-    """Calls `tick` every `interval_s` seconds until it is stopped. A tick that fails is told once and tried again."""
+    """Calls `tick` every `interval_s` seconds until it is stopped, and then `let_go`.
 
-    def __init__(self, tick: Callable[[], None], interval_s: float) -> None:
+    A tick that fails is told once and tried again.
+    """
+
+    def __init__(self, tick: Callable[[], None], let_go: Callable[[], None], interval_s: float) -> None:
         self._tick = tick
+        self._let_go = let_go
         self._interval_s = interval_s
         self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="rollout-controller", daemon=True)
@@ -43,6 +47,11 @@ class ControllerThread:
                 self._tell_once(f"the rollout controller failed and will try again: {type(err).__name__}: {err}")
                 logger.debug("the failure of the rollout controller", exc_info=True)
             self._is_stopping.wait(self._interval_s)
+        try:
+            self._let_go()
+        except RegistryError as err:
+            # Nothing is lost: what was not let go of expires.
+            self._tell_once(f"the rollouts could not be handed over at once: {err.message}")
 
     def _tell_once(self, words: str) -> None:
         if words != self._last_words:

@@ -471,6 +471,30 @@ def test_two_controllers_do_not_drive_at_once_and_a_dead_ones_lease_runs_out():
     assert first.tick(started.plan.id).is_driver
 
 
+def test_a_controller_that_stops_in_good_order_is_followed_at_once_and_takes_nothing_from_others():
+    world = World(fleet(*["commits"] * 2))
+    started = world.start(2)
+    first, second = world.service, world.new_controller()
+    first.tick(started.plan.id)
+    second.release_all()
+    assert not second.tick(started.plan.id).is_driver
+    first.release_all()
+    assert second.tick(started.plan.id).is_driver
+
+
+def test_the_wave_is_in_the_log_before_the_first_twin_is_written():
+    world = World(fleet(*["commits"] * 3))
+    started = world.start(2)
+    seen: list[list[str]] = []
+
+    def look() -> None:
+        seen.append([type(record.event).__name__ for record in world.log.read(started.plan.id)])
+
+    world.hub.before_write = look
+    world.service.tick(started.plan.id)
+    assert seen[0] == ["RolloutPlanned", "RolloutStarted", "WaveOpened"]
+
+
 def test_a_big_wave_is_read_by_query_and_not_more_often_than_the_tier_allows():
     world = World(fleet(*["commits"] * 120))
     started = world.start(2, terms=terms(timeout_s=300))

@@ -117,7 +117,8 @@ def test_a_controller_tells_a_trouble_once_goes_on_and_stops_when_asked(caplog: 
         if error is not None:
             raise error
 
-    controller = ControllerThread(tick, interval_s=0.01)
+    let_go: list[int] = []
+    controller = ControllerThread(tick, lambda: let_go.append(ticks), interval_s=0.01)
     with caplog.at_level(logging.ERROR):
         controller.start()
         assert is_through.wait(10)
@@ -128,3 +129,4 @@ def test_a_controller_tells_a_trouble_once_goes_on_and_stops_when_asked(caplog: 
     seen = ticks
     assert controller.stop()
     assert ticks == seen
+    assert let_go == [seen]
