@@ -1,0 +1,260 @@
+"""The agent's durable state in one SQLite file: journal, outbox, counters and boot.
+
+WAL with synchronous=FULL: a transaction that returned survives a power cut. One connection behind a lock, so that the
+runtime's thread and the command line's reader need no more than SQLite gives them.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Self
+
+from device_agent.errors import StateError, StateNotFoundError
+from device_agent.ports import Counts, Stored
+
+DATABASE_NAME = "agent.db"
+SCHEMA_VERSION = 1
+# Given back when the disk is full, so that the verdict "no space" can still be written down.
+_RESERVE_NAME = "reserve"
+_RESERVE_BYTES = 256 * 1024
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS models (name TEXT PRIMARY KEY, state BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS outbox (sequence INTEGER PRIMARY KEY, message_id TEXT NOT NULL, body BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+"""
+
+
+class SqliteState:
+    """Satisfies `ports.Store`, and keeps the boot besides."""
+
+    def __init__(self, directory: Path, connection: sqlite3.Connection) -> None:
+        self._directory = directory
+        self._connection = connection
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, directory: Path) -> Self:
+        """Open or make the state; raises StateError."""
+        path = directory / DATABASE_NAME
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            # Bounds the WAL, which otherwise keeps the size of its busiest hour.
+            connection.execute("PRAGMA journal_size_limit=1048576")
+            connection.executescript(_SCHEMA)
+            _check_schema(connection, path)
+        except (sqlite3.Error, OSError) as err:
+            raise _state_error(f"opening the state in {path}", err) from err
+        state = cls(directory, connection)
+        state.make_reserve()
+        return state
+
+    @classmethod
+    def open_to_read(cls, directory: Path) -> Self:
+        """Open the state of a running or stopped agent and change nothing in it; raises StateNotFoundError."""
+        path = directory / DATABASE_NAME
+        if not path.is_file():
+            raise StateNotFoundError(
+                f"There is no agent state in {directory}.",
+                hint="Give the directory that the agent runs with, as --state or SLIPWAY_AGENT_STATE.",
+            )
+        try:
+            connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+            connection.execute("PRAGMA query_only=1")
+            _check_schema(connection, path)
+        except sqlite3.Error as err:
+            raise _state_error(f"reading the state in {path}", err) from err
+        return cls(directory, connection)
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    # Boot ------------------------------------------------------------------------------------------------------------
+
+    def begin_boot(self, boot: str) -> bool:
+        """Note that a process runs; returns whether the one before it ended without `end_boot`."""
+        with self._transaction("noting the start"):
+            is_unclean = self._fact("isRunning") == "1"
+            self._set_fact("isRunning", "1")
+            self._set_fact("boot", boot)
+        return is_unclean
+
+    def end_boot(self) -> None:
+        with self._transaction("noting the clean end"):
+            self._set_fact("isRunning", "0")
+
+    def boot(self) -> str:
+        with self._reading("the boot"):
+            return self._fact("boot") or ""
+
+    def note_identity(self, device: str, module: str) -> None:
+        """Remember who runs here, for the readers of a stopped agent's state."""
+        with self._transaction("noting the identity"):
+            self._set_fact("device", device)
+            self._set_fact("module", module)
+
+    def identity(self) -> tuple[str, str]:
+        with self._reading("the identity"):
+            return self._fact("device") or "", self._fact("module") or ""
+
+    # Models ----------------------------------------------------------------------------------------------------------
+
+    def save_model(self, name: str, state: bytes) -> None:
+        try:
+            self._save_model(name, state)
+        except StateError as err:
+            if not err.is_full or not self._give_reserve():
+                raise
+            self._save_model(name, state)
+
+    def _save_model(self, name: str, state: bytes) -> None:
+        with self._transaction(f"journalling model {name}"):
+            self._connection.execute("INSERT OR REPLACE INTO models VALUES (?, ?)", (name, state))
+
+    def models(self) -> dict[str, bytes]:
+        with self._reading("the journal"):
+            return dict(self._connection.execute("SELECT name, state FROM models ORDER BY name"))
+
+    # Outbox ----------------------------------------------------------------------------------------------------------
+
+    def enqueue(self, messages: Sequence[Stored], evicted: Sequence[int]) -> None:
+        with self._transaction(f"storing {len(messages)} messages"):
+            self._connection.executemany(
+                "INSERT INTO outbox VALUES (?, ?, ?)",
+                [(message.sequence, message.message_id, message.body) for message in messages],
+            )
+            self._count("enqueued", len(messages))
+            self._count("dropped", self._delete(evicted))
+            if messages:
+                self._set_counter("lastSequence", messages[-1].sequence)
+                if messages[-1].position is not None:
+                    self._set_fact("position", str(messages[-1].position))
+
+    def acknowledge(self, sequences: Sequence[int]) -> None:
+        with self._transaction(f"deleting {len(sequences)} delivered messages"):
+            self._count("acknowledged", self._delete(sequences))
+
+    def drop(self, sequences: Sequence[int]) -> None:
+        with self._transaction(f"dropping {len(sequences)} messages"):
+            self._count("dropped", self._delete(sequences))
+
+    def messages(self, sequences: Sequence[int]) -> list[Stored]:
+        found = []
+        with self._reading("the outbox"):
+            for sequence in sequences:
+                row = self._connection.execute(
+                    "SELECT message_id, body FROM outbox WHERE sequence = ?", (sequence,)
+                ).fetchone()
+                if row is not None:
+                    found.append(Stored(sequence, row[0], row[1]))
+        return found
+
+    def waiting(self) -> list[tuple[int, int]]:
+        with self._reading("the outbox"):
+            return self._connection.execute("SELECT sequence, length(body) FROM outbox ORDER BY sequence").fetchall()
+
+    def counts(self) -> Counts:
+        with self._reading("the counters"):
+            values = dict(self._connection.execute("SELECT name, value FROM counters"))
+        return Counts(
+            enqueued=values.get("enqueued", 0),
+            acknowledged=values.get("acknowledged", 0),
+            dropped=values.get("dropped", 0),
+            last_sequence=values.get("lastSequence", 0),
+        )
+
+    def position(self) -> int | None:
+        with self._reading("the source's position"):
+            value = self._fact("position")
+        return None if value is None else int(value)
+
+    # Inside a transaction --------------------------------------------------------------------------------------------
+
+    def _delete(self, sequences: Sequence[int]) -> int:
+        """Delete and return how many there were, so that a message is never counted twice."""
+        cursor = self._connection.executemany("DELETE FROM outbox WHERE sequence = ?", [(s,) for s in sequences])
+        return max(0, cursor.rowcount)
+
+    def _count(self, name: str, more: int) -> None:
+        self._connection.execute(
+            "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+            (name, more),
+        )
+
+    def _set_counter(self, name: str, value: int) -> None:
+        self._connection.execute("INSERT OR REPLACE INTO counters VALUES (?, ?)", (name, value))
+
+    def _fact(self, name: str) -> str | None:
+        row = self._connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def _set_fact(self, name: str, value: str) -> None:
+        self._connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+
+    @contextmanager
+    def _transaction(self, doing: str) -> Iterator[None]:
+        with self._lock:
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield
+                    self._connection.execute("COMMIT")
+                finally:
+                    if self._connection.in_transaction:
+                        self._connection.execute("ROLLBACK")
+            except sqlite3.Error as err:
+                raise _state_error(doing, err) from err
+
+    @contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
+        with self._lock:
+            try:
+                yield
+            except sqlite3.Error as err:
+                raise _state_error(f"reading {what}", err) from err
+
+    # Reserve ---------------------------------------------------------------------------------------------------------
+
+    def make_reserve(self) -> None:
+        """Set space aside while there is some; without room for it the agent runs all the same."""
+        path = self._directory / _RESERVE_NAME
+        with suppress(OSError):
+            if not path.exists() or path.stat().st_size < _RESERVE_BYTES:
+                path.write_bytes(b"\0" * _RESERVE_BYTES)
+
+    def _give_reserve(self) -> bool:
+        try:
+            (self._directory / _RESERVE_NAME).unlink()
+        except OSError:
+            return False
+        return True
+
+
+def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version == 0 and not connection.execute("PRAGMA query_only").fetchone()[0]:
+        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+    elif version != SCHEMA_VERSION:
+        raise StateError(
+            f"The state in {path} has schema version {version}; this agent knows version {SCHEMA_VERSION}.",
+            hint="Run the agent that wrote it, or give another state directory.",
+        )
+
+
+def _state_error(doing: str, err: Exception) -> StateError:
+    text = str(err)
+    is_full = "full" in text or "No space left" in text
+    if is_full:
+        hint = "Free some space: the agent goes on by itself."
+    elif "not a database" in text or "malformed" in text:
+        hint = "The file is damaged: move the state directory away and start again; the hub offers the models anew."
+    else:
+        hint = "Check that the state directory is on a working disk and belongs to the user of the agent."
+    return StateError(f"{doing[0].upper()}{doing[1:]} failed: {text}.", hint=hint, is_full=is_full)

@@ -1,0 +1,189 @@
+"""The agent's settings: a TOML file, the environment and flags, the later ones winning."""
+
+import base64
+import binascii
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, get_args
+
+from device_agent.errors import ConfigurationError
+from manifests.model import ModelFormat
+
+FORMATS: tuple[ModelFormat, ...] = get_args(ModelFormat)
+ENVIRONMENT = {
+    "connection_string": "SLIPWAY_AGENT_CONNECTION_STRING",
+    "ca_file": "SLIPWAY_CA_FILE",
+    "artifacts_url": "SLIPWAY_AGENT_ARTIFACTS_URL",
+    "state_directory": "SLIPWAY_AGENT_STATE",
+    "source": "SLIPWAY_AGENT_SOURCE",
+    "interval_s": "SLIPWAY_AGENT_INTERVAL",
+    "formats": "SLIPWAY_AGENT_FORMATS",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who the agent is at which hub; everything of a connection string but its secret."""
+
+    host_name: str
+    device_id: str
+    module_id: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.device_id}/{self.module_id}" if self.module_id else self.device_id
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """Everything a run needs. `connection_string` is None inside IoT Edge, where the runtime vouches for the module."""
+
+    identity: Identity
+    connection_string: str | None
+    artifacts_url: str
+    state_directory: Path
+    source: str
+    ca_file: Path | None = None
+    interval_s: float = 0.2
+    formats: tuple[ModelFormat, ...] = FORMATS
+    engine_threads: int = 1
+    drain_s: float = 5.0
+    outbox_messages_max: int = 700_000
+    outbox_bytes_max: int = 256 * 1024 * 1024
+
+    def __repr__(self) -> str:
+        # The connection string holds the key, and a repr ends up in logs.
+        return f"AgentConfig({self.identity}, state={self.state_directory})"
+
+
+_OPTIONAL_NUMBERS = ("engine_threads", "drain_s", "outbox_messages_max", "outbox_bytes_max")
+_KEYS = (*ENVIRONMENT, *_OPTIONAL_NUMBERS)
+
+
+def read_config(
+    file: Path | None,
+    environment: Mapping[str, str],
+    flags: Mapping[str, Any],
+    *,
+    edge_identity: Identity | None = None,
+) -> AgentConfig:
+    """Merge file, environment and flags; raises ConfigurationError that names the key and what it may be.
+
+    `edge_identity` stands in for a connection string inside IoT Edge.
+    """
+    values = merged_values(file, environment, flags)
+    connection_string = None
+    if edge_identity is None:
+        connection_string = _required(values, "connection_string")
+        identity = identity_of(connection_string)
+    else:
+        identity = edge_identity
+    return AgentConfig(
+        identity=identity,
+        connection_string=connection_string,
+        artifacts_url=_artifacts_url(_required(values, "artifacts_url")),
+        state_directory=Path(_required(values, "state_directory")).expanduser(),
+        source=_required(values, "source"),
+        ca_file=_ca_file(values.get("ca_file")),
+        interval_s=_number(values, "interval_s", 0.2, lowest=0.0),
+        formats=_formats(values.get("formats")),
+        engine_threads=int(_number(values, "engine_threads", 1, lowest=1)),
+        drain_s=_number(values, "drain_s", 5.0, lowest=0.0),
+        outbox_messages_max=int(_number(values, "outbox_messages_max", 700_000, lowest=1)),
+        outbox_bytes_max=int(_number(values, "outbox_bytes_max", 256 * 1024 * 1024, lowest=64 * 1024)),
+    )
+
+
+def merged_values(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as they were written, by key; raises ConfigurationError for a file that cannot be read."""
+    values = _read_file(file) if file is not None else {}
+    values |= {key: environment[variable] for key, variable in ENVIRONMENT.items() if environment.get(variable)}
+    values |= {key: value for key, value in flags.items() if value is not None}
+    return values
+
+
+def identity_of(connection_string: str) -> Identity:
+    """Who a connection string is about; raises ConfigurationError, never quoting the string."""
+    hint = "It reads HostName=…;DeviceId=…;ModuleId=…;SharedAccessKey=…, as the hub prints it for the module identity."
+    pairs = [part.partition("=") for part in connection_string.strip().strip('"').split(";") if part]
+    parts = {key: value for key, _, value in pairs}
+    for key in ("HostName", "DeviceId", "SharedAccessKey"):
+        if not parts.get(key):
+            raise ConfigurationError(f"The connection string has no {key}.", hint=hint)
+    try:
+        base64.b64decode(parts["SharedAccessKey"], validate=True)
+    except binascii.Error as err:
+        raise ConfigurationError("The connection string's SharedAccessKey is not Base64.", hint=hint) from err
+    return Identity(parts["HostName"], parts["DeviceId"], parts.get("ModuleId", ""))
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(file.read_text())
+    except OSError as err:
+        raise ConfigurationError(f"The configuration {file} cannot be read: {err.strerror}.") from err
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
+        raise ConfigurationError(f"The configuration {file} is no TOML: {err}.") from err
+    unknown = sorted(set(values) - set(_KEYS))
+    if unknown:
+        raise ConfigurationError(
+            f"The configuration {file} has an unknown key {unknown[0]!r}.", hint=f"Known keys: {', '.join(_KEYS)}."
+        )
+    return values
+
+
+def _required(values: Mapping[str, Any], key: str) -> str:
+    value = values.get(key)
+    if not isinstance(value, str) or not value:
+        flag = {"artifacts_url": "artifacts", "state_directory": "state"}.get(key, key.replace("_", "-"))
+        raise ConfigurationError(
+            f"The agent needs {key}.",
+            hint=f"Give --{flag}, set {ENVIRONMENT[key]}, or write {key} into the file given as --config.",
+        )
+    return value
+
+
+def _artifacts_url(url: str) -> str:
+    if not url.startswith(("https://", "http://")):
+        raise ConfigurationError(
+            "artifacts_url is no http or https URL.", hint="It ends where a release's target begins: …/artifacts/"
+        )
+    return url
+
+
+def _ca_file(value: Any) -> Path | None:
+    if not value:
+        return None
+    path = Path(str(value)).expanduser()
+    if not path.is_file():
+        raise ConfigurationError(f"There is no CA file {path}.", hint="Give the PEM file of the hub's authority.")
+    return path
+
+
+def _number(values: Mapping[str, Any], key: str, default: float, *, lowest: float) -> float:
+    value = values.get(key, default)
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as err:
+        raise ConfigurationError(f"{key} is {value!r}, which is no number.") from err
+    if not number >= lowest:
+        raise ConfigurationError(f"{key} is {number:g}; the least is {lowest:g}.")
+    return number
+
+
+def _formats(value: Any) -> tuple[ModelFormat, ...]:
+    if value is None:
+        return FORMATS
+    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else list(value)
+    known = {str(known): known for known in FORMATS}
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise ConfigurationError(
+            f"formats names {unknown[0]!r}." if unknown else "formats is empty.",
+            hint=f"An agent runs any of {', '.join(FORMATS)}, the preferred one first.",
+        )
+    return tuple(dict.fromkeys(known[name] for name in names))
+
+
+assert set(_KEYS) <= {field.name for field in fields(AgentConfig)}

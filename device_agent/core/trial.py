@@ -1,0 +1,116 @@
+"""The trial of a new model on live input: what was seen, and what it means. Pure.
+
+Handles: adding up evidence, and judging it against the release's terms.
+Leaves to the caller: clocks, running both models, and acting on the verdict.
+"""
+
+from dataclasses import dataclass
+
+from device_agent.core.codes import Code
+from manifests.release import TrialTerms
+from manifests.twin import TrialEvidence
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One reading on the model under trial. `agrees` is None where there was nothing to compare with."""
+
+    is_error: bool = False
+    confidence: float | None = None
+    agrees: bool | None = None
+    latency_ms: float = 0.0
+
+
+@dataclass(slots=True)
+class Tally:
+    """Evidence as sums, so that a trial of a week costs as much memory as one of a second."""
+
+    inferences: int = 0
+    errors: int = 0
+    compared: int = 0
+    disagreed: int = 0
+    confident: int = 0
+    confidence_sum: float = 0.0
+    latency_ms_sum: float = 0.0
+
+    def add(self, outcome: Outcome) -> None:
+        self.inferences += 1
+        if outcome.is_error:
+            self.errors += 1
+            return
+        self.latency_ms_sum += outcome.latency_ms
+        if outcome.confidence is not None:
+            self.confident += 1
+            self.confidence_sum += outcome.confidence
+        if outcome.agrees is not None:
+            self.compared += 1
+            self.disagreed += not outcome.agrees
+
+    def evidence(self, elapsed_s: float) -> TrialEvidence:
+        answered = self.inferences - self.errors
+        return TrialEvidence(
+            inferences=self.inferences,
+            errors=self.errors,
+            confidence_mean=round(self.confidence_sum / self.confident, 6) if self.confident else None,
+            disagreement=round(self.disagreed / self.compared, 6) if self.compared else None,
+            latency_mean_ms=round(self.latency_ms_sum / answered, 4) if answered else None,
+            elapsed_s=round(elapsed_s, 3),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The terms are broken. `is_quarantined` where evidence speaks against the model and did not merely stay away."""
+
+    code: Code
+    message: str
+    is_quarantined: bool = True
+
+
+def judge(evidence: TrialEvidence, terms: TrialTerms, elapsed_s: float) -> Passed | Broken | None:
+    """The verdict, or None while the trial goes on.
+
+    Bad evidence of `inferences_min` readings ends a trial at once; good evidence has to last `duration_s`. Where there
+    is too little by the deadline, the trial is undecided: that says nothing about the model (no traffic is neither
+    failure nor success), so the device goes back without holding it against the bytes.
+    """
+    if evidence.inferences >= terms.inferences_min:
+        broken = _broken(evidence, terms)
+        if broken is not None:
+            return broken
+        return Passed() if elapsed_s >= terms.duration_s else None
+    if elapsed_s >= max(terms.deadline_s, terms.duration_s):
+        return Broken(
+            Code.TRIAL_NO_EVIDENCE,
+            f"In {elapsed_s:.0f} s the trial saw {evidence.inferences} of {terms.inferences_min} inferences.",
+            is_quarantined=False,
+        )
+    return None
+
+
+def _broken(evidence: TrialEvidence, terms: TrialTerms) -> Broken | None:
+    error_rate = evidence.errors / evidence.inferences
+    if error_rate > terms.error_rate_max:
+        return Broken(
+            Code.TRIAL_ERRORS,
+            f"{evidence.errors} of {evidence.inferences} live inferences failed ({error_rate:.1%}); "
+            f"tolerated are {terms.error_rate_max:.1%}.",
+        )
+    if evidence.confidence_mean is not None and evidence.confidence_mean < terms.confidence_mean_min:
+        return Broken(
+            Code.TRIAL_LOW_CONFIDENCE,
+            f"Over {evidence.inferences} live inferences the mean confidence was {evidence.confidence_mean:.3f}; "
+            f"at least {terms.confidence_mean_min:.3f} is asked for.",
+        )
+    if evidence.disagreement is not None and evidence.disagreement > terms.disagreement_max:
+        return Broken(
+            Code.TRIAL_DISAGREEMENT,
+            f"Over {evidence.inferences} live inferences {evidence.disagreement:.1%} of the answers differed from the "
+            f"previous model's; tolerated are {terms.disagreement_max:.1%}.",
+        )
+    return None

@@ -1,0 +1,116 @@
+"""Which models answer readings, and how one reading is scored.
+
+The scoring thread reads one reference per model and per reading; a swap replaces that reference. So a reading is
+answered by the old model or by the new one, never by half of each, and no reading waits for a swap.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from device_agent.core.inference import Answer, fitted, interpret
+from device_agent.core.trial import Outcome, Tally
+from device_agent.core.twin import LoadedModel
+from device_agent.errors import InferenceError
+from device_agent.ports import Model, Reading
+from manifests.release import Release
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model in memory and the release it was loaded for."""
+
+    model: Model
+    release: Release
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """Read back from the engine: what it holds, whatever was asked for."""
+        return LoadedModel(self.release.version, self.model.digest, self.model.format)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What answers for one model. During a trial `reference` is the model it is compared with, if there was one."""
+
+    name: str
+    served: Served
+    reference: Served | None = None
+    tally: Tally | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One reading with what a model said of it; `error` in place of an answer that could not be given."""
+
+    view: View
+    reading: Reading
+    latency_ms: float
+    answer: Answer | None
+    error: str | None = None
+    agrees: bool | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        if self.answer is None:
+            return Outcome(is_error=True)
+        return Outcome(confidence=self.answer.confidence, agrees=self.agrees, latency_ms=self.latency_ms)
+
+
+class Serving:
+    """The models that serve, by name. Changed on the event loop, read by the scoring thread."""
+
+    def __init__(self) -> None:
+        self._views: Mapping[str, View] = {}
+
+    def views(self) -> Mapping[str, View]:
+        """A snapshot: replaced as a whole at every change, never changed in place."""
+        return self._views
+
+    def view(self, name: str) -> View | None:
+        return self._views.get(name)
+
+    def loaded(self) -> dict[str, LoadedModel]:
+        return {name: view.served.loaded for name, view in self._views.items()}
+
+    def serve(self, name: str, served: Served) -> None:
+        """Let this model alone answer."""
+        self._views = {**self._views, name: View(name, served)}
+
+    def switch(self, name: str, served: Served) -> None:
+        """Let a new model answer and keep the old one beside it, for comparison and for the way back."""
+        before = self._views.get(name)
+        self._views = {**self._views, name: View(name, served, before.served if before else None)}
+
+    def begin_trial(self, name: str, tally: Tally) -> None:
+        self._views = {**self._views, name: replace(self._views[name], tally=tally)}
+
+    def stop(self, name: str) -> None:
+        self._views = {other: view for other, view in self._views.items() if other != name}
+
+
+def score(view: View, reading: Reading) -> Scored:
+    """Run the model that serves on one reading and, during a trial, the one before it on the same."""
+    began_s = time.perf_counter()
+    try:
+        answer = _ask(view.served.model, reading)
+    except InferenceError as err:
+        return Scored(view, reading, (time.perf_counter() - began_s) * 1000, None, error=err.message)
+    latency_ms = (time.perf_counter() - began_s) * 1000
+    agrees = _agrees(view, reading, answer) if view.tally is not None else None
+    return Scored(view, reading, latency_ms, answer, agrees=agrees)
+
+
+def _ask(model: Model, reading: Reading) -> Answer:
+    return interpret(model.run(fitted(reading.inputs, model.signature)))
+
+
+def _agrees(view: View, reading: Reading, answer: Answer) -> bool | None:
+    """Whether the previous model says the same; None where one of the two gives no class or no answer."""
+    if view.reference is None or answer.prediction is None:
+        return None
+    try:
+        before = _ask(view.reference.model, reading)
+    except InferenceError:
+        return None
+    return None if before.prediction is None else before.prediction == answer.prediction

@@ -1,0 +1,442 @@
+"""Drives the update machine of one model: stores its state, then does what it asks, then tells it what came of it."""
+
+import asyncio
+import io
+import logging
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from device_agent.core import commands as c
+from device_agent.core import events as e
+from device_agent.core.backoff import delay_s
+from device_agent.core.codes import Code, problem
+from device_agent.core.inference import golden_difference, golden_pairs
+from device_agent.core.model_state import ModelState, Rules
+from device_agent.core.trial import Broken, Tally, judge
+from device_agent.core.update import step
+from device_agent.errors import AgentError, DownloadError, StateError, StepError
+from device_agent.ports import Downloader, Engine, Slots, Store
+from device_agent.runtime.serving import Served, Serving
+from manifests.model import GoldenSet, ModelFormat
+from manifests.release import Release
+from manifests.twin import Phase, Progress, TrialEvidence, UpdateProblem
+
+DOWNLOAD_DELAY_BASE_S = 0.5
+DOWNLOAD_DELAY_MAX_S = 30.0
+REPAIR_DELAY_MAX_S = 300.0
+JOURNAL_RETRY_S = 1.0
+# How often a trial without new readings is looked at.
+TRIAL_LOOK_S = 0.25
+# What an update leaves free for the journal and the outbox.
+ROOM_RESERVE_BYTES = 64 * 1024
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What all models of an agent share."""
+
+    store: Store
+    slots: Slots
+    downloader: Downloader
+    engines: Mapping[ModelFormat, Callable[[], Engine]]
+    serving: Serving
+    rules: Rules
+    now: Callable[[], datetime]
+    monotonic_s: Callable[[], float]
+    chance: Callable[[], float]
+    # Runs a blocking call in some thread.
+    in_thread: Callable[..., Awaitable[Any]]
+    # Runs a blocking call of the store, in order.
+    in_store: Callable[..., Awaitable[Any]]
+    # Every digest that any model may still need.
+    digests_in_use: Callable[[], Iterable[str]]
+    # Says that there is something new to report.
+    changed: Callable[[], None]
+    # Gives memory of a model that is gone back to the system.
+    give_memory_back: Callable[[], None]
+
+
+class UpdateDriver:
+    """One model on this device. Events go in by `tell`; the public attributes are to be read any time.
+
+    `state` is what the machine knows, `reportable` what others may hear of it: a commit that is told before it is
+    stored would be taken back by a power cut.
+    """
+
+    def __init__(self, state: ModelState, tools: Tools) -> None:
+        self.state = state
+        self.reportable = state
+        self.progress: Progress | None = None
+        self.evidence: TrialEvidence | None = None
+        self._tools = tools
+        self._events: asyncio.Queue[e.Event] = asyncio.Queue()
+        self._work: asyncio.Task[None] | None = None
+        self._cancelled = threading.Event()
+        self._candidate: Served | None = None
+        self._scored = asyncio.Event()
+
+    def tell(self, event: e.Event) -> None:
+        self._events.put_nowait(event)
+
+    def scored(self) -> None:
+        """A reading was counted towards the trial."""
+        self._scored.set()
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        try:
+            while True:
+                await self.process(await self._events.get())
+        finally:
+            self._drop_work()
+
+    async def process(self, first: e.Event) -> None:
+        """One event and what follows from it at once."""
+        events = deque([first])
+        while events:
+            event = events.popleft()
+            before = self.state
+            after, commands = step(before, event, self._tools.now(), self._tools.rules)
+            if after == before and not commands:
+                continue
+            self.state = after
+            self._tell_people(before, event)
+            self._relabel()
+            await self._journal()
+            self._say(after)
+            for command in commands:
+                answer = await self._do(command)
+                if answer is not None:
+                    events.append(answer)
+        # What a command changed in memory is news as well.
+        self._tools.changed()
+
+    def _relabel(self) -> None:
+        """Bytes that were committed again under a newer release answer in its name from now on."""
+        view, current = self._tools.serving.view(self.state.name), self.state.current
+        if view is None or current is None or view.reference is not None or view.served.release == current:
+            return
+        if view.served.model.digest == current.digest:
+            self._tools.serving.serve(self.state.name, Served(view.served.model, current))
+
+    async def _journal(self) -> None:
+        """Store before doing. On a full disk the update stands still, and the model that serves goes on serving."""
+        while True:
+            try:
+                await self._tools.in_store(self._tools.store.save_model, self.state.name, self.state.to_json())
+            except StateError as err:
+                _log.warning("%s: %s %s", self.state.name, err.message, err.hint)
+                if self.state.phase is not Phase.COMMITTED:
+                    self._say(self.state)
+                await asyncio.sleep(JOURNAL_RETRY_S)
+            else:
+                return
+
+    def _say(self, state: ModelState) -> None:
+        self.reportable = state
+        self._tools.changed()
+
+    def _tell_people(self, before: ModelState, event: e.Event) -> None:
+        offer, state = self.state.offer, self.state
+        if state.phase == before.phase and state.offer == before.offer:
+            _log.debug("%s: %s", state.name, type(event).__name__)
+        elif offer is None:
+            _log.info("%s: withdrawn; nothing serves", state.name)
+        else:
+            what = f"{state.name}: version {offer.version} (generation {offer.generation})"
+            why = f": {state.problem.code}: {state.problem.message}" if state.problem else ""
+            _log.info("%s %s%s", what, state.phase, why)
+
+    # Commands --------------------------------------------------------------------------------------------------------
+
+    async def _do(self, command: c.Command) -> e.Event | None:
+        """Do what is quick and return its answer; start what takes time in place of whatever still runs."""
+        if isinstance(command, c.Sweep):
+            self._sweep()
+            return None
+        assert isinstance(command, c.Work)
+        self._drop_work()
+        at_once = _AT_ONCE.get(type(command))
+        if at_once is not None:
+            return await at_once(self, command)
+        self._cancelled = threading.Event()
+        self._work = asyncio.ensure_future(self._work_on(command))
+        return None
+
+    def _drop_work(self) -> None:
+        """Superseded work may finish in its thread; its answer is never sent."""
+        self._cancelled.set()
+        if self._work is not None:
+            self._work.cancel()
+            self._work = None
+
+    async def _work_on(self, command: c.Work) -> None:
+        """Do it and tell the machine; whatever goes wrong becomes the failure that belongs to the command."""
+        work, failed = _IN_TIME[type(command)]
+        try:
+            answer = await work(self, command)
+        except AgentError as err:
+            code = err.code if isinstance(err, StepError) else Code.INTERNAL_ERROR
+            answer = failed(command.ticket, problem(code, err.message), err)
+        except Exception as err:  # noqa: BLE001  an update that trips must not take the serving model down with it
+            _log.exception("%s: %s failed unexpectedly", self.state.name, type(command).__name__)
+            seen = problem(Code.INTERNAL_ERROR, f"{type(command).__name__} failed unexpectedly: {type(err).__name__}.")
+            answer = failed(command.ticket, seen, err)
+        self.tell(answer)
+
+    def _sweep(self) -> None:
+        # On the loop, not in a thread: between reading what is needed and deleting the rest nothing may begin.
+        try:
+            deleted = self._tools.slots.sweep(self._tools.digests_in_use())
+        except OSError as err:
+            _log.warning("%s: old artifacts stay for now: %s", self.state.name, err)
+        else:
+            _log.debug("%s: %d old artifacts deleted", self.state.name, deleted)
+
+    async def _restore(self, command: c.Restore) -> e.Restored:
+        """Serve the first candidate that verifies; what is in memory was verified when it was loaded."""
+        serving, name = self._tools.serving, self.state.name
+        self._candidate = None
+        self.evidence = None
+        view = serving.view(name)
+        in_memory = [served for served in (view.reference, view.served) if served is not None] if view else []
+        for release in command.candidates:
+            for served in in_memory:
+                if served.model.digest == release.digest:
+                    serving.serve(name, Served(served.model, release))
+                    self._tools.give_memory_back()
+                    return e.Restored(command.ticket, release.digest)
+            try:
+                served = await self._loaded(release)
+            except AgentError as err:
+                _log.warning("%s: version %d cannot serve: %s", name, release.version, err.message)
+                continue
+            serving.serve(name, served)
+            _log.info("%s: serving version %d (%s, %s)", name, release.version, release.format, release.digest[:15])
+            return e.Restored(command.ticket, release.digest)
+        serving.stop(name)
+        return e.Restored(command.ticket, None)
+
+    async def _loaded(self, release: Release) -> Served:
+        make = self._tools.engines.get(release.format)
+        if make is None:
+            raise StepError(Code.UNSUPPORTED_FORMAT, f"No engine for {release.format} is installed on this device.")
+
+        def load() -> Served:
+            # The bytes are checked and loaded from memory, so nothing can come between the two.
+            model = make().load(self._tools.slots.read(release.digest), release.digest)
+            return Served(model, release)
+
+        served: Served = await self._tools.in_thread(load)
+        return served
+
+    async def _repair(self, command: c.Repair) -> e.Answer:
+        release = command.release
+        try:
+            served = await self._loaded(release)
+        except StepError as err:
+            _log.warning("%s: version %d is fetched again: %s", self.state.name, release.version, err.message)
+            await asyncio.sleep(self._delay_s(command.attempt, REPAIR_DELAY_MAX_S))
+            await self._fetch(release)
+            await self._tools.in_thread(self._tools.slots.seal, release.digest, release.size_bytes)
+            served = await self._loaded(release)
+        self._tools.serving.serve(self.state.name, served)
+        self._tools.give_memory_back()
+        return e.Repaired(command.ticket)
+
+    async def _preflight(self, command: c.Preflight) -> e.Answer:
+        slots, release = self._tools.slots, command.release
+
+        def look() -> tuple[bool, int, int]:
+            missing = [(digest, size) for digest, size in _files(release) if not slots.has(digest)]
+            needed_bytes = sum(size for _, size in missing)
+            for digest, _ in missing:
+                part = slots.part(digest)
+                needed_bytes -= part.stat().st_size if part.is_file() else 0
+            return not missing, needed_bytes, slots.room_bytes()
+
+        is_present, needed_bytes, room_bytes = await self._tools.in_thread(look)
+        if not is_present and needed_bytes + ROOM_RESERVE_BYTES > room_bytes:
+            return e.PreflightFailed(
+                command.ticket,
+                problem(
+                    Code.NO_SPACE,
+                    f"Version {release.version} needs {needed_bytes:,} bytes more; the disk has {room_bytes:,} free.",
+                ),
+            )
+        return e.PreflightPassed(command.ticket, is_present=is_present)
+
+    async def _download(self, command: c.Download) -> e.Answer:
+        await asyncio.sleep(self._delay_s(command.attempt, DOWNLOAD_DELAY_MAX_S))
+        await self._fetch(command.release)
+        return e.Downloaded(command.ticket)
+
+    async def _fetch(self, release: Release) -> None:
+        """Bring the parts of artifact and golden set to their size; `progress` counts the bytes of both."""
+        files = [(release.target, release.digest, release.size_bytes)]
+        if release.golden is not None:
+            files.append((release.golden.target, release.golden.digest, release.golden.size_bytes))
+        total_bytes = sum(size_bytes for _, _, size_bytes in files)
+        cancelled, before_bytes = self._cancelled, 0
+        start_bytes = sum(_size_of(self._tools.slots, digest) for _, digest, _ in files)
+        try:
+            for target, digest, size_bytes in files:
+                self.progress = Progress(done_bytes=before_bytes, total_bytes=total_bytes)
+                if not self._tools.slots.has(digest):
+                    part = self._tools.slots.part(digest)
+                    advance = self._advance(before_bytes, total_bytes)
+                    await self._tools.in_thread(
+                        self._tools.downloader.fetch, target, digest, size_bytes, part, advance, cancelled.is_set
+                    )
+                before_bytes += size_bytes
+        except DownloadError as err:
+            end_bytes = sum(_size_of(self._tools.slots, digest) for _, digest, _ in files)
+            raise _InterruptedError(err, has_advanced=end_bytes > start_bytes) from err
+        finally:
+            self.progress = None
+
+    def _advance(self, before_bytes: int, total_bytes: int) -> Callable[[int], None]:
+        def advance(done_bytes: int) -> None:
+            # One assignment of a finished value: read by the loop, written in the download's thread.
+            self.progress = Progress(done_bytes=before_bytes + done_bytes, total_bytes=total_bytes)
+
+        return advance
+
+    def _delay_s(self, attempt: int, cap_s: float) -> float:
+        return delay_s(attempt, self._tools.chance(), base_s=DOWNLOAD_DELAY_BASE_S, cap_s=cap_s)
+
+    async def _verify(self, command: c.Verify) -> e.Answer:
+        for digest, size_bytes in _files(command.release):
+            await self._tools.in_thread(self._tools.slots.seal, digest, size_bytes)
+        return e.Verified(command.ticket)
+
+    async def _load(self, command: c.Load) -> e.Answer:
+        self._candidate = await self._loaded(command.release)
+        return e.Loaded(command.ticket)
+
+    async def _examine(self, command: c.Examine) -> e.Answer:
+        candidate = self._candidate
+        assert candidate is not None, "examined before it was loaded"
+        golden = candidate.release.golden
+        if golden is not None:
+            await self._tools.in_thread(self._ask_golden_set, candidate, golden)
+        return e.ShadowPassed(command.ticket)
+
+    def _ask_golden_set(self, candidate: Served, golden: GoldenSet) -> None:
+        content = self._tools.slots.read(golden.digest)
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as file:
+                inputs, outputs = golden_pairs({name: file[name] for name in file.files})
+        except (ValueError, OSError, EOFError, AgentError) as err:
+            raise StepError(Code.GOLDEN_MISMATCH, f"The golden set cannot be read: {err}.") from err
+        why = _first_difference(candidate, golden, inputs, outputs)
+        if why is not None:
+            raise StepError(Code.GOLDEN_MISMATCH, why)
+
+    async def _switch(self, command: c.Switch) -> e.Switched:
+        assert self._candidate is not None, "switched before it was loaded"
+        self._tools.serving.switch(self.state.name, self._candidate)
+        self._candidate = None
+        return e.Switched(command.ticket)
+
+    async def _run_trial(self, command: c.RunTrial) -> e.Answer:
+        name, tally, began_s = self.state.name, Tally(), self._tools.monotonic_s()
+        self._tools.serving.begin_trial(name, tally)
+        while True:
+            self._scored.clear()
+            elapsed_s = self._tools.monotonic_s() - began_s
+            self.evidence = evidence = tally.evidence(elapsed_s)
+            verdict = judge(evidence, command.terms, elapsed_s)
+            if isinstance(verdict, Broken):
+                seen = problem(verdict.code, verdict.message)
+                return e.TrialFailed(command.ticket, seen, evidence, verdict.is_quarantined)
+            if verdict is not None:
+                break
+            try:
+                # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the event.
+                async with asyncio.timeout(TRIAL_LOOK_S):
+                    await self._scored.wait()
+            except TimeoutError:
+                continue
+        view = self._tools.serving.view(name)
+        assert view is not None
+        self._tools.serving.serve(name, view.served)
+        self._tools.give_memory_back()
+        return e.TrialPassed(command.ticket, evidence)
+
+
+class _InterruptedError(StepError):
+    """A download that ended early, with what the machine wants to know of it."""
+
+    def __init__(self, err: DownloadError, *, has_advanced: bool) -> None:
+        super().__init__(err.code, err.message)
+        self.is_retryable = err.is_retryable
+        self.has_advanced = has_advanced
+
+
+def _files(release: Release) -> list[tuple[str, int]]:
+    files = [(release.digest, release.size_bytes)]
+    if release.golden is not None:
+        files.append((release.golden.digest, release.golden.size_bytes))
+    return files
+
+
+def _size_of(slots: Slots, digest: str) -> int:
+    part = slots.part(digest)
+    return part.stat().st_size if part.is_file() else 0
+
+
+def _first_difference(candidate: Served, golden: GoldenSet, inputs: Any, outputs: Any) -> str | None:
+    from device_agent.core.inference import fitted
+
+    model = candidate.model
+    samples = len(next(iter(inputs.values())))
+    for index in range(samples):
+        reading = {name: array[index] for name, array in inputs.items()}
+        expected = {name: np.asarray(array[index]) for name, array in outputs.items()}
+        try:
+            actual = model.run(fitted(reading, model.signature))
+        except AgentError as err:
+            return f"The golden set cannot be asked: {err.message}."
+        why = golden_difference(expected, actual, golden.tolerance_absolute)
+        if why is not None:
+            return f"Golden sample {index + 1} of {samples}: {why}."
+    return None
+
+
+def _download_failure(ticket: int, seen: UpdateProblem, err: Exception) -> e.Answer:
+    if isinstance(err, _InterruptedError):
+        return e.DownloadFailed(ticket, seen, is_retryable=err.is_retryable, has_advanced=err.has_advanced)
+    return e.DownloadFailed(ticket, seen)
+
+
+def _trial_failure(ticket: int, seen: UpdateProblem, err: Exception) -> e.Answer:  # noqa: ARG001
+    return e.TrialFailed(ticket, seen, TrialEvidence(inferences=0), is_quarantined=False)
+
+
+def _failure(kind: Any) -> Callable[[int, UpdateProblem, Exception], e.Answer]:
+    return lambda ticket, seen, err: kind(ticket, seen)  # noqa: ARG005
+
+
+_AT_ONCE: dict[type[c.Command], Callable[[UpdateDriver, Any], Awaitable[e.Answer]]] = {
+    c.Restore: UpdateDriver._restore,
+    c.Switch: UpdateDriver._switch,
+}
+_Failure = Callable[[int, UpdateProblem, Exception], e.Answer]
+_IN_TIME: dict[type[c.Command], tuple[Callable[[UpdateDriver, Any], Awaitable[e.Answer]], _Failure]] = {
+    c.Repair: (UpdateDriver._repair, _failure(e.RepairFailed)),
+    c.Preflight: (UpdateDriver._preflight, _failure(e.PreflightFailed)),
+    c.Download: (UpdateDriver._download, _download_failure),
+    c.Verify: (UpdateDriver._verify, _failure(e.VerifyFailed)),
+    c.Load: (UpdateDriver._load, _failure(e.LoadFailed)),
+    c.Examine: (UpdateDriver._examine, _failure(e.ShadowFailed)),
+    c.RunTrial: (UpdateDriver._run_trial, _trial_failure),
+}

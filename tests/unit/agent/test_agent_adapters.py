@@ -1,0 +1,243 @@
+"""The adapters that touch the disk and the engines, with real files and real models."""
+
+import hashlib
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from device_agent.adapters.file_slots import FileSlots
+from device_agent.adapters.onnx_engine import OnnxEngine
+from device_agent.adapters.replay_source import ReplaySource
+from device_agent.adapters.sqlite_state import DATABASE_NAME, SqliteState
+from device_agent.adapters.tflite_engine import TfliteEngine
+from device_agent.core.inference import fitted, interpret
+from device_agent.errors import ConfigurationError, InferenceError, StateError, StateNotFoundError, StepError
+from device_agent.ports import Counts, Stored
+from manifests.canonical import digest_of
+from tests.wire.agent.tiny_models import GOOD, answers, onnx_classifier, readings
+
+MODELS = Path(__file__).parents[4] / "shared" / "data" / "models"
+
+# Slots ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slots(tmp_path):
+    return FileSlots(tmp_path)
+
+
+def test_a_part_becomes_a_blob_only_when_it_is_right(slots):
+    content = b"model" * 1000
+    digest = digest_of(content)
+    slots.part(digest).write_bytes(content)
+    slots.seal(digest, len(content))
+    assert (slots.has(digest), slots.part(digest).exists(), slots.read(digest)) == (True, False, content)
+    slots.seal(digest, len(content))
+    assert slots.has(digest)
+
+
+@pytest.mark.parametrize(
+    ("content", "code"), [(b"modem", "DIGEST_MISMATCH"), (b"mode", "SIZE_MISMATCH"), (b"models", "SIZE_MISMATCH")]
+)
+def test_a_wrong_part_is_discarded(slots, content, code):
+    digest = digest_of(b"model")
+    slots.part(digest).write_bytes(content)
+    with pytest.raises(StepError) as caught:
+        slots.seal(digest, 5)
+    assert (caught.value.code, slots.has(digest), slots.part(digest).exists()) == (code, False, False)
+
+
+def test_a_blob_that_rotted_is_neither_read_nor_sealed_again(slots, tmp_path):
+    digest = digest_of(b"model")
+    slots.part(digest).write_bytes(b"model")
+    slots.seal(digest, 5)
+    (tmp_path / "blobs" / "sha256" / digest[7:]).write_bytes(b"modem")
+    for touch in (lambda: slots.read(digest), lambda: slots.seal(digest, 5)):
+        with pytest.raises(StepError) as caught:
+            touch()
+        assert caught.value.code == "DIGEST_MISMATCH"
+    assert not slots.has(digest)
+
+
+def test_a_sweep_leaves_what_is_needed_and_nothing_else(slots):
+    kept, dropped, begun = (digest_of(name) for name in (b"kept", b"dropped", b"begun"))
+    for digest, content in ((kept, b"kept"), (dropped, b"dropped")):
+        slots.part(digest).write_bytes(content)
+        slots.seal(digest, len(content))
+    slots.part(begun).write_bytes(b"beg")
+    slots.part(digest_of(b"old")).write_bytes(b"ol")
+    assert slots.sweep({kept, begun}) == 2
+    assert (slots.has(kept), slots.has(dropped), slots.part(begun).exists()) == (True, False, True)
+    assert slots.sweep(set()) == 2
+
+
+# State ----------------------------------------------------------------------------------------------------------------
+
+
+def stored(sequence: int, position: int | None = None) -> Stored:
+    return Stored(sequence, f"boot-{sequence}", f"body {sequence}".encode(), position)
+
+
+def test_what_was_stored_is_there_after_the_process_is_gone(tmp_path):
+    state = SqliteState.open(tmp_path)
+    assert state.begin_boot("one") is False
+    state.save_model("digits", b"{}")
+    state.enqueue([stored(1), stored(2), stored(3, position=17)], [])
+    state.acknowledge([2])
+    # No close: the process was killed.
+    again = SqliteState.open(tmp_path)
+    assert again.begin_boot("two") is True
+    assert (again.models(), again.waiting(), again.position()) == ({"digits": b"{}"}, [(1, 6), (3, 6)], 17)
+    assert again.counts() == Counts(enqueued=3, acknowledged=1, dropped=0, last_sequence=3)
+    again.end_boot()
+    assert SqliteState.open(tmp_path).begin_boot("three") is False
+
+
+def test_a_message_is_counted_once_however_often_it_is_acknowledged(tmp_path):
+    state = SqliteState.open(tmp_path)
+    state.enqueue([stored(1), stored(2)], [])
+    state.acknowledge([1])
+    state.acknowledge([1])
+    state.drop([1, 2])
+    state.enqueue([stored(3)], [2])
+    assert state.counts() == Counts(enqueued=3, acknowledged=1, dropped=1, last_sequence=3)
+
+
+def test_a_transaction_that_fails_leaves_nothing(tmp_path):
+    state = SqliteState.open(tmp_path)
+    state.enqueue([stored(1)], [])
+    with pytest.raises(StateError):
+        state.enqueue([stored(2), stored(1)], [])
+    assert (state.waiting(), state.counts().enqueued) == ([(1, 6)], 1)
+
+
+def test_a_reader_changes_nothing_and_says_where_nothing_is(tmp_path):
+    with pytest.raises(StateNotFoundError):
+        SqliteState.open_to_read(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    SqliteState.open(tmp_path).save_model("digits", b"{}")
+    reader = SqliteState.open_to_read(tmp_path)
+    assert reader.models() == {"digits": b"{}"}
+    with pytest.raises(StateError):
+        reader.save_model("digits", b"other")
+
+
+@pytest.mark.parametrize("damage", ["noise", "a newer schema"])
+def test_a_state_that_cannot_be_read_is_told_in_words(tmp_path, damage):
+    if damage == "noise":
+        (tmp_path / DATABASE_NAME).write_bytes(b"this is no database, whatever it is" * 100)
+    else:
+        with sqlite3.connect(tmp_path / DATABASE_NAME) as database:
+            database.execute("PRAGMA user_version=99")
+    with pytest.raises(StateError) as caught:
+        SqliteState.open(tmp_path)
+    assert caught.value.hint
+
+
+# Source ---------------------------------------------------------------------------------------------------------------
+
+
+def replay(tmp_path: Path, **arrays: np.ndarray) -> ReplaySource:
+    file = tmp_path / "live.npz"
+    np.savez(file, **{name.replace("__", "."): array for name, array in arrays.items()})
+    return ReplaySource.open(file)
+
+
+def test_a_file_is_replayed_round_and_round_and_goes_on_where_it_was(tmp_path):
+    source = replay(tmp_path, input__x=np.arange(3), id=np.array(["a", "b", "c"]))
+    seen = [source.next_reading() for _ in range(5)]
+    assert [(reading.id, int(reading.inputs["x"])) for reading in seen] == [
+        ("a", 0), ("b", 1), ("c", 2), ("a", 0), ("b", 1),
+    ]  # fmt: skip
+    source.seek(seen[3].position)
+    assert source.next_reading().id == "b"
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"x": np.zeros(3)},
+        {"input__x": np.zeros(3), "id": np.array(["a"])},
+        {"input__x": np.zeros(3), "input__y": np.zeros(2)},
+        {"input__x": np.zeros((0, 4))},
+        {"input__x": np.array([{}], dtype=object)},
+    ],
+)
+def test_a_file_that_is_no_replay_is_refused(tmp_path, arrays):
+    with pytest.raises(ConfigurationError, match=r"The (replay file|arrays)"):
+        replay(tmp_path, **arrays)
+
+
+# Engines --------------------------------------------------------------------------------------------------------------
+
+
+def test_onnx_answers_as_worked_out_by_hand():
+    content = onnx_classifier(GOOD)
+    model = OnnxEngine().load(content, digest_of(content))
+    samples = readings(12)
+    for sample, expected in zip(samples, answers(GOOD, samples), strict=True):
+        outputs = model.run(fitted({"features": sample}, model.signature))
+        np.testing.assert_allclose(outputs["probabilities"][0], expected, atol=1e-6)
+    assert (model.signature.inputs[0].shape, model.digest) == ((-1, 4), digest_of(content))
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", onnx_classifier(GOOD)[:-20]], ids=["empty", "noise", "cut"])
+def test_onnx_refuses_what_is_no_whole_model(content):
+    with pytest.raises(StepError) as caught:
+        OnnxEngine().load(content, digest_of(content))
+    assert caught.value.code == "LOAD_FAILED"
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", b"\x1c\0\0\0TFL3" + b"\xff" * 4], ids=["empty", "noise", "head"])
+def test_tflite_refuses_what_is_no_model(content):
+    with pytest.raises(StepError) as caught:
+        TfliteEngine().load(content, digest_of(content))
+    assert caught.value.code == "LOAD_FAILED"
+
+
+def test_a_wrong_tensor_is_an_inference_error_and_not_a_crash():
+    content = onnx_classifier(GOOD)
+    model = OnnxEngine().load(content, digest_of(content))
+    with pytest.raises(InferenceError):
+        model.run({"other": np.zeros((1, 4), np.float32)})
+
+
+needs_models = pytest.mark.skipif(not MODELS.is_dir(), reason="the published models are not beside this checkout")
+
+
+def load(name: str):
+    content = (MODELS / name).read_bytes()
+    engine = OnnxEngine() if name.endswith(".onnx") else TfliteEngine()
+    return engine.load(content, "sha256:" + hashlib.sha256(content).hexdigest())
+
+
+@needs_models
+@pytest.mark.parametrize("name", ["mlperf-tiny/ad01_fp32.onnx", "mlperf-tiny/ad01_fp32.tflite"])
+def test_a_published_anomaly_detector_gives_its_published_score(name):
+    """MLPerf Tiny: the mean squared error over the 196 windows of one recording is 9.70710781."""
+    model = load(name)
+    with np.load(MODELS / "mlperf-tiny" / "ad01_reference_io.npz") as file:
+        windows = file["x"]
+    scores = []
+    for window in windows:
+        outputs = model.run(fitted({"whatever": window}, model.signature))
+        rebuilt = next(iter(outputs.values()))[0]
+        assert interpret(outputs).prediction is None
+        scores.append(float(np.mean((rebuilt - window) ** 2)))
+    assert len(scores) == 196
+    assert np.mean(scores) == pytest.approx(9.7071, abs=5e-5)
+
+
+@needs_models
+@pytest.mark.parametrize(
+    "name",
+    ["tflm/person_detect.tflite", "ort-examples/pytorch_superresolution_with_pre_post_processing_op18.onnx"],
+)
+def test_a_model_with_operators_that_no_engine_here_has_is_refused(name):
+    with pytest.raises(StepError) as caught:
+        load(name)
+    assert caught.value.code == "LOAD_FAILED"
+    assert len(caught.value.message) > 30
