@@ -1,4 +1,4 @@
-"""Run every benchmark and print its rows; ``make bench`` calls this. docs/performance.md records a run with its date."""
+"""Run every benchmark and print its rows, as ``make bench`` does. docs/performance.md records a run with its date."""
 
 import argparse
 import importlib
@@ -12,7 +12,8 @@ import benchmarks
 
 
 def names() -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__) if not module.name.startswith("_"))
+    found = (module.name for module in pkgutil.iter_modules(benchmarks.__path__))
+    return sorted(name for name in found if not name.startswith("_"))
 
 
 def main() -> None:

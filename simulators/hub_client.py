@@ -1,0 +1,240 @@
+"""A running hub as other programs on this machine find it: by its state directory, over its HTTPS API."""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote
+
+import requests
+
+from manifests.exit_codes import ExitCode
+from simulators.iothub.core.access import make_token
+
+REQUEST_TIMEOUT_S = 30.0
+TOKEN_LIFETIME_S = 3600
+# A follower hears at least a heartbeat every few seconds.
+STREAM_SILENCE_S_MAX = 30.0
+
+_EXIT_CODES = {
+    400: ExitCode.USAGE,
+    401: ExitCode.TRUST,
+    403: ExitCode.TRUST,
+    404: ExitCode.NOT_FOUND,
+    409: ExitCode.CONFLICT,
+    412: ExitCode.CONFLICT,
+}
+
+
+class SimulatorError(Exception):
+    """What we did and saw (`message`), what to do next (`hint`), and how the command line ends (`exit_code`)."""
+
+    def __init__(self, message: str, *, hint: str = "", exit_code: ExitCode = ExitCode.FAILED) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class HubNote:
+    """What a running hub writes into its state directory."""
+
+    host_name: str
+    address: str
+    mqtt_port: int
+    https_port: int
+    service_connection_string: str
+    ca_file: str
+    certificate_file: str
+    key_file: str
+    telemetry_url: str
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """Read the note; raises SimulatorError where there is none, since then no hub runs there."""
+        path = directory / "hub.json"
+        try:
+            note = json.loads(path.read_text())
+            return cls(
+                host_name=note["hostName"],
+                address=note["address"],
+                mqtt_port=note["mqttPort"],
+                https_port=note["httpsPort"],
+                service_connection_string=note["serviceConnectionString"],
+                ca_file=note["caFile"],
+                certificate_file=note["certificateFile"],
+                key_file=note["keyFile"],
+                telemetry_url=note["telemetryUrl"],
+            )
+        except FileNotFoundError as err:
+            raise _not_running(directory, f"there is no {path}") from err
+        except (OSError, ValueError, KeyError, TypeError) as err:
+            raise SimulatorError(
+                f"cannot read {path}: {err!r}", hint=f"Stop the hub, delete {path} and start the hub again."
+            ) from err
+
+    @property
+    def _parts(self) -> dict[str, str]:
+        return dict(part.split("=", 1) for part in self.service_connection_string.split(";"))
+
+    @property
+    def authority(self) -> str:
+        """Host name, and port where it is not 443."""
+        return self._parts["HostName"]
+
+    def token(self) -> str:
+        """A fresh service token, good for an hour."""
+        parts = self._parts
+        expires_at = int(time.time()) + TOKEN_LIFETIME_S
+        return make_token(parts["SharedAccessKey"], parts["HostName"], expires_at, parts["SharedAccessKeyName"])
+
+
+def _not_running(directory: Path, seen: str) -> SimulatorError:
+    return SimulatorError(
+        f"no hub is running with the state in {directory}: {seen}",
+        hint=f"Start one with: slipway-sim hub --state {directory}",
+        exit_code=ExitCode.HUB_UNREACHABLE,
+    )
+
+
+class HubClient:
+    """Calls the HTTPS API of the hub whose state is in `directory`."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.note = HubNote.read(directory)
+        self._session = requests.Session()
+        # The hub is on this machine: proxies and foreign trust stores of the environment have no say.
+        self._session.trust_env = False
+
+    def device(self, device_id: str, module_id: str = "") -> dict[str, Any]:
+        identity: dict[str, Any] = self._call("GET", _path("devices", device_id, module_id))
+        return identity
+
+    def exists(self, device_id: str) -> bool:
+        try:
+            self.device(device_id)
+        except SimulatorError as err:
+            if err.exit_code is ExitCode.NOT_FOUND:
+                return False
+            raise
+        return True
+
+    def create(self, device_id: str, module_id: str = "") -> dict[str, Any]:
+        body = {"deviceId": device_id, **({"moduleId": module_id} if module_id else {})}
+        identity: dict[str, Any] = self._call("PUT", _path("devices", device_id, module_id), body)
+        return identity
+
+    def delete(self, device_id: str, module_id: str = "") -> None:
+        self._call("DELETE", _path("devices", device_id, module_id), headers={"If-Match": "*"})
+
+    def connection_string(self, device_id: str, module_id: str = "") -> str:
+        """The connection string with which this device or module connects."""
+        key = self.device(device_id, module_id)["authentication"]["symmetricKey"]["primaryKey"]
+        if not key:
+            raise SimulatorError(f"{device_id} has no symmetric key: it authenticates with a certificate")
+        module = f";ModuleId={module_id}" if module_id else ""
+        return f"HostName={self.note.host_name};DeviceId={device_id}{module};SharedAccessKey={key}"
+
+    def twin(self, device_id: str, module_id: str = "") -> dict[str, Any]:
+        twin: dict[str, Any] = self._call("GET", _path("twins", device_id, module_id))
+        return twin
+
+    def patch_twin(self, device_id: str, module_id: str, patch: dict[str, Any]) -> dict[str, Any]:
+        twin: dict[str, Any] = self._call("PATCH", _path("twins", device_id, module_id), patch)
+        return twin
+
+    def invoke(self, device_id: str, module_id: str, name: str, payload: Any, timeout_s: int) -> dict[str, Any]:
+        body = {"methodName": name, "payload": payload, "responseTimeoutInSeconds": timeout_s}
+        path = f"{_path('twins', device_id, module_id)}/methods"
+        result: dict[str, Any] = self._call("POST", path, body, timeout_s=timeout_s + REQUEST_TIMEOUT_S)
+        return result
+
+    def query(self, text: str) -> Iterator[dict[str, Any]]:
+        """All rows of a query's result, page by page."""
+        continuation = None
+        while True:
+            headers = {"x-ms-max-item-count": "1000"}
+            if continuation:
+                headers["x-ms-continuation"] = continuation
+            response = self._send("POST", f"https://{self.note.authority}/devices/query", {"query": text}, headers)
+            yield from response.json()
+            continuation = response.headers.get("x-ms-continuation")
+            if not continuation:
+                return
+
+    def events(self, after: int, *, is_following: bool) -> Iterator[dict[str, Any]]:
+        """Telemetry events after a sequence number, without end when following."""
+        url = f"{self.note.telemetry_url}?from={after}&follow={'true' if is_following else 'false'}"
+        with self._send("GET", url, is_stream=True) as response:
+            try:
+                for line in response.iter_lines(chunk_size=None):
+                    if line:
+                        yield json.loads(line)
+            except requests.RequestException as err:
+                raise _not_running(self._directory, f"the stream of events broke off ({err})") from err
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+    ) -> Any:
+        url = f"https://{self.note.authority}{path}?api-version=2021-04-12"
+        response = self._send(method, url, body, headers, timeout_s)
+        return response.json() if response.content else None
+
+    def _send(
+        self,
+        method: str,
+        url: str,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+        *,
+        is_stream: bool = False,
+    ) -> requests.Response:
+        try:
+            response = self._session.request(
+                method,
+                url,
+                json=body,
+                headers={"Authorization": self.note.token(), **(headers or {})},
+                timeout=(REQUEST_TIMEOUT_S, STREAM_SILENCE_S_MAX if is_stream else timeout_s),
+                verify=self.note.ca_file,
+                stream=is_stream,
+            )
+        except (requests.ConnectionError, requests.Timeout, OSError) as err:
+            raise _not_running(self._directory, f"https://{self.note.authority} does not answer ({err})") from err
+        if response.status_code >= 300:
+            raise _refusal(response)
+        return response
+
+
+def _path(collection: str, device_id: str, module_id: str) -> str:
+    path = f"/{collection}/{quote(device_id, safe='')}"
+    return f"{path}/modules/{quote(module_id, safe='')}" if module_id else path
+
+
+def _refusal(response: requests.Response) -> SimulatorError:
+    code = response.headers.get("iothub-errorcode", response.reason)
+    try:
+        message = response.json()["Message"].partition(";")[2]
+    except (ValueError, KeyError, AttributeError):
+        message = response.text
+    hints = {
+        "DeviceNotFound": "See which there are with: slipway-sim device list",
+        "ModuleNotFound": "See which there are with: slipway-sim device list",
+        "DeviceNotOnline": "A direct method needs a connected device; start it and try again.",
+        "DeviceAlreadyExists": "Delete it first, or ask for its key with: slipway-sim device connection-string",
+    }
+    return SimulatorError(
+        f"the hub refused with {response.status_code} {code}: {message}",
+        hint=hints.get(code, ""),
+        exit_code=_EXIT_CODES.get(response.status_code, ExitCode.FAILED),
+    )

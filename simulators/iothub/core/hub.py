@@ -1,0 +1,346 @@
+"""The hub: identities, twins, sessions, methods and events as one thing.
+
+Calls change it at once and leave behind effects: what is to be sent or closed. Whoever calls takes the effects
+(`take_effects`) and carries them out, in order.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from simulators.iothub.core.access import Gatekeeper, Policy
+from simulators.iothub.core.events import Event, EventLog
+from simulators.iothub.core.instants import wire_time
+from simulators.iothub.core.json_text import dump_json, parse_json
+from simulators.iothub.core.methods import MethodCalls, MethodRequest, MethodResult, not_online
+from simulators.iothub.core.ports import Entropy
+from simulators.iothub.core.query import run_query
+from simulators.iothub.core.query.engine import Page
+from simulators.iothub.core.registry import Identity, IdentityId, Registry
+from simulators.iothub.core.sessions import ConnectionId, Session, Sessions
+from simulators.iothub.core.twins import Twin
+from simulators.iothub.errors import Fault, ServiceError
+
+# https://learn.microsoft.com/azure/iot-hub/iot-hub-devguide-quotas-throttling: body, properties and their names.
+MESSAGE_BYTES_MAX = 256 * 1024
+# What a session listens to; the wire spells these as topic filters.
+METHODS, TWIN_RESPONSES, DESIRED_PATCHES = "methods", "twinResponses", "desiredPatches"
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredPatch:
+    """A change of desired properties as the device hears of it; the body carries ``$version`` too."""
+
+    version: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SendDesired:
+    """Publish a desired patch; `packet_id` is None at QoS 0."""
+
+    connection: ConnectionId
+    patch: DesiredPatch
+    packet_id: int | None
+    is_duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SendMethod:
+    connection: ConnectionId
+    request_id: str
+    name: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EndMethod:
+    """Give whoever invoked a method its result."""
+
+    result: MethodResult
+
+
+@dataclass(frozen=True, slots=True)
+class CloseConnection:
+    connection: ConnectionId
+    reason: str
+
+
+Effect = SendDesired | SendMethod | EndMethod | CloseConnection
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A device that was let in, until its token ends (seconds since the epoch)."""
+
+    identity_id: IdentityId
+    is_session_present: bool
+    expires_at: float
+
+
+class Hub:
+    """The state of one hub.
+
+    Args:
+        host_names: the names it answers to; the first is the one it goes by.
+        policies: its shared access policies.
+        entropy: source of keys and ids.
+    """
+
+    def __init__(self, host_names: tuple[str, ...], policies: tuple[Policy, ...], entropy: Entropy) -> None:
+        self.host_name = host_names[0]
+        self.gatekeeper = Gatekeeper(host_names, policies)
+        self.registry = Registry(entropy)
+        self.events = EventLog()
+        self.methods = MethodCalls()
+        self._entropy = entropy
+        self._twins: dict[IdentityId, Twin] = {}
+        self._sessions: Sessions[DesiredPatch] = Sessions()
+        self._effects: list[Effect] = []
+
+    def take_effects(self) -> list[Effect]:
+        """What earlier calls left to be done; asked for again, it is empty."""
+        effects, self._effects = self._effects, []
+        return effects
+
+    # --- identities -------------------------------------------------------------------------------------------------
+
+    def put_identity(self, identity_id: IdentityId, document: Any, if_match: str | None, now: float) -> dict[str, Any]:
+        """Create or replace a device or module; see `Registry.put`."""
+        for identity in self.registry.put(identity_id, document, if_match, now):
+            self._twins[identity.id] = Twin()
+        if not self.registry.is_enabled(identity_id):
+            for affected in (self.registry.get(identity_id.device), *self.registry.modules_of(identity_id.device_id)):
+                self._disconnect(affected.id, "the device was disabled")
+        return self.registry.get(identity_id).document()
+
+    def delete_identity(self, identity_id: IdentityId, if_match: str | None) -> None:
+        for gone in self.registry.delete(identity_id, if_match):
+            del self._twins[gone]
+            self._end_calls(gone)
+            connection = self._sessions.forget(gone)
+            if connection is not None:
+                self._effects.append(CloseConnection(connection, "the identity was deleted"))
+
+    def service_statistics(self) -> dict[str, int]:
+        return {"connectedDeviceCount": self._sessions.connected_count}
+
+    # --- twins ------------------------------------------------------------------------------------------------------
+
+    def twin(self, identity_id: IdentityId) -> Twin:
+        self.registry.get(identity_id)
+        return self._twins[identity_id]
+
+    def twin_document(self, identity_id: IdentityId) -> dict[str, Any]:
+        return _twin_document(self.registry.get(identity_id), self._twins[identity_id])
+
+    def patch_twin(self, identity_id: IdentityId, body: Any, if_match: str | None, now: float) -> dict[str, Any]:
+        patch = self.twin(identity_id).patch(body, if_match, now)
+        if patch is not None:
+            self._notify_desired(identity_id, patch)
+        return self.twin_document(identity_id)
+
+    def replace_twin(self, identity_id: IdentityId, body: Any, if_match: str | None, now: float) -> dict[str, Any]:
+        self._notify_desired(identity_id, self.twin(identity_id).replace(body, if_match, now))
+        return self.twin_document(identity_id)
+
+    def device_twin(self, identity_id: IdentityId, now: float) -> bytes:
+        """A twin as its own device reads it: desired and reported properties with their versions, as JSON."""
+        self._note_activity(identity_id, now)
+        twin = self.twin(identity_id)
+        return dump_json({"desired": twin.desired.device_document(), "reported": twin.reported.device_document()})
+
+    def report(self, identity_id: IdentityId, payload: bytes, now: float) -> int:
+        """Merge a device's reported patch; returns the section's new version."""
+        self._note_activity(identity_id, now)
+        return self.twin(identity_id).report(parse_json(payload, "the reported patch"), now)
+
+    def query(self, text: Any, continuation: str | None, count_max: int) -> Page:
+        """A page of a query's result; see `run_query`."""
+        return run_query(text, self._documents, continuation, count_max)
+
+    # --- connections ------------------------------------------------------------------------------------------------
+
+    def connect(
+        self, identity_id: IdentityId, credential: str, connection: ConnectionId, *, is_clean: bool, now: float
+    ) -> Admission:
+        """Let a device in on a new connection, and an older connection of its out.
+
+        Raises:
+            ServiceError: the device is unknown or disabled, or the credential is not good.
+        """
+        identity = self.registry.get(identity_id)
+        if not self.registry.is_enabled(identity_id):
+            raise ServiceError(Fault.IotHubUnauthorizedAccess, f"device {identity_id.device_id} is disabled")
+        expires_at = self.gatekeeper.check_device(credential, identity.sas_keys, identity_id.path, now)
+        opened = self._sessions.open(identity_id, connection, is_clean=is_clean)
+        if opened.displaced is not None:
+            self._end_calls(identity_id)
+            self._effects.append(CloseConnection(opened.displaced, "the client connected again [MQTT-3.1.4-2]"))
+        identity.is_connected = True
+        identity.connection_updated_at = identity.last_activity_at = wire_time(now)
+        return Admission(identity_id, opened.is_resumed, expires_at)
+
+    def resume(self, identity_id: IdentityId, now: float) -> None:
+        """Send what waits for a client that has just been let in: unacknowledged patches, then method calls."""
+        session = self._sessions.get(identity_id)
+        if session is None or session.connection is None:
+            return
+        for packet_id, patch in session.in_flight.items():
+            self._effects.append(SendDesired(session.connection, patch, packet_id, is_duplicate=True))
+        self._send_waiting_methods(session, now)
+
+    def disconnect(self, identity_id: IdentityId, connection: ConnectionId, now: float) -> None:
+        """A connection is gone, however it went."""
+        if not self._sessions.close(identity_id, connection):
+            return
+        self._end_calls(identity_id)
+        identity = self.registry.find(identity_id)
+        if identity is not None:
+            identity.is_connected = False
+            identity.connection_updated_at = wire_time(now)
+
+    def subscribe(self, identity_id: IdentityId, feature: str, qos: int, now: float) -> None:
+        session = self._session(identity_id)
+        session.subscriptions[feature] = qos
+        if feature == METHODS:
+            self._send_waiting_methods(session, now)
+
+    def unsubscribe(self, identity_id: IdentityId, feature: str) -> None:
+        self._session(identity_id).subscriptions.pop(feature, None)
+
+    def hears(self, identity_id: IdentityId, feature: str) -> bool:
+        session = self._sessions.get(identity_id)
+        return session is not None and session.hears(feature)
+
+    def acknowledge(self, identity_id: IdentityId, packet_id: int) -> None:
+        self._session(identity_id).land(packet_id)
+
+    def connection_of(self, identity_id: IdentityId) -> ConnectionId | None:
+        session = self._sessions.get(identity_id)
+        return session.connection if session else None
+
+    # --- messages and methods ---------------------------------------------------------------------------------------
+
+    def accept_event(
+        self,
+        identity_id: IdentityId,
+        system_properties: dict[str, str],
+        properties: dict[str, str],
+        body: bytes,
+        now: float,
+    ) -> Event:
+        """Put a device's message into the log; once this returns, it may be acknowledged.
+
+        Raises:
+            ServiceError: MessageTooLarge.
+        """
+        counted = (*system_properties.values(), *properties.keys(), *properties.values())
+        size = len(body) + sum(len(text.encode()) for text in counted)
+        if size > MESSAGE_BYTES_MAX:
+            raise ServiceError(Fault.MessageTooLarge, f"the message is {size} bytes; {MESSAGE_BYTES_MAX} are allowed")
+        identity = self.registry.get(identity_id)
+        identity.last_activity_at = wire_time(now)
+        return self.events.append(identity_id, identity.generation_id, system_properties, properties, body, now)
+
+    def invoke_method(self, identity_id: IdentityId, request: MethodRequest, now: float) -> str:
+        """Call a method; returns the id under which `EndMethod` will give its result.
+
+        Raises:
+            ServiceError: 404 for an unknown device, or for one that is not listening when the call may not wait.
+        """
+        self.registry.get(identity_id)
+        if not request.connect_timeout_s and not self.hears(identity_id, METHODS):
+            raise not_online(identity_id)
+        request_id = self._entropy.identifier()
+        self.methods.start(request_id, identity_id, request, now)
+        session = self._sessions.get(identity_id)
+        if session is not None:
+            self._send_waiting_methods(session, now)
+        return request_id
+
+    def answer_method(self, identity_id: IdentityId, request_id: str, status: int, payload: bytes, now: float) -> None:
+        self._note_activity(identity_id, now)
+        result = self.methods.answer(request_id, identity_id, status, payload)
+        if result is not None:
+            self._effects.append(EndMethod(result))
+
+    def expire_methods(self, now: float) -> None:
+        """End the calls whose time is over."""
+        self._effects += map(EndMethod, self.methods.expire(now))
+
+    # --- within -----------------------------------------------------------------------------------------------------
+
+    def _session(self, identity_id: IdentityId) -> Session[DesiredPatch]:
+        session = self._sessions.get(identity_id)
+        if session is None:
+            raise RuntimeError(f"{identity_id.client_id} has no session")
+        return session
+
+    def _note_activity(self, identity_id: IdentityId, now: float) -> None:
+        self.registry.get(identity_id).last_activity_at = wire_time(now)
+
+    def _notify_desired(self, identity_id: IdentityId, patch: dict[str, Any]) -> None:
+        # Nothing is kept for a device that is away: it reads its whole twin when it comes back.
+        session = self._sessions.get(identity_id)
+        if session is None or session.connection is None or not session.hears(DESIRED_PATCHES):
+            return
+        version = self._twins[identity_id].desired.version
+        notification = DesiredPatch(version, dump_json({**patch, "$version": version}))
+        packet_id = None
+        if session.subscriptions[DESIRED_PATCHES] > 0:
+            packet_id = session.take_off(notification)
+            if packet_id is None:
+                self._effects.append(CloseConnection(session.connection, "too many messages without a PUBACK"))
+                return
+        self._effects.append(SendDesired(session.connection, notification, packet_id))
+
+    def _send_waiting_methods(self, session: Session[DesiredPatch], now: float) -> None:
+        if session.connection is None or not session.hears(METHODS):
+            return
+        for request_id in self.methods.waiting_for(session.identity_id):
+            request = self.methods.send(request_id, now)
+            self._effects.append(SendMethod(session.connection, request_id, request.name, request.payload))
+
+    def _end_calls(self, identity_id: IdentityId) -> None:
+        self._effects += map(EndMethod, self.methods.disconnected(identity_id))
+
+    def _disconnect(self, identity_id: IdentityId, reason: str) -> None:
+        connection = self.connection_of(identity_id)
+        if connection is not None:
+            self._effects.append(CloseConnection(connection, reason))
+
+    def _documents(self, collection: str) -> list[tuple[int, dict[str, Any]]]:
+        identities = self.registry.modules() if collection == "devices.modules" else self.registry.devices()
+        return sorted(
+            ((identity.ordinal, _twin_document(identity, self._twins[identity.id])) for identity in identities),
+            key=lambda entry: entry[0],
+        )
+
+
+def _twin_document(identity: Identity, twin: Twin) -> dict[str, Any]:
+    """A twin as the REST API shows it; tags are absent when there are none."""
+    module = {"moduleId": identity.id.module_id} if identity.id.module_id else {}
+    scope = {"deviceScope": identity.device_scope} if identity.device_scope and not module else {}
+    return {
+        "deviceId": identity.id.device_id,
+        **module,
+        "etag": twin.etag,
+        "deviceEtag": identity.etag,
+        "status": identity.status,
+        **({"statusReason": identity.status_reason} if identity.status_reason else {}),
+        "statusUpdateTime": identity.status_updated_at,
+        "connectionState": identity.connection_state,
+        "lastActivityTime": identity.last_activity_at,
+        "cloudToDeviceMessageCount": 0,
+        "authenticationType": identity.authentication_type,
+        "x509Thumbprint": {
+            "primaryThumbprint": identity.thumbprints[0],
+            "secondaryThumbprint": identity.thumbprints[1],
+        },
+        "modelId": twin.model_id,
+        "version": twin.version,
+        **({"tags": twin.tags} if twin.tags else {}),
+        "properties": {"desired": twin.desired.document(), "reported": twin.reported.document()},
+        "capabilities": {"iotEdge": identity.is_edge},
+        **scope,
+    }

@@ -1,0 +1,318 @@
+"""One MQTT connection between a device and the hub, without the socket.
+
+Handles: the order of packets, what each means to the hub, and the answers. Leaves to the caller: bytes in and out,
+timers (`idle_timeout_s`, `expires_at`), and the hub's effects, which it takes after every call.
+"""
+
+import enum
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from simulators.iothub.core.hub import TWIN_RESPONSES, Admission, Hub, SendDesired, SendMethod
+from simulators.iothub.core.instants import wire_time
+from simulators.iothub.core.json_text import dump_json
+from simulators.iothub.core.registry import IdentityId
+from simulators.iothub.core.sessions import ConnectionId
+from simulators.iothub.errors import Fault, ProtocolError, ServiceError, UnsupportedProtocolLevelError
+from simulators.iothub.wire import topics
+from simulators.iothub.wire.mqtt import (
+    Connack,
+    ConnackCode,
+    Connect,
+    Decoder,
+    Disconnect,
+    Packet,
+    Pingreq,
+    Pingresp,
+    Puback,
+    Publish,
+    Suback,
+    Subscribe,
+    Unsuback,
+    Unsubscribe,
+    Will,
+    encode,
+)
+
+logger = logging.getLogger(__name__)
+
+# A message of 256 KB with the largest topic that MQTT allows.
+PACKET_BYTES_MAX = 256 * 1024 + 65_535 + 4
+# https://learn.microsoft.com/azure/iot/iot-mqtt-connect-to-iot-hub#default-keep-alive-time-out
+KEEP_ALIVE_S_MAX = 1767
+CONNECT_TIMEOUT_S = 30.0
+
+
+class Outlet(Protocol):
+    """Where a dialogue sends its bytes."""
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes that were written and have not left yet."""
+        ...
+
+    def write(self, data: bytes) -> None: ...
+
+    def close(self) -> None:
+        """Send what was written, then close."""
+        ...
+
+    def abort(self) -> None:
+        """Close at once; what was written may be lost."""
+        ...
+
+
+class State(enum.Enum):
+    AWAITING_CONNECT = "awaiting CONNECT"
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+class Dialogue:
+    """The hub's side of one MQTT connection."""
+
+    def __init__(self, hub: Hub, connection: ConnectionId, outlet: Outlet) -> None:
+        self.connection = connection
+        self.state = State.AWAITING_CONNECT
+        self.idle_timeout_s = CONNECT_TIMEOUT_S
+        self.expires_at: float | None = None
+        self.identity_id: IdentityId | None = None
+        self._hub = hub
+        self.outlet = outlet
+        self._decoder = Decoder(PACKET_BYTES_MAX)
+        self._will: Will | None = None
+
+    def receive(self, data: bytes, now: float) -> None:
+        """Take bytes from the client; whatever breaks a rule closes this connection and harms no other."""
+        try:
+            packets = self._decoder.feed(data)
+        except ProtocolError as err:
+            self._handle_all(err.decoded, now)
+            self._refuse_stream(err, now)
+            return
+        self._handle_all(packets, now)
+
+    def close(self, reason: str, now: float) -> None:
+        """End the connection from our side; the client's will is published, since it did not say goodbye."""
+        if self.state is State.CLOSED:
+            return
+        logger.info("closing %s: %s", self._name, reason)
+        self._end(now)
+        self.outlet.close()
+
+    def cut(self, now: float) -> None:
+        """End the connection as a broken network would."""
+        if self.state is not State.CLOSED:
+            self._end(now)
+        self.outlet.abort()
+
+    def lost(self, now: float) -> None:
+        """The connection is gone."""
+        if self.state is not State.CLOSED:
+            logger.info("%s went away", self._name)
+            self._end(now)
+
+    def send_desired(self, effect: SendDesired) -> None:
+        qos = 0 if effect.packet_id is None else 1
+        topic = topics.desired_patch_topic(effect.patch.version)
+        self._send(
+            Publish(
+                topic=topic,
+                payload=effect.patch.body,
+                qos=qos,
+                packet_id=effect.packet_id,
+                duplicate=effect.is_duplicate,
+            )
+        )
+
+    def send_method(self, effect: SendMethod) -> None:
+        self._send(Publish(topic=topics.method_topic(effect.name, effect.request_id), payload=effect.payload))
+
+    # --- within -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _name(self) -> str:
+        return self.identity_id.client_id if self.identity_id else f"connection {self.connection}"
+
+    @property
+    def _client(self) -> IdentityId:
+        if self.identity_id is None:
+            raise RuntimeError("no client has been let in on this connection")
+        return self.identity_id
+
+    def _handle_all(self, packets: Any, now: float) -> None:
+        for packet in packets:
+            if self.state is State.CLOSED:
+                return
+            handler = TRANSITIONS.get((self.state, type(packet)))
+            if handler is None:
+                self.close(f"{type(packet).__name__} has no place while the connection is {self.state.value}", now)
+                return
+            try:
+                handler(self, packet, now)
+            except (ProtocolError, ServiceError) as err:
+                self.close(err.message, now)
+
+    def _refuse_stream(self, err: ProtocolError, now: float) -> None:
+        if isinstance(err, UnsupportedProtocolLevelError) and self.state is State.AWAITING_CONNECT:
+            self._send(Connack(code=ConnackCode.UNACCEPTABLE_PROTOCOL_LEVEL))
+        self.close(err.message, now)
+
+    def _send(self, packet: Packet) -> None:
+        if self.state is not State.CLOSED:
+            self.outlet.write(encode(packet))
+
+    def _end(self, now: float) -> None:
+        was_open = self.state is State.OPEN
+        self.state = State.CLOSED
+        if was_open:
+            self._publish_will(now)
+            self._hub.disconnect(self._client, self.connection, now)
+
+    def _publish_will(self, now: float) -> None:
+        if self._will is None:
+            return
+        try:
+            request = self._own_telemetry(self._will.topic)
+            properties = {**request.properties, "iothub-MessageType": "Will"}
+            self._hub.accept_event(self._client, request.system_properties, properties, self._will.payload, now)
+        except ServiceError as err:
+            logger.warning("the will of %s is lost: %s", self._name, err.message)
+
+    # --- CONNECT ----------------------------------------------------------------------------------------------------
+
+    def _connect(self, packet: Connect, now: float) -> None:
+        try:
+            admission = self._admit(packet, now)
+        except ServiceError as err:
+            self._refuse(ConnackCode.NOT_AUTHORIZED, err.message, now)
+            return
+        except ProtocolError as err:
+            self._refuse(ConnackCode.IDENTIFIER_REJECTED, err.message, now)
+            return
+        self.identity_id = admission.identity_id
+        self.expires_at = admission.expires_at
+        keep_alive_s = min(packet.keep_alive_s * 1.5, KEEP_ALIVE_S_MAX) if packet.keep_alive_s else KEEP_ALIVE_S_MAX
+        self.idle_timeout_s = keep_alive_s
+        self.state = State.OPEN
+        logger.info("%s connected", self._name)
+        self._send(Connack(session_present=admission.is_session_present))
+        self._hub.resume(admission.identity_id, now)
+
+    def _admit(self, packet: Connect, now: float) -> Admission:
+        login = topics.parse_login(packet.username or "")
+        if login.client_id != packet.client_id:
+            raise ProtocolError(f"client id {packet.client_id!r} is not that of user name {packet.username!r}")
+        if not self._hub.gatekeeper.knows_host(login.host_name):
+            raise ServiceError(Fault.IotHubUnauthorizedAccess, f"this hub is not {login.host_name}")
+        identity_id = IdentityId(login.device_id, login.module_id)
+        self._check_will(packet.will, identity_id)
+        # A device without a password would have to show a certificate, which this hub does not ask for yet.
+        credential = (packet.password or b"").decode(errors="replace")
+        admission = self._hub.connect(identity_id, credential, self.connection, is_clean=packet.clean_session, now=now)
+        if model_id := login.parameters.get("model-id"):
+            self._hub.twin(identity_id).model_id = model_id
+        self._will = packet.will
+        return admission
+
+    def _check_will(self, will: Will | None, identity_id: IdentityId) -> None:
+        if will is None:
+            return
+        request = topics.parse_request(will.topic)
+        if not isinstance(request, topics.Telemetry) or (request.device_id, request.module_id) != identity_id:
+            raise ProtocolError(f"will topic {will.topic!r} is not where this client sends telemetry")
+
+    def _refuse(self, code: ConnackCode, reason: str, now: float) -> None:
+        self._send(Connack(code=code))
+        self.close(f"refused with CONNACK {code.value}: {reason}", now)
+
+    # --- the open connection ----------------------------------------------------------------------------------------
+
+    def _publish(self, packet: Publish, now: float) -> None:
+        if packet.qos == 2:
+            raise ProtocolError("the hub takes no message of QoS 2")
+        request = topics.parse_request(packet.topic)
+        if isinstance(request, topics.Telemetry):
+            # The event is in the log before its PUBACK leaves.
+            self._accept_telemetry(packet, now)
+            self._acknowledge(packet)
+            return
+        self._acknowledge(packet)
+        match request:
+            case topics.TwinGet(request_id):
+                self._answer_twin(request_id, now, lambda: (200, None, self._hub.device_twin(self._client, now)))
+            case topics.TwinPatch(request_id):
+                self._answer_twin(
+                    request_id, now, lambda: (204, self._hub.report(self._client, packet.payload, now), b"")
+                )
+            case topics.MethodAnswer(status, request_id):
+                self._hub.answer_method(self._client, request_id, status, packet.payload, now)
+
+    def _acknowledge(self, packet: Publish) -> None:
+        if packet.packet_id is not None:
+            self._send(Puback(packet.packet_id))
+
+    def _accept_telemetry(self, packet: Publish, now: float) -> None:
+        request = self._own_telemetry(packet.topic)
+        retain = {"mqtt-retain": "true"} if packet.retain else {}
+        self._hub.accept_event(
+            self._client, request.system_properties, {**request.properties, **retain}, packet.payload, now
+        )
+
+    def _own_telemetry(self, topic: str) -> topics.Telemetry:
+        request = topics.parse_request(topic)
+        if not isinstance(request, topics.Telemetry) or (request.device_id, request.module_id) != self._client:
+            raise ProtocolError(f"{self._client.client_id} may not publish to {topic!r}")
+        return request
+
+    def _answer_twin(self, request_id: str, now: float, act: Callable[[], tuple[int, int | None, bytes]]) -> None:
+        """Run a twin request and answer it whatever happens: the device SDK waits for ever."""
+        try:
+            status, version, body = act()
+        except ServiceError as err:
+            status, version = err.status, None
+            body = dump_json(err.device_body(request_id, wire_time(now)))
+        if self._hub.hears(self._client, TWIN_RESPONSES):
+            self._send(Publish(topic=topics.twin_response_topic(status, request_id, version), payload=body))
+
+    def _puback(self, packet: Puback, _now: float) -> None:
+        self._hub.acknowledge(self._client, packet.packet_id)
+
+    def _subscribe(self, packet: Subscribe, now: float) -> None:
+        features = [(self._feature(topic_filter), qos) for topic_filter, qos in packet.filters]
+        codes = tuple(min(qos, 1) for _, qos in features)
+        self._send(Suback(packet_id=packet.packet_id, codes=codes))
+        for (feature, _), granted in zip(features, codes, strict=True):
+            self._hub.subscribe(self._client, feature, granted, now)
+
+    def _unsubscribe(self, packet: Unsubscribe, _now: float) -> None:
+        for topic_filter in packet.filters:
+            self._hub.unsubscribe(self._client, self._feature(topic_filter))
+        self._send(Unsuback(packet.packet_id))
+
+    def _feature(self, topic_filter: str) -> topics.Feature:
+        feature = topics.feature_of(topic_filter, *self._client)
+        if feature is None:
+            # The SDK takes a refusal in a SUBACK for success, so the connection has to go.
+            raise ProtocolError(f"{self._client.client_id} may not subscribe to {topic_filter!r}")
+        return feature
+
+    def _ping(self, _packet: Pingreq, _now: float) -> None:
+        self._send(Pingresp())
+
+    def _goodbye(self, _packet: Disconnect, now: float) -> None:
+        self._will = None
+        self.close("the client disconnected", now)
+
+
+# Every packet that a client may send, by state; for any other pair the connection is closed (MQTT-3.1.0-1, -2).
+TRANSITIONS: dict[tuple[State, type], Callable[[Dialogue, Any, float], None]] = {
+    (State.AWAITING_CONNECT, Connect): Dialogue._connect,
+    (State.OPEN, Publish): Dialogue._publish,
+    (State.OPEN, Puback): Dialogue._puback,
+    (State.OPEN, Subscribe): Dialogue._subscribe,
+    (State.OPEN, Unsubscribe): Dialogue._unsubscribe,
+    (State.OPEN, Pingreq): Dialogue._ping,
+    (State.OPEN, Disconnect): Dialogue._goodbye,
+}

@@ -1,0 +1,207 @@
+"""A hub that serves: MQTT and HTTPS on one address, from a state directory."""
+
+import asyncio
+import datetime
+import errno
+import logging
+import os
+import ssl
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from simulators.iothub.core.hub import Hub
+from simulators.iothub.errors import HubStartError
+from simulators.iothub.server.certificates import CertificateFiles, ensure_certificates
+from simulators.iothub.server.entropy import SystemEntropy
+from simulators.iothub.server.mqtt_listener import MqttListener
+from simulators.iothub.server.rest import RestApi
+from simulators.iothub.server.state_directory import StateDirectory
+from simulators.iothub.server.switchboard import Switchboard
+
+logger = logging.getLogger(__name__)
+
+# Both are fixed in the vendor's SDKs.
+MQTT_PORT = 8883
+HTTPS_PORT = 443
+HTTPS_PORT_UNPRIVILEGED = 8443
+TICK_S = 0.1
+SHUTDOWN_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class HubEndpoints:
+    """Where a running hub is met. `host_name` is what clients connect to and what tokens are made for."""
+
+    host_name: str
+    address: str
+    mqtt_port: int
+    https_port: int
+    service_connection_string: str
+    telemetry_url: str
+    certificates: CertificateFiles
+
+
+def names_of(address: str) -> tuple[str, ...]:
+    """The names of a hub on this address, the one it goes by first."""
+    return ("localhost", address) if address == "127.0.0.1" else (address,)
+
+
+class HubServer:
+    """Start it, use it, stop it; all in one event loop.
+
+    Args:
+        directory: holds certificates and policy keys; made when missing.
+        https_port: None for 443 where it may be bound, else 8443.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        address: str = "127.0.0.1",
+        mqtt_port: int = MQTT_PORT,
+        https_port: int | None = None,
+    ) -> None:
+        self._state = StateDirectory(directory)
+        self._address = address
+        self._mqtt_port = mqtt_port
+        self._https_port = https_port
+        self._names = names_of(address)
+        self._runner: web.AppRunner | None = None
+        self._ticker: asyncio.Task[None] | None = None
+        self._listener: MqttListener | None = None
+
+    async def start(self) -> HubEndpoints:
+        """Listen, and return where.
+
+        Raises:
+            HubStartError: a port is taken or may not be bound, or the directory is in use or not ours to write.
+        """
+        self._state.acquire()
+        try:
+            endpoints = await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+        self._state.write_note(_note(endpoints))
+        return endpoints
+
+    async def stop(self) -> None:
+        """Close every connection and stop; may be called again, and on a hub that never started."""
+        if self._ticker:
+            self._ticker.cancel()
+            await asyncio.gather(self._ticker, return_exceptions=True)
+            self._ticker = None
+            self.switchboard.stop()
+        await self.go_away()
+        self._state.release()
+
+    async def go_away(self) -> None:
+        """Stop listening and cut every connection, but keep the state."""
+        if self._listener:
+            await self._listener.stop()
+        if self._runner:
+            await self._runner.cleanup()
+        self._runner = self._listener = None
+
+    async def come_back(self) -> None:
+        """Listen again where the hub listened before."""
+        await self._listen()
+
+    async def _start(self) -> HubEndpoints:
+        entropy = SystemEntropy()
+        try:
+            now = datetime.datetime.now(datetime.UTC)
+            certificates = ensure_certificates(self._state.directory, self._names, now)
+            policies = self._state.policies(entropy)
+        except (OSError, ValueError, KeyError) as err:
+            raise HubStartError(
+                f"cannot use the hub's files in {self._state.directory}: {err}",
+                hint="Move the directory away, or choose another with --state; the hub makes a new one.",
+            ) from err
+        self.switchboard = Switchboard(Hub(self._names, policies, entropy))
+        self._tls = _tls_context(certificates)
+        await self._listen()
+        self._ticker = asyncio.create_task(self._tick())
+        return self._endpoints(certificates)
+
+    async def _listen(self) -> None:
+        self._listener = MqttListener(self.switchboard, self._tls)
+        await self._bind(self._listener.start(self._address, self._mqtt_port), "MQTT", self._mqtt_port)
+        self._runner = web.AppRunner(
+            RestApi(self.switchboard).application(), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S
+        )
+        await self._runner.setup()
+        self._https_port = await self._start_https(self._runner)
+
+    async def _start_https(self, runner: web.AppRunner) -> int:
+        if self._https_port is None:
+            try:
+                await web.TCPSite(runner, self._address, HTTPS_PORT, ssl_context=self._tls).start()
+            except OSError as err:
+                logger.info("port %s cannot be had (%s); using %s", HTTPS_PORT, err.strerror, HTTPS_PORT_UNPRIVILEGED)
+            else:
+                return HTTPS_PORT
+        port = self._https_port or HTTPS_PORT_UNPRIVILEGED
+        await self._bind(web.TCPSite(runner, self._address, port, ssl_context=self._tls).start(), "HTTPS", port)
+        return port
+
+    async def _bind(self, listening: Coroutine[Any, Any, None], what: str, port: int) -> None:
+        try:
+            await listening
+        except OSError as err:
+            hints = {
+                errno.EADDRINUSE: "Stop what listens there, or give this hub another address: --address 127.0.0.2.",
+                errno.EACCES: "Ports below 1024 need a privilege; choose another with --https-port.",
+                errno.EADDRNOTAVAIL: "Choose an address of this machine, such as 127.0.0.1.",
+            }
+            reason = os.strerror(err.errno) if err.errno and err.errno > 0 else str(err)
+            raise HubStartError(
+                f"cannot serve {what} on {self._address} port {port}: {reason}", hint=hints.get(err.errno or 0, "")
+            ) from err
+
+    def _endpoints(self, certificates: CertificateFiles) -> HubEndpoints:
+        host_name, https_port = self._names[0], self._https_port or HTTPS_PORT
+        authority = host_name if https_port == HTTPS_PORT else f"{host_name}:{https_port}"
+        policy = self.switchboard.hub.gatekeeper.policy("iothubowner")
+        return HubEndpoints(
+            host_name=host_name,
+            address=self._address,
+            mqtt_port=self._mqtt_port,
+            https_port=https_port,
+            service_connection_string=(
+                f"HostName={authority};SharedAccessKeyName={policy.name};SharedAccessKey={policy.keys[0]}"
+            ),
+            telemetry_url=f"https://{authority}/telemetry/events",
+            certificates=certificates,
+        )
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.switchboard.tick()
+
+
+def _note(endpoints: HubEndpoints) -> dict[str, Any]:
+    """What others read to find the hub."""
+    return {
+        "hostName": endpoints.host_name,
+        "address": endpoints.address,
+        "mqttPort": endpoints.mqtt_port,
+        "httpsPort": endpoints.https_port,
+        "serviceConnectionString": endpoints.service_connection_string,
+        "caFile": str(endpoints.certificates.ca.absolute()),
+        "certificateFile": str(endpoints.certificates.certificate.absolute()),
+        "keyFile": str(endpoints.certificates.key.absolute()),
+        "telemetryUrl": endpoints.telemetry_url,
+    }
+
+
+def _tls_context(certificates: CertificateFiles) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(certificates.certificate, certificates.key)
+    return context
