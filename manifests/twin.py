@@ -10,6 +10,10 @@ from manifests.errors import ManifestError
 from manifests.identity import ModelVersion
 from manifests.model import ByteCount, Digest, ModelFormat
 
+# https://learn.microsoft.com/azure/iot-hub/iot-hub-devguide-device-twins: sizes are of the section as JSON values.
+TWIN_SECTION_BYTES_MAX = 32 * 1024
+TWIN_STRING_BYTES_MAX = 4096
+
 
 class Phase(enum.StrEnum):
     """Where an update stands on its device. Only COMMITTED with the offered digest loaded is a success."""

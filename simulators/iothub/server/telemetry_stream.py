@@ -1,5 +1,7 @@
 """Telemetry for the cloud side, as a stream of JSON lines; the simulator's own, until there is an AMQP endpoint."""
 
+import logging
+
 from aiohttp import web
 
 from simulators.iothub.core.json_text import dump_json
@@ -8,6 +10,8 @@ from simulators.iothub.server.switchboard import Switchboard
 
 HEARTBEAT_S = 5.0
 BATCH_EVENTS = 500
+
+logger = logging.getLogger(__name__)
 
 
 async def stream_events(switchboard: Switchboard, request: web.Request) -> web.StreamResponse:
@@ -19,6 +23,18 @@ async def stream_events(switchboard: Switchboard, request: web.Request) -> web.S
     after, is_following = _read_position(request.query.get("from", "0")), _read_follow(request.query.get("follow"))
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
     await response.prepare(request)
+    try:
+        await _write_events(switchboard, response, after, is_following=is_following)
+        await response.write_eof()
+    except ConnectionResetError:
+        # A follower goes whenever it likes; it comes back with the position it got to.
+        logger.debug("the follower of telemetry at %s has gone", request.remote)
+    return response
+
+
+async def _write_events(
+    switchboard: Switchboard, response: web.StreamResponse, after: int, *, is_following: bool
+) -> None:
     while True:
         events = switchboard.hub.events.read(after, BATCH_EVENTS)
         if events:
@@ -28,8 +44,6 @@ async def stream_events(switchboard: Switchboard, request: web.Request) -> web.S
             break
         elif not await switchboard.events_bell.wait(HEARTBEAT_S):
             await response.write(b"\n")
-    await response.write_eof()
-    return response
 
 
 def _read_position(text: str) -> int:

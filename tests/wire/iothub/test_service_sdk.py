@@ -2,6 +2,7 @@
 
 import base64
 import json
+import logging
 import random
 import threading
 import time
@@ -326,6 +327,21 @@ def test_a_quiet_stream_has_a_heartbeat(hub: BackgroundHub, monkeypatch: pytest.
     answer = call(hub, "GET", "/telemetry/events?follow=true", stream=True)
     assert next(answer.iter_content(chunk_size=1)) == b"\n"
     answer.close()
+
+
+def test_a_follower_that_goes_away_is_no_error(
+    hub: BackgroundHub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("simulators.iothub.server.telemetry_stream.HEARTBEAT_S", 0.02)
+    caplog.set_level(logging.DEBUG)
+    answer = call(hub, "GET", "/telemetry/events?follow=true", stream=True)
+    assert next(answer.iter_content(chunk_size=1)) == b"\n"
+    answer.close()
+    end = time.monotonic() + DEADLINE_S
+    while not any("has gone" in record.message for record in caplog.records) and time.monotonic() < end:
+        threading.Event().wait(0.01)
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert any("has gone" in record.message for record in caplog.records)
 
 
 def test_events_need_the_right_of_a_service(hub: BackgroundHub) -> None:
