@@ -15,7 +15,7 @@ from device_agent.runtime.serving import Served, Serving, score
 from device_agent.wiring import give_memory_back
 from manifests.canonical import digest_of
 from manifests.release import Release
-from tests.wire.agent.tiny_models import onnx_classifier
+from tests.tiny_models import onnx_classifier
 
 REPEATS = 5
 LOOP_S = 0.5

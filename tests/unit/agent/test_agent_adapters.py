@@ -16,7 +16,7 @@ from device_agent.core.inference import fitted, interpret
 from device_agent.errors import ConfigurationError, InferenceError, StateError, StateNotFoundError, StepError
 from device_agent.ports import Counts, Stored
 from manifests.canonical import digest_of
-from tests.wire.agent.tiny_models import GOOD, answers, onnx_classifier, readings
+from tests.tiny_models import GOOD, answers, onnx_classifier, readings
 
 MODELS = Path(__file__).parents[4] / "shared" / "data" / "models"
 

@@ -23,8 +23,8 @@ from manifests.telemetry import Envelope
 from manifests.twin import ReportedModel
 from simulators.iothub.core.registry import IdentityId
 from simulators.iothub.server.background import BackgroundHub
+from tests.tiny_models import TinyModel, npz, readings
 from tests.wire.agent.artifact_server import ArtifactServer
-from tests.wire.agent.tiny_models import TinyModel, npz, readings
 
 DEADLINE_S = 40.0
 QUICK_TRIAL = TrialTerms(duration_s=0.2, inferences_min=5, deadline_s=20.0)

@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from manifests.release import TrialTerms
+from tests.tiny_models import BETTER, GOOD, UNSURE, TinyModel
 from tests.wire.agent.conftest import HERE, until
-from tests.wire.agent.tiny_models import BETTER, GOOD, UNSURE, TinyModel
 
 pytestmark = [pytest.mark.wire, pytest.mark.timeout(120)]
 DYING_AGENT = HERE / "dying_agent.py"

@@ -7,7 +7,7 @@ import pytest
 
 from manifests.canonical import digest_of
 from manifests.model import GoldenSet
-from tests.wire.agent.tiny_models import TinyModel, npz
+from tests.tiny_models import TinyModel, npz
 
 pytestmark = [pytest.mark.wire, pytest.mark.timeout(120)]
 MODELS = Path(__file__).parents[4] / "shared" / "data" / "models" / "mlperf-tiny"

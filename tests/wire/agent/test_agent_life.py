@@ -16,8 +16,8 @@ from device_agent.adapters.sqlite_state import SqliteState
 from device_agent.ports import Stored
 from manifests.telemetry import Envelope
 from simulators.iothub.server.certificates import ensure_certificates
+from tests.tiny_models import BETTER, GOOD, TinyModel
 from tests.wire.agent.conftest import AGENT, until
-from tests.wire.agent.tiny_models import BETTER, GOOD, TinyModel
 
 pytestmark = [pytest.mark.wire, pytest.mark.timeout(120)]
 

@@ -4,8 +4,8 @@ import pytest
 
 from manifests.canonical import digest_of
 from manifests.release import TrialTerms
+from tests.tiny_models import BETTER, CONTRARY, GOOD, UNSURE, TinyModel
 from tests.wire.agent.conftest import until
-from tests.wire.agent.tiny_models import BETTER, CONTRARY, GOOD, UNSURE, TinyModel
 
 pytestmark = [pytest.mark.wire, pytest.mark.timeout(120)]
 
