@@ -220,8 +220,10 @@ def link_factory(config: AgentConfig) -> Callable[[], Any]:
         AzureHubLink,
         client_of_connection_string,
         client_of_edge_environment,
+        watch_network_threads,
     )
 
+    watch_network_threads()
     if config.connection_string is None:
         make_client = client_of_edge_environment()
     else:

@@ -40,15 +40,21 @@ def program(name: str) -> click.Command:
     return command
 
 
-def commands_of(command: click.Command, path: str) -> Iterator[tuple[str, click.Context]]:
-    """Every command below a root, root included, with the words that call it."""
-    context = click.Context(command, info_name=path, terminal_width=HELP_COLUMNS, max_content_width=HELP_COLUMNS)
-    yield path, context
+def commands_of(
+    command: click.Command, name: str, parent: click.Context | None = None
+) -> Iterator[tuple[str, click.Context]]:
+    """Every command below a root, root included, with the words that call it.
+
+    A context has its parent, as in a real call, since options such as ``-h`` come from there.
+    """
+    widths = {"terminal_width": HELP_COLUMNS, "max_content_width": HELP_COLUMNS}
+    context = click.Context(command, parent, info_name=name, **{**command.context_settings, **widths})
+    yield context.command_path, context
     if isinstance(command, click.Group):
-        for name in command.list_commands(context):
-            child = command.get_command(context, name)
+        for child_name in command.list_commands(context):
+            child = command.get_command(context, child_name)
             if child is not None and not child.hidden:
-                yield from commands_of(child, f"{path} {name}")
+                yield from commands_of(child, child_name, context)
 
 
 def command_line_page() -> str:

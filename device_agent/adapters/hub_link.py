@@ -6,6 +6,9 @@ requests for a twin waiting for ever. Here every connection subscribes, reads th
 
 import asyncio
 import logging
+import threading
+import traceback
+import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +43,8 @@ _OPTIONS: dict[str, Any] = {"connection_retry": False, "auto_connect": False, "e
 _log = logging.getLogger(__name__)
 
 ClientFactory = Callable[[], Any]
+
+_open_links: "weakref.WeakSet[AzureHubLink]" = weakref.WeakSet()
 
 
 def client_of_connection_string(connection_string: str, module_id: str, ca_file: Path | None) -> ClientFactory:
@@ -76,6 +81,27 @@ def client_of_edge_environment() -> ClientFactory:
     return make
 
 
+def watch_network_threads() -> None:
+    """Treat the death of an MQTT thread as the end of the links; called once by the process that owns the agent.
+
+    paho-mqtt 1.6 lets some errors of a cut TLS connection end its thread, and the SDK goes on saying that it is
+    connected: https://github.com/Azure/azure-iot-sdk-python/issues/989. Without this the loss would only be seen when
+    an answer is overdue.
+    """
+    previous = threading.excepthook
+
+    def hook(died: threading.ExceptHookArgs) -> None:
+        frames = traceback.walk_tb(died.exc_traceback)
+        if not any(str(frame.f_globals.get("__name__", "")).startswith("paho.") for frame, _line in frames):
+            previous(died)
+            return
+        _log.debug("the MQTT thread ended: %s", died.exc_value)
+        for link in list(_open_links):
+            link.thread_died()
+
+    threading.excepthook = hook
+
+
 class AzureHubLink:
     """Satisfies `ports.HubLink`."""
 
@@ -90,6 +116,7 @@ class AzureHubLink:
     async def connect(self, handler: LinkHandler) -> None:
         self._loop = asyncio.get_running_loop()
         self._handler = handler
+        _open_links.add(self)
         client = self._client = await asyncio.to_thread(self._make_client)
         client.on_connection_state_change = self._on_state_changed
         client.on_background_exception = self._on_background_exception
@@ -125,6 +152,7 @@ class AzureHubLink:
 
     async def close(self) -> None:
         self._is_closed = True
+        _open_links.discard(self)
         client, self._client = self._client, None
         if client is None:
             return
@@ -136,6 +164,9 @@ class AzureHubLink:
             _log.debug("closing the link: %s", type(err).__name__)
 
     # Called by the SDK in threads of its own --------------------------------------------------------------------------
+
+    def thread_died(self) -> None:
+        self._on_loop(self._lost)
 
     def _on_state_changed(self) -> None:
         client = self._client
@@ -162,7 +193,11 @@ class AzureHubLink:
         self._loop.call_later(RENEWAL_GRACE_S, self._lost_unless_back)
 
     def _lost_unless_back(self) -> None:
-        if not self._is_closed and self._client is not None and not self._client.connected and self._handler:
+        if self._client is not None and not self._client.connected:
+            self._lost()
+
+    def _lost(self) -> None:
+        if not self._is_closed and self._handler is not None:
             self._handler.lost()
 
     def _patched(self, patch: dict[str, Any]) -> None:

@@ -130,7 +130,7 @@ class LinkKeeper:
             await self._read_twin(link)
             self._link = link
             self._is_connecting = False
-            self._telemetry.connected(link)
+            self._telemetry.connected(link, self.lost)
             self._is_changed.set()
             _log.info("Connected to the hub.")
             await self._is_lost.wait()

@@ -19,8 +19,8 @@ UNSTORED_MAX = 512
 # Messages in one transaction: the fsync is the price, and it is paid once for all of them.
 BATCH_MAX = 256
 FULL_DISK_WAIT_S = 1.0
-# After a send failed although the link seems to stand.
-SEND_RETRY_S = 0.5
+# After the store failed: the link is no part of that, so nothing else would wake the sender.
+STORE_RETRY_S = 0.5
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +81,7 @@ class Telemetry:
         self._settle = asyncio.Event()
         self._unsettled = 0
         self._link: HubLink | None = None
+        self._lost: Callable[[], None] = lambda: None
         self._sends: set[asyncio.Task[None]] = set()
         self._is_storing_batch = False
 
@@ -94,8 +95,10 @@ class Telemetry:
 
     # On the loop -----------------------------------------------------------------------------------------------------
 
-    def connected(self, link: HubLink) -> None:
+    def connected(self, link: HubLink, lost: Callable[[], None]) -> None:
+        """Send by this link from now on; `lost` is called where it does not deliver, whatever it says of itself."""
         self._link = link
+        self._lost = lost
         self._sendable.set()
 
     def disconnected(self) -> None:
@@ -197,7 +200,15 @@ class Telemetry:
         except asyncio.CancelledError:
             self._outbox.returned(message.sequence)
             raise
-        except (LinkError, StateError) as err:
+        except LinkError as err:
+            _log.debug("message %d stays in the outbox: %s", message.sequence, err)
+            self._outbox.returned(message.sequence)
+            if self._link is link:
+                self._lost()
+            else:
+                self._sendable.set()
+            return
+        except StateError as err:
             _log.debug("message %d stays in the outbox: %s", message.sequence, err)
             self._give_back([message.sequence])
             return
@@ -215,8 +226,7 @@ class Telemetry:
     def _give_back(self, sequences: list[int]) -> None:
         for sequence in sequences:
             self._outbox.returned(sequence)
-        # A new link wakes the sender at once; this is for a failure that was not the link's end.
-        self._loop.call_later(SEND_RETRY_S, self._sendable.set)
+        self._loop.call_later(STORE_RETRY_S, self._sendable.set)
 
     async def keep_settling(self) -> None:
         """Delete what the hub has acknowledged, many at a time; runs until it is cancelled.

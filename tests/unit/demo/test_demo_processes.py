@@ -32,7 +32,12 @@ POLITE = [
     " time.sleep(600)",
 ]
 # A process with a child of its own, in the same group.
-PARENT = [PYTHON, "-c", f"import subprocess; p = subprocess.Popen({SLEEP!r}); print(p.pid, flush=True); p.wait()"]
+PARENT = [
+    PYTHON,
+    "-c",
+    # What the child prints stays out of the log, where only its number is expected.
+    f"import subprocess as s; p = s.Popen({SLEEP!r}, stdout=s.DEVNULL); print(p.pid, flush=True); p.wait()",
+]
 
 
 def until(is_so, timeout_s: float = 20.0) -> None:
