@@ -1,7 +1,7 @@
 """Reads ``slipway rollout status --json``: waves, their evidence, and what became of each device. Pure."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -86,6 +86,19 @@ def read_rollout(status: Mapping[str, Any]) -> RolloutView:
         generation=int(status.get("generation") or 0),
         waves=tuple(_wave(wave) for wave in status.get("waves") or ()),
         devices=tuple(_device(name, entry) for name, entry in sorted((status.get("devices") or {}).items())),
+    )
+
+
+def turned_away(wave: Sequence[DeviceView]) -> bool:
+    """True if a device reverted for what its trial showed, and none committed.
+
+    The gate may stop at the first failure: it then takes the rest of the wave back before their own trials end.
+    """
+    reverted = [device for device in wave if device.outcome == "reverted"]
+    return (
+        bool(reverted)
+        and all((device.error_code or "").startswith("TRIAL_") for device in reverted)
+        and not any(device.outcome == "committed" for device in wave)
     )
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from simulators.iothub.core.access import Gatekeeper, Policy
+from simulators.iothub.core.effects import CloseConnection, DesiredPatch, Effect, EndMethod, SendDesired, SendMethod
 from simulators.iothub.core.events import Event, EventLog
 from simulators.iothub.core.instants import wire_time
 from simulators.iothub.core.json_text import dump_json, parse_json
-from simulators.iothub.core.methods import MethodCalls, MethodRequest, MethodResult, not_online
+from simulators.iothub.core.methods import MethodCalls, MethodRequest, not_online
 from simulators.iothub.core.ports import Entropy
 from simulators.iothub.core.query import run_query
 from simulators.iothub.core.query.engine import Page
@@ -24,48 +25,6 @@ from simulators.iothub.errors import Fault, ServiceError
 MESSAGE_BYTES_MAX = 256 * 1024
 # What a session listens to; the wire spells these as topic filters.
 METHODS, TWIN_RESPONSES, DESIRED_PATCHES = "methods", "twinResponses", "desiredPatches"
-
-
-@dataclass(frozen=True, slots=True)
-class DesiredPatch:
-    """A change of desired properties as the device hears of it; the body carries ``$version`` too."""
-
-    version: int
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class SendDesired:
-    """Publish a desired patch; `packet_id` is None at QoS 0."""
-
-    connection: ConnectionId
-    patch: DesiredPatch
-    packet_id: int | None
-    is_duplicate: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class SendMethod:
-    connection: ConnectionId
-    request_id: str
-    name: str
-    payload: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class EndMethod:
-    """Give whoever invoked a method its result."""
-
-    result: MethodResult
-
-
-@dataclass(frozen=True, slots=True)
-class CloseConnection:
-    connection: ConnectionId
-    reason: str
-
-
-Effect = SendDesired | SendMethod | EndMethod | CloseConnection
 
 
 @dataclass(frozen=True, slots=True)

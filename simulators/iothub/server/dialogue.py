@@ -9,7 +9,8 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from simulators.iothub.core.hub import TWIN_RESPONSES, Admission, Hub, SendDesired, SendMethod
+from simulators.iothub.core.effects import SendDesired, SendMethod
+from simulators.iothub.core.hub import TWIN_RESPONSES, Admission, Hub
 from simulators.iothub.core.instants import wire_time
 from simulators.iothub.core.json_text import dump_json
 from simulators.iothub.core.registry import IdentityId

@@ -18,7 +18,7 @@ from simulators.iothub.errors import HubStartError
 from simulators.iothub.server.certificates import CertificateFiles, ensure_certificates
 from simulators.iothub.server.entropy import SystemEntropy
 from simulators.iothub.server.mqtt_listener import MqttListener
-from simulators.iothub.server.rest import RestApi
+from simulators.iothub.server.rest_api.api import RestApi
 from simulators.iothub.server.state_directory import StateDirectory
 from simulators.iothub.server.switchboard import Switchboard
 

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from simulators.iothub.core.hub import CloseConnection, EndMethod, Hub, SendDesired, SendMethod
+from simulators.iothub.core.effects import CloseConnection, EndMethod, SendDesired, SendMethod
+from simulators.iothub.core.hub import Hub
 from simulators.iothub.core.methods import MethodRequest, MethodResult
 from simulators.iothub.core.registry import IdentityId
 from simulators.iothub.core.sessions import ConnectionId

@@ -6,7 +6,7 @@ import pytest
 
 from simulators.demo.fleet import Device, DeviceState, read_device, read_fleet
 from simulators.demo.hub_view import parse_connection_string, service_token
-from simulators.demo.rollouts import read_rollout
+from simulators.demo.rollouts import DeviceView, read_rollout, turned_away
 
 STATUS = {
     "id": "r-0002",
@@ -107,6 +107,30 @@ ORDER_BROKEN = {
 @pytest.mark.parametrize("story", ORDER_BROKEN)
 def test_waves_did_not_keep_their_order_when(story):
     assert not read_rollout(ORDER_BROKEN[story]).waves_kept_order()
+
+
+def _tried(outcome: str, error_code: str | None = None) -> DeviceView:
+    return DeviceView("dev-01", 1, "", outcome, error_code, None, None)
+
+
+REVERTED = _tried("reverted", "TRIAL_LOW_CONFIDENCE")
+
+
+@pytest.mark.parametrize(
+    ("wave", "expected"),
+    [
+        ([REVERTED], True),
+        ([REVERTED, REVERTED], True),
+        ([REVERTED, _tried("")], True),
+        ([_tried("")], False),
+        ([], False),
+        ([REVERTED, _tried("committed")], False),
+        ([_tried("reverted", "LOAD_FAILED")], False),
+        ([REVERTED, _tried("reverted", "GOLDEN_MISMATCH")], False),
+    ],
+)
+def test_a_version_was_turned_away_when_a_trial_failed_and_nobody_kept_it(wave, expected):
+    assert turned_away(wave) is expected
 
 
 @pytest.mark.parametrize("line", [[], {}, {"id": "r-0001"}, "words", None])

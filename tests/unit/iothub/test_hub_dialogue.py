@@ -7,7 +7,7 @@ import pytest
 from hub_worlds import HOST, NOON, Client, World
 
 from simulators.iothub.core.access import make_token
-from simulators.iothub.core.hub import EndMethod
+from simulators.iothub.core.effects import EndMethod
 from simulators.iothub.core.methods import MethodRequest
 from simulators.iothub.core.registry import IdentityId
 from simulators.iothub.errors import ServiceError

@@ -323,7 +323,7 @@ def test_a_follower_hears_new_events_and_goes_home_when_the_hub_stops(hub: Backg
 
 
 def test_a_quiet_stream_has_a_heartbeat(hub: BackgroundHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("simulators.iothub.server.telemetry_stream.HEARTBEAT_S", 0.05)
+    monkeypatch.setattr("simulators.iothub.server.rest_api.telemetry_stream.HEARTBEAT_S", 0.05)
     answer = call(hub, "GET", "/telemetry/events?follow=true", stream=True)
     assert next(answer.iter_content(chunk_size=1)) == b"\n"
     answer.close()
@@ -332,7 +332,7 @@ def test_a_quiet_stream_has_a_heartbeat(hub: BackgroundHub, monkeypatch: pytest.
 def test_a_follower_that_goes_away_is_no_error(
     hub: BackgroundHub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("simulators.iothub.server.telemetry_stream.HEARTBEAT_S", 0.02)
+    monkeypatch.setattr("simulators.iothub.server.rest_api.telemetry_stream.HEARTBEAT_S", 0.02)
     caplog.set_level(logging.DEBUG)
     answer = call(hub, "GET", "/telemetry/events?follow=true", stream=True)
     assert next(answer.iter_content(chunk_size=1)) == b"\n"

@@ -4,8 +4,10 @@ import logging
 
 from aiohttp import web
 
+from simulators.iothub.core.access import Right
 from simulators.iothub.core.json_text import dump_json
 from simulators.iothub.errors import Fault, ServiceError
+from simulators.iothub.server.rest_api.routing import Route
 from simulators.iothub.server.switchboard import Switchboard
 
 HEARTBEAT_S = 5.0
@@ -56,3 +58,6 @@ def _read_follow(text: str | None) -> bool:
     if text not in (None, "true", "false"):
         raise ServiceError(Fault.ArgumentInvalid, f"follow is {text!r}; true and false exist")
     return text == "true"
+
+
+ROUTES = (Route("GET", "/telemetry/events", Right.SERVICE_CONNECT, stream_events),)

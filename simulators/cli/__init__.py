@@ -1,0 +1,40 @@
+"""The command line `slipway-sim`: a hub in the foreground, and commands for people who work with it."""
+
+import sys
+import traceback
+from typing import Any
+
+import click
+
+from simulators.cli.device import device
+from simulators.cli.digits import digits
+from simulators.cli.events import events
+from simulators.cli.hub import env, hub
+from simulators.cli.twin import method, query, twin
+from simulators.hub_client import SimulatorError
+
+
+class SimulatorGroup(click.Group):
+    """Turns our errors into a sentence, a hint and an exit code by meaning."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except SimulatorError as err:
+            if "--debug" in sys.argv:
+                traceback.print_exc()
+            click.echo(f"Error: {err.message}", err=True)
+            if err.hint:
+                click.echo(err.hint, err=True)
+            raise SystemExit(int(err.exit_code)) from err
+
+
+@click.group(cls=SimulatorGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Print the stack trace of an error.")
+@click.version_option(package_name="slipway", message="%(prog)s %(version)s")
+def main(debug: bool) -> None:
+    """An Azure IoT Hub on this machine: the vendor's SDKs connect to it unchanged."""
+
+
+for command in (hub, env, device, twin, method, query, events, digits):
+    main.add_command(command)

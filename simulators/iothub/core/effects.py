@@ -1,0 +1,48 @@
+"""What the hub asks of whoever owns the connections, after a call has changed it."""
+
+from dataclasses import dataclass
+
+from simulators.iothub.core.methods import MethodResult
+from simulators.iothub.core.sessions import ConnectionId
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredPatch:
+    """A change of desired properties as the device hears of it; the body carries ``$version`` too."""
+
+    version: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SendDesired:
+    """Publish a desired patch; `packet_id` is None at QoS 0."""
+
+    connection: ConnectionId
+    patch: DesiredPatch
+    packet_id: int | None
+    is_duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SendMethod:
+    connection: ConnectionId
+    request_id: str
+    name: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EndMethod:
+    """Give whoever invoked a method its result."""
+
+    result: MethodResult
+
+
+@dataclass(frozen=True, slots=True)
+class CloseConnection:
+    connection: ConnectionId
+    reason: str
+
+
+Effect = SendDesired | SendMethod | EndMethod | CloseConnection
