@@ -33,6 +33,7 @@ from simulators.iothub.core.query.engine import Page
 from simulators.iothub.core.registry import Identity, IdentityId, Registry, check_etag
 from simulators.iothub.core.sessions import ConnectionId, Session, Sessions
 from simulators.iothub.core.twins import Twin
+from simulators.iothub.core.uploads import Uploads
 from simulators.iothub.errors import Fault, ServiceError
 
 # https://learn.microsoft.com/azure/iot-hub/iot-hub-devguide-quotas-throttling: body, properties and their names.
@@ -68,6 +69,7 @@ class Hub:
         self.feedback = feedback_queue(self.host_name, entropy)
         self.file_notifications = notification_queue(self.host_name, entropy)
         self.cloud_to_device = CloudToDevice(self.feedback, entropy, self.registry.generation_of, self.registry.count)
+        self.uploads = Uploads(self.gatekeeper.policy("iothubowner").keys[0], entropy)
         self._deliveries = Deliveries(self.cloud_to_device)
         self._entropy = entropy
         self._twins: dict[IdentityId, Twin] = {}
@@ -95,6 +97,7 @@ class Hub:
         if not identity_id.module_id:
             self.cloud_to_device.purge(identity_id.device_id, now)
             self.cloud_to_device.forget(identity_id.device_id)
+            self.uploads.forget(identity_id.device_id)
         for gone in self.registry.delete(identity_id, if_match):
             del self._twins[gone]
             self._end_calls(gone)

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from simulators.iothub.core.hub import Hub
 from simulators.iothub.errors import HubStartError
+from simulators.iothub.server.blob_store import BlobStore
 from simulators.iothub.server.certificates import CertificateFiles, ensure_certificates
 from simulators.iothub.server.entropy import SystemEntropy
 from simulators.iothub.server.mqtt_listener import MqttListener
@@ -117,12 +118,13 @@ class HubServer:
             now = datetime.datetime.now(datetime.UTC)
             certificates = ensure_certificates(self._state.directory, self._names, now)
             policies = self._state.policies(entropy)
-        except (OSError, ValueError, KeyError) as err:
+            blobs = BlobStore(self._state.directory / "uploads")
+        except (OSError, ValueError, KeyError, TypeError) as err:
             raise HubStartError(
                 f"cannot use the hub's files in {self._state.directory}: {err}",
                 hint="Move the directory away, or choose another with --state; the hub makes a new one.",
             ) from err
-        self.switchboard = Switchboard(Hub(self._names, policies, entropy))
+        self.switchboard = Switchboard(Hub(self._names, policies, entropy), blobs=blobs)
         self._tls = _tls_context(certificates)
         await self._listen()
         self._ticker = asyncio.create_task(self._tick())

@@ -19,6 +19,7 @@ from simulators.iothub.core.hub import Hub
 from simulators.iothub.core.methods import MethodRequest, MethodResult
 from simulators.iothub.core.registry import IdentityId
 from simulators.iothub.core.sessions import ConnectionId
+from simulators.iothub.server.blob_store import BlobStore
 from simulators.iothub.server.dialogue import Dialogue, Outlet, State
 
 logger = logging.getLogger(__name__)
@@ -46,8 +47,9 @@ class Bell:
 class Switchboard:
     """The hub together with its open connections. After each call on the hub, `settle` carries out what follows."""
 
-    def __init__(self, hub: Hub, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, hub: Hub, clock: Callable[[], float] = time.time, blobs: BlobStore | None = None) -> None:
         self.hub = hub
+        self.blobs = blobs
         self.now = clock
         self.events_bell = Bell()
         self.is_stopping = False
