@@ -76,6 +76,9 @@ class Hub:
         self._changed(identity_id, now)
         return self.registry.get(identity_id).document()
 
+    def is_registered(self, identity_id: IdentityId) -> bool:
+        return self.registry.find(identity_id) is not None
+
     def delete_identity(self, identity_id: IdentityId, if_match: str | None) -> None:
         for gone in self.registry.delete(identity_id, if_match):
             del self._twins[gone]
