@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from simulators.iothub.core.access import Gatekeeper, Policy
+from simulators.iothub.core.configurations import Configurations
+from simulators.iothub.core.configured_fleet import ConfiguredFleet
 from simulators.iothub.core.effects import CloseConnection, DesiredPatch, Effect, EndMethod, SendDesired, SendMethod
 from simulators.iothub.core.events import Event, EventLog
 from simulators.iothub.core.instants import wire_time
@@ -24,6 +26,8 @@ from simulators.iothub.errors import Fault, ServiceError
 
 # https://learn.microsoft.com/azure/iot-hub/iot-hub-devguide-quotas-throttling: body, properties and their names.
 MESSAGE_BYTES_MAX = 256 * 1024
+# Targets that are looked at in one go after a configuration changed: some milliseconds of work.
+WORK_SLICE = 200
 # What a session listens to; the wire spells these as topic filters.
 METHODS, TWIN_RESPONSES, DESIRED_PATCHES = "methods", "twinResponses", "desiredPatches"
 
@@ -57,6 +61,8 @@ class Hub:
         self._sessions: Sessions[DesiredPatch] = Sessions()
         self._effects: list[Effect] = []
         self.index = TwinIndex(self.registry, self._twins, _twin_document)
+        self.fleet = ConfiguredFleet(self)
+        self.configurations = Configurations(self.fleet)
 
     def take_effects(self) -> list[Effect]:
         """What earlier calls left to be done; asked for again, it is empty."""
@@ -101,11 +107,14 @@ class Hub:
         return _twin_document(self.registry.get(identity_id), self._twins[identity_id])
 
     def patch_twin(self, identity_id: IdentityId, body: Any, if_match: str | None, now: float) -> dict[str, Any]:
+        self.write_twin(identity_id, body, if_match, now)
+        return self.twin_document(identity_id)
+
+    def write_twin(self, identity_id: IdentityId, body: Any, if_match: str | None, now: float) -> None:
         patch = self.twin(identity_id).patch(body, if_match, now)
         if patch is not None:
             self._notify_desired(identity_id, patch)
         self._changed(identity_id, now)
-        return self.twin_document(identity_id)
 
     def replace_twin(self, identity_id: IdentityId, body: Any, if_match: str | None, now: float) -> dict[str, Any]:
         self._notify_desired(identity_id, self.twin(identity_id).replace(body, if_match, now))
@@ -287,6 +296,11 @@ class Hub:
     def _changed(self, identity_id: IdentityId, now: float | None = None) -> None:
         """Tell whoever follows twins and identities that one has changed, come or gone."""
         self.index.changed(identity_id, now)
+        self.configurations.twin_changed(identity_id, self.index.latest if now is None else now)
+
+    def advance(self, now: float) -> bool:
+        """Do a slice of what is done by and by; returns whether more waits."""
+        return self.configurations.step(now, WORK_SLICE)
 
 
 def _twin_document(identity: Identity, twin: Twin) -> dict[str, Any]:
@@ -315,4 +329,5 @@ def _twin_document(identity: Identity, twin: Twin) -> dict[str, Any]:
         "properties": {"desired": twin.desired.document(), "reported": twin.reported.document()},
         "capabilities": {"iotEdge": identity.is_edge},
         **scope,
+        **({"configurations": twin.configurations} if twin.configurations else {}),
     }

@@ -76,6 +76,7 @@ _READERS: dict[str, Callable[[TwinView], Any]] = {
     "status": lambda view: view.identity.status,
     "connectionState": lambda view: view.identity.connection_state,
     "capabilities": lambda view: {"iotEdge": view.identity.is_edge},
+    "configurations": lambda view: view.twin.configurations,
     "etag": lambda view: view.twin.etag,
     "version": lambda view: view.twin.version,
     "lastActivityTime": lambda view: view.identity.last_activity_at,
@@ -101,6 +102,11 @@ class TwinIndex:
     @property
     def lag_s(self) -> float:
         return self._lag_s
+
+    @property
+    def latest(self) -> float:
+        """The latest instant that a change was noted at."""
+        return self._latest
 
     def set_lag(self, lag_s: float) -> None:
         """Lag from now on by `lag_s` seconds; 0 shows everything at once."""

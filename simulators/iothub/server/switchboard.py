@@ -48,6 +48,7 @@ class Switchboard:
         self._ids = itertools.count(1)
         self._results: dict[str, asyncio.Future[MethodResult]] = {}
         self._rung_sequence = 0
+        self._work: asyncio.Task[None] | None = None
 
     @property
     def connection_count(self) -> int:
@@ -88,11 +89,29 @@ class Switchboard:
     def tick(self) -> None:
         """What time alone brings about."""
         self.hub.expire_methods(self.now())
+        if self._work is None and self.hub.advance(self.now()):
+            self.start_work()
+        self.settle()
+
+    def start_work(self) -> None:
+        """Do a slice of what is done by and by at once, and the rest between other things."""
+        if self._work is None and self.hub.advance(self.now()):
+            self._work = asyncio.get_running_loop().create_task(self._do_work())
+
+    async def _do_work(self) -> None:
+        try:
+            while self.hub.advance(self.now()):
+                self.settle()
+                await asyncio.sleep(0)
+        finally:
+            self._work = None
         self.settle()
 
     def stop(self) -> None:
         """Let whoever waits for news go home."""
         self.is_stopping = True
+        if self._work:
+            self._work.cancel()
         self.events_bell.ring()
 
     def dialogues_of(self, client_id: str | None) -> list[Dialogue]:
