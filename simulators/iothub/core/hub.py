@@ -30,6 +30,7 @@ from simulators.iothub.core.query import run_query
 from simulators.iothub.core.query.engine import Page
 from simulators.iothub.core.registry import Identity, IdentityId, Registry, check_etag
 from simulators.iothub.core.sessions import ConnectionId, Session, Sessions
+from simulators.iothub.core.twin_index import TwinIndex
 from simulators.iothub.core.twins import Twin
 from simulators.iothub.errors import Fault, ServiceError
 
@@ -71,6 +72,7 @@ class Hub:
         self._twins: dict[IdentityId, Twin] = {}
         self._sessions: Sessions[InFlight] = Sessions()
         self._effects: list[Effect] = []
+        self.index = TwinIndex(self.registry, self._twins, _twin_document)
 
     def take_effects(self) -> list[Effect]:
         """What earlier calls left to be done; asked for again, it is empty."""
@@ -83,10 +85,15 @@ class Hub:
         """Create or replace a device or module; see `Registry.put`."""
         for identity in self.registry.put(identity_id, document, if_match, now):
             self._twins[identity.id] = Twin()
+            self._changed(identity.id, now)
         if not self.registry.is_enabled(identity_id):
             for affected in (self.registry.get(identity_id.device), *self.registry.modules_of(identity_id.device_id)):
                 self._disconnect(affected.id, "the device was disabled")
+        self._changed(identity_id, now)
         return self.registry.get(identity_id).document()
+
+    def is_registered(self, identity_id: IdentityId) -> bool:
+        return self.registry.find(identity_id) is not None
 
     def delete_identity(self, identity_id: IdentityId, if_match: str | None, now: float) -> None:
         check_etag(if_match, self.registry.get(identity_id).etag, identity_id.client_id)
@@ -95,6 +102,7 @@ class Hub:
             self.cloud_to_device.forget(identity_id.device_id)
         for gone in self.registry.delete(identity_id, if_match):
             del self._twins[gone]
+            self._changed(gone, now)
             self._end_calls(gone)
             connection = self._sessions.forget(gone)
             if connection is not None:
@@ -116,10 +124,12 @@ class Hub:
         patch = self.twin(identity_id).patch(body, if_match, now)
         if patch is not None:
             self._notify_desired(identity_id, patch)
+        self._changed(identity_id, now)
         return self.twin_document(identity_id)
 
     def replace_twin(self, identity_id: IdentityId, body: Any, if_match: str | None, now: float) -> dict[str, Any]:
         self._notify_desired(identity_id, self.twin(identity_id).replace(body, if_match, now))
+        self._changed(identity_id, now)
         return self.twin_document(identity_id)
 
     def device_twin(self, identity_id: IdentityId, now: float) -> bytes:
@@ -131,11 +141,15 @@ class Hub:
     def report(self, identity_id: IdentityId, payload: bytes, now: float) -> int:
         """Merge a device's reported patch; returns the section's new version."""
         self._note_activity(identity_id, now)
-        return self.twin(identity_id).report(parse_json(payload, "the reported patch"), now)
+        version = self.twin(identity_id).report(parse_json(payload, "the reported patch"), now)
+        self._changed(identity_id, now)
+        return version
 
-    def query(self, text: Any, continuation: str | None, count_max: int) -> Page:
-        """A page of a query's result; see `run_query`."""
-        return run_query(text, self._documents, continuation, count_max)
+    def query(self, text: Any, continuation: str | None, count_max: int, now: float | None = None) -> Page:
+        """A page of a query's result; see `run_query`. `now` matters where the index lags."""
+        return run_query(
+            text, lambda collection, after: self.index.rows(collection, after, now), continuation, count_max
+        )
 
     # --- connections ------------------------------------------------------------------------------------------------
 
@@ -159,6 +173,7 @@ class Hub:
             self._effects.append(CloseConnection(opened.displaced, "the client connected again [MQTT-3.1.4-2]"))
         identity.is_connected = True
         identity.connection_updated_at = identity.last_activity_at = wire_time(now)
+        self._changed(identity_id, now)
         return Admission(identity_id, opened.is_resumed, expires_at)
 
     def resume(self, identity_id: IdentityId, now: float) -> None:
@@ -185,6 +200,7 @@ class Hub:
         if identity is not None:
             identity.is_connected = False
             identity.connection_updated_at = wire_time(now)
+            self._changed(identity_id, now)
 
     def subscribe(self, identity_id: IdentityId, feature: str, qos: int, now: float) -> None:
         session = self._session(identity_id)
@@ -325,12 +341,9 @@ class Hub:
         if connection is not None:
             self._effects.append(CloseConnection(connection, reason))
 
-    def _documents(self, collection: str) -> list[tuple[int, dict[str, Any]]]:
-        identities = self.registry.modules() if collection == "devices.modules" else self.registry.devices()
-        return sorted(
-            ((identity.ordinal, _twin_document(identity, self._twins[identity.id])) for identity in identities),
-            key=lambda entry: entry[0],
-        )
+    def _changed(self, identity_id: IdentityId, now: float | None = None) -> None:
+        """Tell whoever follows twins and identities that one has changed, come or gone."""
+        self.index.changed(identity_id, now)
 
 
 def _twin_document(identity: Identity, twin: Twin) -> dict[str, Any]:
