@@ -18,7 +18,7 @@ class Identities(Protocol):
 
     def put_identity(self, identity_id: IdentityId, document: Any, if_match: str | None, now: float) -> Any: ...
 
-    def delete_identity(self, identity_id: IdentityId, if_match: str | None) -> None: ...
+    def delete_identity(self, identity_id: IdentityId, if_match: str | None, now: float) -> None: ...
 
     def patch_twin(self, identity_id: IdentityId, body: Any, if_match: str | None, now: float) -> Any: ...
 
@@ -76,7 +76,7 @@ def _create(hub: Identities, identity_id: IdentityId, item: dict[str, Any], now:
         _write_twin(hub, identity_id, item, None, now)
     except ServiceError:
         # Half of an item is not done: the next attempt would find a device that it did not make.
-        hub.delete_identity(identity_id, None)
+        hub.delete_identity(identity_id, None, now)
         raise
 
 
@@ -94,12 +94,12 @@ def _update_if_match(hub: Identities, identity_id: IdentityId, item: dict[str, A
     _update(hub, identity_id, item, now, _etag(item, "eTag"))
 
 
-def _delete(hub: Identities, identity_id: IdentityId, _item: dict[str, Any], _now: float) -> None:
-    hub.delete_identity(identity_id, "*")
+def _delete(hub: Identities, identity_id: IdentityId, _item: dict[str, Any], now: float) -> None:
+    hub.delete_identity(identity_id, "*", now)
 
 
-def _delete_if_match(hub: Identities, identity_id: IdentityId, item: dict[str, Any], _now: float) -> None:
-    hub.delete_identity(identity_id, _etag(item, "eTag"))
+def _delete_if_match(hub: Identities, identity_id: IdentityId, item: dict[str, Any], now: float) -> None:
+    hub.delete_identity(identity_id, _etag(item, "eTag"), now)
 
 
 def _update_twin(hub: Identities, identity_id: IdentityId, item: dict[str, Any], now: float) -> None:

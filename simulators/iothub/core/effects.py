@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from simulators.iothub.core.cloud_to_device import CloudMessage
 from simulators.iothub.core.methods import MethodResult
 from simulators.iothub.core.sessions import ConnectionId
 
@@ -20,6 +21,29 @@ class SendDesired:
 
     connection: ConnectionId
     patch: DesiredPatch
+    packet_id: int | None
+    is_duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CloudDelivery:
+    """A cloud-to-device message on its way: the device's PUBACK completes it."""
+
+    sequence: int
+    lock_token: str
+
+
+# What is under way to a client until its PUBACK.
+InFlight = DesiredPatch | CloudDelivery
+
+
+@dataclass(frozen=True, slots=True)
+class SendCloudMessage:
+    """Publish a cloud-to-device message; `packet_id` is None at QoS 0."""
+
+    connection: ConnectionId
+    device_id: str
+    message: CloudMessage
     packet_id: int | None
     is_duplicate: bool = False
 
@@ -45,4 +69,4 @@ class CloseConnection:
     reason: str
 
 
-Effect = SendDesired | SendMethod | EndMethod | CloseConnection
+Effect = SendDesired | SendCloudMessage | SendMethod | EndMethod | CloseConnection

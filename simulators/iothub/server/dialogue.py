@@ -9,7 +9,8 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from simulators.iothub.core.effects import SendDesired, SendMethod
+from simulators.iothub.core.cloud_to_device import cloud_message_bag
+from simulators.iothub.core.effects import SendCloudMessage, SendDesired, SendMethod
 from simulators.iothub.core.hub import TWIN_RESPONSES, Admission, Hub
 from simulators.iothub.core.instants import wire_time
 from simulators.iothub.core.json_text import dump_json
@@ -121,6 +122,19 @@ class Dialogue:
             Publish(
                 topic=topic,
                 payload=effect.patch.body,
+                qos=qos,
+                packet_id=effect.packet_id,
+                duplicate=effect.is_duplicate,
+            )
+        )
+
+    def send_cloud_message(self, effect: SendCloudMessage) -> None:
+        topic = topics.cloud_message_topic(effect.device_id, cloud_message_bag(effect.message))
+        qos = 0 if effect.packet_id is None else 1
+        self._send(
+            Publish(
+                topic=topic,
+                payload=effect.message.body,
                 qos=qos,
                 packet_id=effect.packet_id,
                 duplicate=effect.is_duplicate,
@@ -277,8 +291,8 @@ class Dialogue:
         if self._hub.hears(self._client, TWIN_RESPONSES):
             self._send(Publish(topic=topics.twin_response_topic(status, request_id, version), payload=body))
 
-    def _puback(self, packet: Puback, _now: float) -> None:
-        self._hub.acknowledge(self._client, packet.packet_id)
+    def _puback(self, packet: Puback, now: float) -> None:
+        self._hub.acknowledge(self._client, packet.packet_id, now)
 
     def _subscribe(self, packet: Subscribe, now: float) -> None:
         features = [(self._feature(topic_filter), qos) for topic_filter, qos in packet.filters]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from simulators.iothub.core.effects import CloseConnection, EndMethod, SendDesired, SendMethod
+from simulators.iothub.core.effects import CloseConnection, EndMethod, SendCloudMessage, SendDesired, SendMethod
 from simulators.iothub.core.hub import Hub
 from simulators.iothub.core.methods import MethodRequest, MethodResult
 from simulators.iothub.core.registry import IdentityId
@@ -89,6 +89,7 @@ class Switchboard:
     def tick(self) -> None:
         """What time alone brings about."""
         self.hub.expire_methods(self.now())
+        self.hub.expire_messages(self.now())
         if self._work is None and self.hub.advance(self.now()):
             self.start_work()
         self.settle()
@@ -135,6 +136,10 @@ class Switchboard:
         if dialogue := self._dialogue(effect.connection):
             dialogue.send_desired(effect)
 
+    def _send_cloud_message(self, effect: SendCloudMessage) -> None:
+        if dialogue := self._dialogue(effect.connection):
+            dialogue.send_cloud_message(effect)
+
     def _send_method(self, effect: SendMethod) -> None:
         if dialogue := self._dialogue(effect.connection):
             dialogue.send_method(effect)
@@ -154,6 +159,7 @@ class Switchboard:
 
 _CARRIERS: dict[type, Callable[[Switchboard, Any], None]] = {
     SendDesired: Switchboard._send_desired,
+    SendCloudMessage: Switchboard._send_cloud_message,
     SendMethod: Switchboard._send_method,
     CloseConnection: Switchboard._close,
     EndMethod: Switchboard._end_method,

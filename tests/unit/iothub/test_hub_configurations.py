@@ -266,7 +266,7 @@ def test_a_twin_that_changes_comes_into_scope_and_leaves_it(world: World) -> Non
     newcomer = world.register("new")
     tag(world, newcomer, site="east")
     assert desired(world, "new") == {"a": 1}
-    world.hub.delete_identity(newcomer, None)
+    world.hub.delete_identity(newcomer, None, world.clock.now)
     assert world.hub.configurations.document("c1")["systemMetrics"]["results"] == {
         "targetedCount": 1,
         "appliedCount": 1,

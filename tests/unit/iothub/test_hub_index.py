@@ -63,7 +63,7 @@ def test_a_lagging_index_shows_a_write_when_its_time_has_come(world: World) -> N
     world.hub.index.set_lag(5.0)
     d1 = world.register("d3")
     world.hub.patch_twin(d1, {"tags": {"a": 2}}, None, world.clock.now + 1)
-    world.hub.delete_identity(d1._replace(device_id="d2"), None)
+    world.hub.delete_identity(d1._replace(device_id="d2"), None, world.clock.now)
     everything, tagged = "SELECT * FROM devices", "SELECT * FROM devices WHERE tags.a = 2"
     assert (ids(world, everything), ids(world, tagged)) == (["d1", "d2"], [])
     world.clock.now += 5

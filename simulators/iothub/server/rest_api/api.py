@@ -7,6 +7,7 @@ from aiohttp import web
 
 from simulators.iothub.core.instants import wire_time
 from simulators.iothub.errors import Fault, ServiceError
+from simulators.iothub.server import mqtt_websocket
 from simulators.iothub.server.entropy import SystemEntropy
 from simulators.iothub.server.rest_api import bulk, configurations, identities, telemetry_stream, twins
 from simulators.iothub.server.rest_api.routing import Route, answer
@@ -16,7 +17,14 @@ logger = logging.getLogger(__name__)
 
 BODY_BYTES_MAX = 1024 * 1024
 
-ROUTES = (*identities.ROUTES, *bulk.ROUTES, *configurations.ROUTES, *twins.ROUTES, *telemetry_stream.ROUTES)
+ROUTES = (
+    *identities.ROUTES,
+    *bulk.ROUTES,
+    *configurations.ROUTES,
+    *twins.ROUTES,
+    *telemetry_stream.ROUTES,
+    *mqtt_websocket.ROUTES,
+)
 
 
 class RestApi:
