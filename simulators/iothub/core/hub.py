@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from simulators.iothub.core.access import Gatekeeper, Policy
-from simulators.iothub.core.cloud_to_device import CloudMessage, CloudToDevice
+from simulators.iothub.core.cloud_to_device import CloudMessage, CloudToDevice, check_message, cloud_message_bag
 from simulators.iothub.core.configurations import Configurations
 from simulators.iothub.core.configured_fleet import ConfiguredFleet
-from simulators.iothub.core.deliveries import CLOUD_TO_DEVICE, Deliveries
+from simulators.iothub.core.deliveries import CLOUD_TO_DEVICE, Deliveries, send_input
 from simulators.iothub.core.effects import (
     CloseConnection,
     CloudDelivery,
@@ -19,7 +19,9 @@ from simulators.iothub.core.effects import (
     Effect,
     EndMethod,
     InFlight,
+    InputMessage,
     SendDesired,
+    SendInput,
     SendMethod,
 )
 from simulators.iothub.core.events import Event, EventLog
@@ -193,6 +195,8 @@ class Hub:
         for packet_id, delivery in list(session.in_flight.items()):
             if isinstance(delivery, CloudDelivery):
                 self._effects += self._deliveries.send_again(session, packet_id, delivery, now)
+            elif isinstance(delivery, InputMessage):
+                self._effects.append(SendInput(session.connection, identity_id, delivery, packet_id, is_duplicate=True))
             else:
                 self._effects.append(SendDesired(session.connection, delivery, packet_id, is_duplicate=True))
         self._effects += self._deliveries.send(session, now)
@@ -260,15 +264,33 @@ class Hub:
         identity.last_activity_at = wire_time(now)
         return self.events.append(identity_id, identity.generation_id, system_properties, properties, body, now)
 
-    def send_to_device(self, device_id: str, message: CloudMessage, now: float) -> None:
-        """Queue a cloud-to-device message, and send it on where the device listens.
+    def send_to_device(self, device_id: str, message: CloudMessage, now: float) -> str:
+        """Queue a cloud-to-device message, and send it on where the device listens; returns its message id.
 
         Raises:
             ServiceError: DeviceNotFound, DeviceMaximumQueueDepthExceeded, MessageTooLarge or ArgumentInvalid.
         """
         self.registry.get(IdentityId(device_id))
-        self.cloud_to_device.send(device_id, message, now)
+        message_id = self.cloud_to_device.send(device_id, message, now)
         self.offer_messages(device_id, now)
+        return message_id
+
+    def send_to_input(self, identity_id: IdentityId, name: str, message: CloudMessage) -> None:
+        """Send a message to an input of a connected module, as the runtime on a device does.
+
+        Raises:
+            ServiceError: ModuleNotFound, DeviceNotOnline where the module does not listen, MessageTooLarge.
+        """
+        self.registry.get(identity_id)
+        check_message(message)
+        session = self._sessions.get(identity_id)
+        properties = cloud_message_bag(message)
+        effect = send_input(session, InputMessage(name, properties, message.body)) if session else None
+        if effect is None:
+            raise ServiceError(
+                Fault.DeviceNotOnline, f"{identity_id.client_id} is not connected, or does not listen to inputs"
+            )
+        self._effects.append(effect)
 
     def offer_messages(self, device_id: str, now: float) -> None:
         """Send what waits in a device's queue, where the device listens."""

@@ -7,7 +7,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from simulators.iothub.core.effects import CloseConnection, EndMethod, SendCloudMessage, SendDesired, SendMethod
+from simulators.iothub.core.effects import (
+    CloseConnection,
+    EndMethod,
+    SendCloudMessage,
+    SendDesired,
+    SendInput,
+    SendMethod,
+)
 from simulators.iothub.core.hub import Hub
 from simulators.iothub.core.methods import MethodRequest, MethodResult
 from simulators.iothub.core.registry import IdentityId
@@ -140,6 +147,10 @@ class Switchboard:
         if dialogue := self._dialogue(effect.connection):
             dialogue.send_cloud_message(effect)
 
+    def _send_input(self, effect: SendInput) -> None:
+        if dialogue := self._dialogue(effect.connection):
+            dialogue.send_input(effect)
+
     def _send_method(self, effect: SendMethod) -> None:
         if dialogue := self._dialogue(effect.connection):
             dialogue.send_method(effect)
@@ -160,6 +171,7 @@ class Switchboard:
 _CARRIERS: dict[type, Callable[[Switchboard, Any], None]] = {
     SendDesired: Switchboard._send_desired,
     SendCloudMessage: Switchboard._send_cloud_message,
+    SendInput: Switchboard._send_input,
     SendMethod: Switchboard._send_method,
     CloseConnection: Switchboard._close,
     EndMethod: Switchboard._end_method,

@@ -9,7 +9,15 @@ from simulators.iothub.core.instants import wire_time
 from simulators.iothub.errors import Fault, ServiceError
 from simulators.iothub.server import mqtt_websocket
 from simulators.iothub.server.entropy import SystemEntropy
-from simulators.iothub.server.rest_api import bulk, configurations, identities, telemetry_stream, twins
+from simulators.iothub.server.rest_api import (
+    bulk,
+    configurations,
+    device_messages,
+    feedback,
+    identities,
+    telemetry_stream,
+    twins,
+)
 from simulators.iothub.server.rest_api.routing import Route, answer
 from simulators.iothub.server.switchboard import Switchboard
 
@@ -23,6 +31,8 @@ ROUTES = (
     *configurations.ROUTES,
     *twins.ROUTES,
     *telemetry_stream.ROUTES,
+    *device_messages.ROUTES,
+    *feedback.ROUTES,
     *mqtt_websocket.ROUTES,
 )
 
