@@ -53,6 +53,7 @@ class Fault(enum.Enum):
     IotHubUnauthorized = FaultKind(401003, 401, "Unauthorized")
     DeviceNotFound = FaultKind(404001, 404, "Not Found")
     ModuleNotFound = FaultKind(404010, 404, "Not Found")
+    CertificateNotFound = FaultKind(404020, 404, "Not Found")
     RouteNotFound = FaultKind(404000, 404, "Not Found")
     DeviceNotOnline = FaultKind(404103, 404, "Not Found")
     DeviceConnectionClosedRemotely = FaultKind(404104, 404, "Not Found")
