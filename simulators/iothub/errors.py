@@ -64,6 +64,7 @@ class Fault(enum.Enum):
     ModuleNotFound = FaultKind(404010, 404, "Not Found")
     JobNotFound = FaultKind(404002, 404, "Not Found")
     ConfigurationNotFound = FaultKind(404205, 404, "Not Found")
+    CertificateNotFound = FaultKind(404020, 404, "Not Found")
     RouteNotFound = FaultKind(404000, 404, "Not Found")
     DeviceNotOnline = FaultKind(404103, 404, "Not Found")
     DeviceConnectionClosedRemotely = FaultKind(404104, 404, "Not Found")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from simulators.iothub.core.access import Gatekeeper, Policy
+from simulators.iothub.core.certificates import Authorities, ShownCertificate
 from simulators.iothub.core.cloud_to_device import CloudMessage, CloudToDevice, check_message, cloud_message_bag
 from simulators.iothub.core.configurations import Configurations
 from simulators.iothub.core.configured_fleet import ConfiguredFleet
@@ -48,11 +49,11 @@ METHODS, TWIN_RESPONSES, DESIRED_PATCHES = "methods", "twinResponses", "desiredP
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A device that was let in, until its token ends (seconds since the epoch)."""
+    """A device that was let in, until its token ends (seconds since the epoch), if it came with one."""
 
     identity_id: IdentityId
     is_session_present: bool
-    expires_at: float
+    expires_at: float | None
 
 
 class Hub:
@@ -67,6 +68,7 @@ class Hub:
     def __init__(self, host_names: tuple[str, ...], policies: tuple[Policy, ...], entropy: Entropy) -> None:
         self.host_name = host_names[0]
         self.gatekeeper = Gatekeeper(host_names, policies)
+        self.authorities = Authorities()
         self.registry = Registry(entropy)
         self.events = EventLog()
         self.methods = MethodCalls()
@@ -165,17 +167,18 @@ class Hub:
     # --- connections ------------------------------------------------------------------------------------------------
 
     def connect(
-        self, identity_id: IdentityId, credential: str, connection: ConnectionId, *, is_clean: bool, now: float
+        self,
+        identity_id: IdentityId,
+        credential: str,
+        connection: ConnectionId,
+        *,
+        is_clean: bool,
+        now: float,
+        certificates: tuple[bytes, ...] = (),
     ) -> Admission:
-        """Let a device in on a new connection, and an older connection of its out.
-
-        Raises:
-            ServiceError: the device is unknown or disabled, or the credential is not good.
-        """
+        """Let a device in on a new connection, and an older connection of its out; see `authenticate`."""
+        expires_at = self.authenticate(identity_id, credential, certificates, now)
         identity = self.registry.get(identity_id)
-        if not self.registry.is_enabled(identity_id):
-            raise ServiceError(Fault.IotHubUnauthorizedAccess, f"device {identity_id.device_id} is disabled")
-        expires_at = self.gatekeeper.check_device(credential, identity.sas_keys, identity_id.path, now)
         opened = self._sessions.open(identity_id, connection, is_clean=is_clean)
         if opened.displaced is not None:
             self._end_calls(identity_id)
@@ -186,6 +189,35 @@ class Hub:
         identity.connection_updated_at = identity.last_activity_at = wire_time(now)
         self._changed(identity_id, now)
         return Admission(identity_id, opened.is_resumed, expires_at)
+
+    def authenticate(
+        self, identity_id: IdentityId, credential: str, certificates: tuple[bytes, ...], now: float
+    ) -> float | None:
+        """Check that a client is the device or module it says it is; returns when its token ends, if it has one.
+
+        Args:
+            credential: its token, empty where it has none.
+            certificates: what it showed in the TLS handshake, in DER, its own first.
+
+        Raises:
+            ServiceError: the device is unknown or disabled, or the credential is not good.
+        """
+        identity = self.registry.get(identity_id)
+        if not self.registry.is_enabled(identity_id):
+            raise ServiceError(Fault.IotHubUnauthorizedAccess, f"device {identity_id.device_id} is disabled")
+        if identity.authentication_type not in ("selfSigned", "certificateAuthority"):
+            return self.gatekeeper.check_device(credential, identity.sas_keys, identity_id.path, now)
+        shown = ShownCertificate.read(certificates)
+        if identity.authentication_type == "selfSigned":
+            shown.check_thumbprint(identity.thumbprints, now)
+            return None
+        if shown.common_name != identity_id.client_id:
+            raise ServiceError(
+                Fault.IotHubUnauthorizedAccess,
+                f"the certificate is for {shown.common_name!r}, not for {identity_id.client_id!r}",
+            )
+        shown.check_issued_under(self.authorities.certificates(), now)
+        return None
 
     def resume(self, identity_id: IdentityId, now: float) -> None:
         """Send what waits for a client that has just been let in, first what it has not acknowledged."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from simulators.iothub.core.access import is_key
+from simulators.iothub.core.certificates import plain_thumbprint
 from simulators.iothub.core.instants import NEVER, wire_time
 from simulators.iothub.core.ports import Entropy
 from simulators.iothub.errors import Fault, ServiceError
@@ -302,6 +303,9 @@ def _read_authentication(authentication: dict[str, Any]) -> dict[str, Any]:
         "type": kind,
         "thumbprints": (thumbprint.get("primaryThumbprint"), thumbprint.get("secondaryThumbprint")),
     }
+    shown = [text for text in changes["thumbprints"] if text]
+    if kind == "selfSigned" and not (shown and all(plain_thumbprint(text) for text in shown)):
+        raise ServiceError(Fault.ArgumentInvalid, "selfSigned needs a thumbprint of 40 or 64 hexadecimal digits")
     symmetric = _dictionary(authentication, "symmetricKey")
     keys = (symmetric.get("primaryKey"), symmetric.get("secondaryKey"))
     if any(keys):

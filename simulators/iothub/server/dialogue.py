@@ -72,15 +72,26 @@ class State(enum.Enum):
 
 
 class Dialogue:
-    """The hub's side of one MQTT connection."""
+    """The hub's side of one MQTT connection.
 
-    def __init__(self, hub: Hub, connection: ConnectionId, outlet: Outlet) -> None:
+    Args:
+        certificates: gives what the client showed in the TLS handshake, in DER, its own first.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        connection: ConnectionId,
+        outlet: Outlet,
+        certificates: Callable[[], tuple[bytes, ...]] = tuple,
+    ) -> None:
         self.connection = connection
         self.state = State.AWAITING_CONNECT
         self.idle_timeout_s = CONNECT_TIMEOUT_S
         self.expires_at: float | None = None
         self.identity_id: IdentityId | None = None
         self._hub = hub
+        self._certificates = certificates
         self.outlet = outlet
         self._decoder = Decoder(PACKET_BYTES_MAX)
         self._will: Will | None = None
@@ -220,9 +231,16 @@ class Dialogue:
             raise ServiceError(Fault.IotHubUnauthorizedAccess, f"this hub is not {login.host_name}")
         identity_id = IdentityId(login.device_id, login.module_id)
         self._check_will(packet.will, identity_id)
-        # A device without a password would have to show a certificate, which this hub does not ask for yet.
+        # Who has a password has no need of a certificate: the service takes one or the other.
         credential = (packet.password or b"").decode(errors="replace")
-        admission = self._hub.connect(identity_id, credential, self.connection, is_clean=packet.clean_session, now=now)
+        admission = self._hub.connect(
+            identity_id,
+            credential,
+            self.connection,
+            is_clean=packet.clean_session,
+            now=now,
+            certificates=() if credential else self._certificates(),
+        )
         if model_id := login.parameters.get("model-id"):
             self._hub.twin(identity_id).model_id = model_id
         self._will = packet.will

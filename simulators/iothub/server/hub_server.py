@@ -5,7 +5,6 @@ import datetime
 import errno
 import logging
 import os
-import ssl
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from simulators.iothub.server.mqtt_listener import MqttListener
 from simulators.iothub.server.rest_api.api import RestApi
 from simulators.iothub.server.state_directory import StateDirectory
 from simulators.iothub.server.switchboard import Switchboard
+from simulators.iothub.server.tls import TlsSite, request_certificates
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class HubServer:
                 hint="Move the directory away, or choose another with --state; the hub makes a new one.",
             ) from err
         self.switchboard = Switchboard(Hub(self._names, policies, entropy))
-        self._tls = _tls_context(certificates)
+        self._tls = request_certificates(certificates)
         await self._listen()
         self._ticker = asyncio.create_task(self._tick())
         return self._endpoints(certificates)
@@ -140,13 +140,13 @@ class HubServer:
     async def _start_https(self, runner: web.AppRunner) -> int:
         if self._https_port is None:
             try:
-                await web.TCPSite(runner, self._address, HTTPS_PORT, ssl_context=self._tls).start()
+                await TlsSite(runner, self._tls, self._address, HTTPS_PORT).start()
             except OSError as err:
                 logger.info("port %s cannot be had (%s); using %s", HTTPS_PORT, err.strerror, HTTPS_PORT_UNPRIVILEGED)
             else:
                 return HTTPS_PORT
         port = self._https_port or HTTPS_PORT_UNPRIVILEGED
-        await self._bind(web.TCPSite(runner, self._address, port, ssl_context=self._tls).start(), "HTTPS", port)
+        await self._bind(TlsSite(runner, self._tls, self._address, port).start(), "HTTPS", port)
         return port
 
     async def _bind(self, listening: Coroutine[Any, Any, None], what: str, port: int) -> None:
@@ -198,10 +198,3 @@ def _note(endpoints: HubEndpoints) -> dict[str, Any]:
         "keyFile": str(endpoints.certificates.key.absolute()),
         "telemetryUrl": endpoints.telemetry_url,
     }
-
-
-def _tls_context(certificates: CertificateFiles) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(certificates.certificate, certificates.key)
-    return context

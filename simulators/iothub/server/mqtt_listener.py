@@ -2,17 +2,17 @@
 
 import asyncio
 import logging
-import ssl
+
+from OpenSSL import SSL
 
 from simulators.iothub.server.switchboard import Switchboard
+from simulators.iothub.server.tls import CLIENT_CERTIFICATES, serve_tls
 
 logger = logging.getLogger(__name__)
 
 # A client that does not read what it asked for is cut off beyond this.
 OUTBOUND_BYTES_MAX = 4 * 1024 * 1024
 CONNECTIONS_MAX = 20_000
-TLS_HANDSHAKE_TIMEOUT_S = 30.0
-TLS_SHUTDOWN_TIMEOUT_S = 2.0
 # Tokens may be good for years; timers are set for a day at most and then looked at again.
 CHECK_INTERVAL_S_MAX = 86_400.0
 
@@ -30,7 +30,7 @@ class MqttConnection(asyncio.Protocol):
         if not isinstance(transport, asyncio.Transport):
             raise TypeError(f"MQTT runs over a stream, not over {transport!r}")
         self._transport = transport
-        self._dialogue = self._switchboard.open(self)
+        self._dialogue = self._switchboard.open(self, lambda: transport.get_extra_info(CLIENT_CERTIFICATES, ()))
         if self._switchboard.connection_count > CONNECTIONS_MAX:
             logger.warning("refusing a connection: %s are open", CONNECTIONS_MAX)
             transport.abort()
@@ -96,22 +96,14 @@ class MqttConnection(asyncio.Protocol):
 class MqttListener:
     """Accepts MQTT connections on one address."""
 
-    def __init__(self, switchboard: Switchboard, tls: ssl.SSLContext) -> None:
+    def __init__(self, switchboard: Switchboard, tls: SSL.Context) -> None:
         self._switchboard = switchboard
         self._tls = tls
         self._server: asyncio.Server | None = None
 
     async def start(self, address: str, port: int) -> None:
         """Listen; raises OSError where the port cannot be had."""
-        self._server = await asyncio.get_running_loop().create_server(
-            lambda: MqttConnection(self._switchboard),
-            address,
-            port,
-            ssl=self._tls,
-            ssl_handshake_timeout=TLS_HANDSHAKE_TIMEOUT_S,
-            ssl_shutdown_timeout=TLS_SHUTDOWN_TIMEOUT_S,
-            backlog=1024,
-        )
+        self._server = await serve_tls(self._tls, lambda: MqttConnection(self._switchboard), address, port)
 
     async def stop(self) -> None:
         """Stop accepting and close every connection."""

@@ -61,9 +61,9 @@ class Switchboard:
     def connection_count(self) -> int:
         return len(self._dialogues)
 
-    def open(self, outlet: Outlet) -> Dialogue:
-        """Start a dialogue on a new connection."""
-        dialogue = Dialogue(self.hub, next(self._ids), outlet)
+    def open(self, outlet: Outlet, certificates: Callable[[], tuple[bytes, ...]] = tuple) -> Dialogue:
+        """Start a dialogue on a new connection, whose client has shown these certificates."""
+        dialogue = Dialogue(self.hub, next(self._ids), outlet, certificates)
         self._dialogues[dialogue.connection] = dialogue
         return dialogue
 

@@ -11,6 +11,7 @@ from simulators.iothub.server import mqtt_websocket
 from simulators.iothub.server.entropy import SystemEntropy
 from simulators.iothub.server.rest_api import (
     bulk,
+    certificates,
     configurations,
     device_messages,
     feedback,
@@ -33,6 +34,7 @@ ROUTES = (
     *telemetry_stream.ROUTES,
     *device_messages.ROUTES,
     *feedback.ROUTES,
+    *certificates.ROUTES,
     *mqtt_websocket.ROUTES,
 )
 
