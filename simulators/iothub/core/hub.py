@@ -12,13 +12,14 @@ from simulators.iothub.core.effects import CloseConnection, DesiredPatch, Effect
 from simulators.iothub.core.events import Event, EventLog
 from simulators.iothub.core.instants import wire_time
 from simulators.iothub.core.json_text import dump_json, parse_json
+from simulators.iothub.core.ledger import Ledger
 from simulators.iothub.core.methods import MethodCalls, MethodRequest, not_online
 from simulators.iothub.core.ports import Entropy
 from simulators.iothub.core.query import run_query
 from simulators.iothub.core.query.engine import Page
 from simulators.iothub.core.registry import Identity, IdentityId, Registry
 from simulators.iothub.core.sessions import ConnectionId, Session, Sessions
-from simulators.iothub.core.twins import Twin
+from simulators.iothub.core.twins import Twin, Twins
 from simulators.iothub.errors import Fault, ServiceError
 
 # https://learn.microsoft.com/azure/iot-hub/iot-hub-devguide-quotas-throttling: body, properties and their names.
@@ -43,18 +44,29 @@ class Hub:
         host_names: the names it answers to; the first is the one it goes by.
         policies: its shared access policies.
         entropy: source of keys and ids.
+        ledger: takes note of what changes, for whoever writes it down.
     """
 
-    def __init__(self, host_names: tuple[str, ...], policies: tuple[Policy, ...], entropy: Entropy) -> None:
+    def __init__(
+        self,
+        host_names: tuple[str, ...],
+        policies: tuple[Policy, ...],
+        entropy: Entropy,
+        ledger: Ledger | None = None,
+    ) -> None:
         self.host_name = host_names[0]
         self.gatekeeper = Gatekeeper(host_names, policies)
-        self.registry = Registry(entropy)
+        self.ledger = ledger or Ledger()
+        self.registry = Registry(entropy, self.ledger.toucher("identities"))
         self.events = EventLog()
         self.methods = MethodCalls()
         self._entropy = entropy
-        self._twins: dict[IdentityId, Twin] = {}
-        self._sessions: Sessions[DesiredPatch] = Sessions()
+        self._twins = Twins(self.ledger.toucher("twins"))
+        self._sessions: Sessions[DesiredPatch] = Sessions(self.ledger.toucher("sessions"))
         self._effects: list[Effect] = []
+        self.ledger.enroll("identities", self.registry)
+        self.ledger.enroll("twins", self._twins)
+        self.ledger.enroll("sessions", self._sessions)
 
     def take_effects(self) -> list[Effect]:
         """What earlier calls left to be done; asked for again, it is empty."""
@@ -94,12 +106,15 @@ class Hub:
 
     def patch_twin(self, identity_id: IdentityId, body: Any, if_match: str | None, now: float) -> dict[str, Any]:
         patch = self.twin(identity_id).patch(body, if_match, now)
+        self._twins.touch(identity_id)
         if patch is not None:
             self._notify_desired(identity_id, patch)
         return self.twin_document(identity_id)
 
     def replace_twin(self, identity_id: IdentityId, body: Any, if_match: str | None, now: float) -> dict[str, Any]:
-        self._notify_desired(identity_id, self.twin(identity_id).replace(body, if_match, now))
+        desired = self.twin(identity_id).replace(body, if_match, now)
+        self._twins.touch(identity_id)
+        self._notify_desired(identity_id, desired)
         return self.twin_document(identity_id)
 
     def device_twin(self, identity_id: IdentityId, now: float) -> bytes:
@@ -111,7 +126,16 @@ class Hub:
     def report(self, identity_id: IdentityId, payload: bytes, now: float) -> int:
         """Merge a device's reported patch; returns the section's new version."""
         self._note_activity(identity_id, now)
-        return self.twin(identity_id).report(parse_json(payload, "the reported patch"), now)
+        version = self.twin(identity_id).report(parse_json(payload, "the reported patch"), now)
+        self._twins.touch(identity_id)
+        return version
+
+    def set_model(self, identity_id: IdentityId, model_id: str) -> None:
+        """Note the digital twin model that a device says it is."""
+        twin = self.twin(identity_id)
+        if twin.model_id != model_id:
+            twin.model_id = model_id
+            self._twins.touch(identity_id)
 
     def query(self, text: Any, continuation: str | None, count_max: int) -> Page:
         """A page of a query's result; see `run_query`."""
@@ -160,12 +184,12 @@ class Hub:
 
     def subscribe(self, identity_id: IdentityId, feature: str, qos: int, now: float) -> None:
         session = self._session(identity_id)
-        session.subscriptions[feature] = qos
+        self._sessions.subscribe(session, feature, qos)
         if feature == METHODS:
             self._send_waiting_methods(session, now)
 
     def unsubscribe(self, identity_id: IdentityId, feature: str) -> None:
-        self._session(identity_id).subscriptions.pop(feature, None)
+        self._sessions.unsubscribe(self._session(identity_id), feature)
 
     def hears(self, identity_id: IdentityId, feature: str) -> bool:
         session = self._sessions.get(identity_id)
