@@ -76,6 +76,8 @@ class Ledger:
     def restore(self, records: Iterable[tuple[Place, Any]]) -> None:
         """Give the components what was written. Components that are no more are passed over."""
         for (name, key), record in records:
-            if component := self._components.get(name):
+            component = self._components.get(name)
+            # A component may be a collection, and empty.
+            if component is not None:
                 component.restore(key, record)
         self._touched.clear()
