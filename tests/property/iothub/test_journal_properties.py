@@ -17,13 +17,14 @@ from simulators.iothub.core.hub import Hub
 from simulators.iothub.core.ledger import Ledger
 from simulators.iothub.core.registry import IdentityId
 from simulators.iothub.errors import HubStartError, ServiceError, StorageError
+from simulators.iothub.server import journal as journal_module
 from simulators.iothub.server import segments
 from simulators.iothub.server.journal import Journal
 from simulators.iothub.server.segments import Segments
 
-EVENTS_MAX = 12
+EVENTS_MAX = 4
 # So small that a history of a few dozen steps goes through several segments.
-SEGMENT_BYTES_MAX = 1_500
+SEGMENT_BYTES_MAX = 800
 DEVICES = ("d1", "d2", "d3/m1", "d3")
 
 
@@ -37,6 +38,8 @@ class Disk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.budget = 0
         self._write, self._unlink = os.write, Path.unlink
+        # Copying takes several flushes, so that it can be interrupted.
+        monkeypatch.setattr(journal_module, "COPIED_MAX", 2)
         monkeypatch.setattr(segments.os, "write", self.write)
         monkeypatch.setattr(segments.Path, "unlink", lambda path, **options: self.unlink(path, **options))
 
@@ -104,7 +107,10 @@ def listen(hub: Hub, identity_id: IdentityId, number: int) -> None:
     hub.registry.get(identity_id)
     hub._sessions.open(identity_id, number, is_clean=number % 5 == 0)
     hub.subscribe(identity_id, "methods", number % 2, NOON + number)
-    if number % 3 == 0:
+
+
+def stop_listening(hub: Hub, identity_id: IdentityId, _number: int) -> None:
+    if hub._sessions.get(identity_id):
         hub.unsubscribe(identity_id, "methods")
 
 
@@ -113,9 +119,10 @@ def tell(hub: Hub, identity_id: IdentityId, number: int) -> None:
 
 
 Step = tuple[Callable[[Hub, IdentityId, int], None], str]
-STEPS = st.tuples(st.sampled_from([create, delete, patch, report, listen, tell, tell]), st.sampled_from(DEVICES))
+ACTS = (create, create, delete, patch, report, listen, stop_listening, tell, tell)
+STEPS = st.tuples(st.sampled_from(ACTS), st.sampled_from(DEVICES))
 # Some steps answered together, as what one turn of the loop brings.
-HISTORIES = st.lists(st.lists(STEPS, min_size=1, max_size=3), max_size=25)
+HISTORIES = st.lists(st.lists(STEPS, min_size=1, max_size=3), max_size=40)
 
 
 class Answered:
@@ -138,7 +145,7 @@ class Answered:
             self.told = self.under_way
 
 
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=250)
 @given(lives=st.lists(st.tuples(HISTORIES, st.integers(0, 12_000)), min_size=1, max_size=3))
 def test_after_a_death_at_any_byte_all_that_was_answered_is_there(lives: list[tuple[list[list[Step]], int]]) -> None:
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as monkeypatch:
@@ -163,7 +170,7 @@ def test_after_a_death_at_any_byte_all_that_was_answered_is_there(lives: list[tu
                 journal.close()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=100)
 @given(history=HISTORIES)
 def test_a_full_disk_keeps_answers_back_and_loses_nothing(history: list[list[Step]]) -> None:
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as monkeypatch:
@@ -171,6 +178,7 @@ def test_a_full_disk_keeps_answers_back_and_loses_nothing(history: list[list[Ste
         journal = Journal(Path(name), hub, SEGMENT_BYTES_MAX)
         journal.open()
         answered, write = Answered(hub), os.write
+        monkeypatch.setattr(journal_module, "COPIED_MAX", 2)
 
         def write_half(descriptor: int, data: Any) -> int:
             if len(data) > 10:
@@ -229,3 +237,26 @@ def test_damage_in_a_closed_segment_is_not_passed_over(tmp_path: Path) -> None:
     first.write_bytes(first.read_bytes()[:-1] + b"?")
     with pytest.raises(HubStartError, match="damaged at byte 0 of 15"):
         list(series.read(1))
+
+
+def test_a_partition_whose_events_are_all_gone_still_knows_how_far_it_counted(tmp_path: Path) -> None:
+    hub = new_hub()
+    journal = Journal(tmp_path, hub, SEGMENT_BYTES_MAX)
+    journal.open()
+    quiet, busy = IdentityId("d1"), IdentityId("d2")
+    assert hub.events.partition_of("d1") != hub.events.partition_of("d2")
+    for identity_id in (quiet, busy):
+        create(hub, identity_id, 1)
+    tell(hub, quiet, 7)
+    for number in range(100):
+        tell(hub, busy, number)
+        journal.flush()
+    journal.close()
+    again = new_hub()
+    reopened = Journal(tmp_path, again, SEGMENT_BYTES_MAX)
+    reopened.open()
+    partition = again.events.partitions[again.events.partition_of("d1")]
+    assert (partition.is_empty, partition.next_number, partition.next_offset) == (True, 1, 14)
+    assert events_of(again) == events_of(hub)
+    assert len(list(tmp_path.glob("events-*.log"))) <= 3
+    reopened.close()
