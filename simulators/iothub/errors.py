@@ -34,6 +34,10 @@ class HubStartError(Exception):
         self.hint = hint
 
 
+class StorageError(Exception):
+    """The state of the hub cannot be written: what depends on it may not be promised to anybody."""
+
+
 @dataclass(frozen=True, slots=True)
 class FaultKind:
     """One entry of the service's error list: number, HTTP status, and the reason phrase that SDKs show."""

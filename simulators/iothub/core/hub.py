@@ -29,6 +29,7 @@ from simulators.iothub.core.events import Event, EventLog
 from simulators.iothub.core.feedback import feedback_queue, notification_queue
 from simulators.iothub.core.instants import wire_time
 from simulators.iothub.core.json_text import dump_json, parse_json
+from simulators.iothub.core.ledger import Ledger
 from simulators.iothub.core.methods import MethodCalls, MethodRequest, not_online
 from simulators.iothub.core.ports import Entropy
 from simulators.iothub.core.query import run_query
@@ -36,7 +37,7 @@ from simulators.iothub.core.query.engine import Page
 from simulators.iothub.core.registry import Identity, IdentityId, Registry, check_etag
 from simulators.iothub.core.sessions import ConnectionId, Session, Sessions
 from simulators.iothub.core.twin_index import TwinIndex
-from simulators.iothub.core.twins import Twin
+from simulators.iothub.core.twins import Twin, Twins
 from simulators.iothub.errors import Fault, ServiceError
 
 # https://learn.microsoft.com/azure/iot-hub/iot-hub-devguide-quotas-throttling: body, properties and their names.
@@ -63,26 +64,52 @@ class Hub:
         host_names: the names it answers to; the first is the one it goes by.
         policies: its shared access policies.
         entropy: source of keys and ids.
+        ledger: takes note of what changes, for whoever writes it down.
     """
 
-    def __init__(self, host_names: tuple[str, ...], policies: tuple[Policy, ...], entropy: Entropy) -> None:
+    def __init__(
+        self,
+        host_names: tuple[str, ...],
+        policies: tuple[Policy, ...],
+        entropy: Entropy,
+        ledger: Ledger | None = None,
+    ) -> None:
         self.host_name = host_names[0]
         self.gatekeeper = Gatekeeper(host_names, policies)
-        self.authorities = Authorities()
-        self.registry = Registry(entropy)
+        self.ledger = ledger or Ledger()
+        touching = self.ledger.toucher
+        self.authorities = Authorities(touching("authorities"))
+        self.registry = Registry(entropy, touching("identities"))
         self.events = EventLog()
         self.methods = MethodCalls()
-        self.feedback = feedback_queue(self.host_name, entropy)
-        self.file_notifications = notification_queue(self.host_name, entropy)
-        self.cloud_to_device = CloudToDevice(self.feedback, entropy, self.registry.generation_of, self.registry.count)
+        self.feedback = feedback_queue(self.host_name, entropy, touching("feedback"))
+        self.file_notifications = notification_queue(self.host_name, entropy, touching("fileNotifications"))
+        self.cloud_to_device = CloudToDevice(
+            self.feedback, entropy, self.registry.generation_of, self.registry.count, touching("cloudToDevice")
+        )
         self._deliveries = Deliveries(self.cloud_to_device)
         self._entropy = entropy
-        self._twins: dict[IdentityId, Twin] = {}
-        self._sessions: Sessions[InFlight] = Sessions()
+        self._twins = Twins(touching("twins"))
+        self._sessions: Sessions[InFlight] = Sessions(touching("sessions"))
         self._effects: list[Effect] = []
         self.index = TwinIndex(self.registry, self._twins, _twin_document)
         self.fleet = ConfiguredFleet(self)
-        self.configurations = Configurations(self.fleet)
+        self.configurations = Configurations(self.fleet, touching("configurations"))
+        self._enroll()
+
+    def _enroll(self) -> None:
+        """Name what outlives a restart; a component comes after those that it looks into."""
+        for name, component in (
+            ("authorities", self.authorities),
+            ("identities", self.registry),
+            ("twins", self._twins),
+            ("sessions", self._sessions),
+            ("feedback", self.feedback),
+            ("fileNotifications", self.file_notifications),
+            ("cloudToDevice", self.cloud_to_device),
+            ("configurations", self.configurations),
+        ):
+            self.ledger.enroll(name, component)
 
     def take_effects(self) -> list[Effect]:
         """What earlier calls left to be done; asked for again, it is empty."""
@@ -136,12 +163,15 @@ class Hub:
 
     def write_twin(self, identity_id: IdentityId, body: Any, if_match: str | None, now: float) -> None:
         patch = self.twin(identity_id).patch(body, if_match, now)
+        self._twins.touch(identity_id)
         if patch is not None:
             self._notify_desired(identity_id, patch)
         self._changed(identity_id, now)
 
     def replace_twin(self, identity_id: IdentityId, body: Any, if_match: str | None, now: float) -> dict[str, Any]:
-        self._notify_desired(identity_id, self.twin(identity_id).replace(body, if_match, now))
+        desired = self.twin(identity_id).replace(body, if_match, now)
+        self._twins.touch(identity_id)
+        self._notify_desired(identity_id, desired)
         self._changed(identity_id, now)
         return self.twin_document(identity_id)
 
@@ -155,8 +185,16 @@ class Hub:
         """Merge a device's reported patch; returns the section's new version."""
         self._note_activity(identity_id, now)
         version = self.twin(identity_id).report(parse_json(payload, "the reported patch"), now)
+        self._twins.touch(identity_id)
         self._changed(identity_id, now)
         return version
+
+    def set_model(self, identity_id: IdentityId, model_id: str) -> None:
+        """Note the digital twin model that a device says it is."""
+        twin = self.twin(identity_id)
+        if twin.model_id != model_id:
+            twin.model_id = model_id
+            self._twins.touch(identity_id)
 
     def query(self, text: Any, continuation: str | None, count_max: int, now: float | None = None) -> Page:
         """A page of a query's result; see `run_query`. `now` matters where the index lags."""
@@ -249,14 +287,14 @@ class Hub:
 
     def subscribe(self, identity_id: IdentityId, feature: str, qos: int, now: float) -> None:
         session = self._session(identity_id)
-        session.subscriptions[feature] = qos
+        self._sessions.subscribe(session, feature, qos)
         if feature == METHODS:
             self._send_waiting_methods(session, now)
         elif feature == CLOUD_TO_DEVICE:
             self._effects += self._deliveries.send(session, now)
 
     def unsubscribe(self, identity_id: IdentityId, feature: str) -> None:
-        self._session(identity_id).subscriptions.pop(feature, None)
+        self._sessions.unsubscribe(self._session(identity_id), feature)
 
     def hears(self, identity_id: IdentityId, feature: str) -> bool:
         session = self._sessions.get(identity_id)

@@ -95,6 +95,8 @@ class Dialogue:
         self.outlet = outlet
         self._decoder = Decoder(PACKET_BYTES_MAX)
         self._will: Will | None = None
+        # Whether the hub has room for this connection; where it has none, CONNECT is refused.
+        self.has_room = True
 
     def receive(self, data: bytes, now: float) -> None:
         """Take bytes from the client; whatever breaks a rule closes this connection and harms no other."""
@@ -206,6 +208,9 @@ class Dialogue:
     # --- CONNECT ----------------------------------------------------------------------------------------------------
 
     def _connect(self, packet: Connect, now: float) -> None:
+        if not self.has_room:
+            self._refuse(ConnackCode.SERVER_UNAVAILABLE, "too many connections are open", now)
+            return
         try:
             admission = self._admit(packet, now)
         except ServiceError as err:
@@ -242,7 +247,7 @@ class Dialogue:
             certificates=() if credential else self._certificates(),
         )
         if model_id := login.parameters.get("model-id"):
-            self._hub.twin(identity_id).model_id = model_id
+            self._hub.set_model(identity_id, model_id)
         self._will = packet.will
         return admission
 

@@ -61,9 +61,12 @@ class RestApi:
                 self._switchboard.hub.gatekeeper.check_service(
                     authorization, route.right, path, self._switchboard.now()
                 )
-            response = await route.handler(self._switchboard, request)
-            self._switchboard.settle()
-            return response
+            try:
+                return await route.handler(self._switchboard, request)
+            finally:
+                self._switchboard.settle()
+                if self._switchboard.storage_error:
+                    raise ServiceError(Fault.ServerError, str(self._switchboard.storage_error))
 
         return handle
 
