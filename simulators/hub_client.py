@@ -124,10 +124,19 @@ class HubClient:
             raise
         return True
 
-    def create(self, device_id: str, module_id: str = "") -> dict[str, Any]:
-        body = {"deviceId": device_id, **({"moduleId": module_id} if module_id else {})}
+    def create(
+        self, device_id: str, module_id: str = "", authentication: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Register an identity; it gets symmetric keys unless `authentication` says otherwise."""
+        body: dict[str, Any] = {"deviceId": device_id, **({"moduleId": module_id} if module_id else {})}
+        if authentication:
+            body["authentication"] = authentication
         identity: dict[str, Any] = self._call("PUT", _path("devices", device_id, module_id), body)
         return identity
+
+    def trust_authority(self, name: str, certificate: str) -> None:
+        """Let devices in whose certificate (`certificate`, PEM) this authority has issued."""
+        self._call("PUT", f"/certificates/{quote(name, safe='')}", {"properties": {"certificate": certificate}})
 
     def delete(self, device_id: str, module_id: str = "") -> None:
         self._call("DELETE", _path("devices", device_id, module_id), headers={"If-Match": "*"})

@@ -72,18 +72,31 @@ class State(enum.Enum):
 
 
 class Dialogue:
-    """The hub's side of one MQTT connection."""
+    """The hub's side of one MQTT connection.
 
-    def __init__(self, hub: Hub, connection: ConnectionId, outlet: Outlet) -> None:
+    Args:
+        certificates: gives what the client showed in the TLS handshake, in DER, its own first.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        connection: ConnectionId,
+        outlet: Outlet,
+        certificates: Callable[[], tuple[bytes, ...]] = tuple,
+    ) -> None:
         self.connection = connection
         self.state = State.AWAITING_CONNECT
         self.idle_timeout_s = CONNECT_TIMEOUT_S
         self.expires_at: float | None = None
         self.identity_id: IdentityId | None = None
         self._hub = hub
+        self._certificates = certificates
         self.outlet = outlet
         self._decoder = Decoder(PACKET_BYTES_MAX)
         self._will: Will | None = None
+        # Whether the hub has room for this connection; where it has none, CONNECT is refused.
+        self.has_room = True
 
     def receive(self, data: bytes, now: float) -> None:
         """Take bytes from the client; whatever breaks a rule closes this connection and harms no other."""
@@ -195,6 +208,9 @@ class Dialogue:
     # --- CONNECT ----------------------------------------------------------------------------------------------------
 
     def _connect(self, packet: Connect, now: float) -> None:
+        if not self.has_room:
+            self._refuse(ConnackCode.SERVER_UNAVAILABLE, "too many connections are open", now)
+            return
         try:
             admission = self._admit(packet, now)
         except ServiceError as err:
@@ -220,11 +236,18 @@ class Dialogue:
             raise ServiceError(Fault.IotHubUnauthorizedAccess, f"this hub is not {login.host_name}")
         identity_id = IdentityId(login.device_id, login.module_id)
         self._check_will(packet.will, identity_id)
-        # A device without a password would have to show a certificate, which this hub does not ask for yet.
+        # Who has a password has no need of a certificate: the service takes one or the other.
         credential = (packet.password or b"").decode(errors="replace")
-        admission = self._hub.connect(identity_id, credential, self.connection, is_clean=packet.clean_session, now=now)
+        admission = self._hub.connect(
+            identity_id,
+            credential,
+            self.connection,
+            is_clean=packet.clean_session,
+            now=now,
+            certificates=() if credential else self._certificates(),
+        )
         if model_id := login.parameters.get("model-id"):
-            self._hub.twin(identity_id).model_id = model_id
+            self._hub.set_model(identity_id, model_id)
         self._will = packet.will
         return admission
 

@@ -7,9 +7,13 @@ from aiohttp import web
 
 from simulators.iothub.core.instants import wire_time
 from simulators.iothub.errors import Fault, ServiceError
+from simulators.iothub.server import mqtt_websocket
 from simulators.iothub.server.entropy import SystemEntropy
 from simulators.iothub.server.rest_api import (
     blobs,
+    bulk,
+    certificates,
+    configurations,
     device_messages,
     feedback,
     identities,
@@ -26,12 +30,16 @@ BODY_BYTES_MAX = 1024 * 1024
 
 ROUTES = (
     *identities.ROUTES,
+    *bulk.ROUTES,
+    *configurations.ROUTES,
     *twins.ROUTES,
     *telemetry_stream.ROUTES,
     *device_messages.ROUTES,
     *feedback.ROUTES,
     *uploads.ROUTES,
     *blobs.ROUTES,
+    *certificates.ROUTES,
+    *mqtt_websocket.ROUTES,
 )
 
 
@@ -57,9 +65,12 @@ class RestApi:
                 self._switchboard.hub.gatekeeper.check_service(
                     authorization, route.right, path, self._switchboard.now()
                 )
-            response = await route.handler(self._switchboard, request)
-            self._switchboard.settle()
-            return response
+            try:
+                return await route.handler(self._switchboard, request)
+            finally:
+                self._switchboard.settle()
+                if self._switchboard.storage_error:
+                    raise ServiceError(Fault.ServerError, str(self._switchboard.storage_error))
 
         return handle
 
