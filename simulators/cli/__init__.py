@@ -8,6 +8,7 @@ import click
 
 from simulators.cli.device import device
 from simulators.cli.digits import digits
+from simulators.cli.dps import dps
 from simulators.cli.events import events
 from simulators.cli.hub import env, hub
 from simulators.cli.twin import method, query, twin
@@ -36,5 +37,5 @@ def main(debug: bool) -> None:
     """An Azure IoT Hub on this machine: the vendor's SDKs connect to it unchanged."""
 
 
-for command in (hub, env, device, twin, method, query, events, digits):
+for command in (hub, env, device, twin, method, query, events, dps, digits):
     main.add_command(command)

@@ -15,6 +15,7 @@ from simulators.iothub.core.instants import wire_time
 from simulators.iothub.core.json_text import dump_json, parse_json
 from simulators.iothub.core.methods import MethodCalls, MethodRequest, not_online
 from simulators.iothub.core.ports import Entropy
+from simulators.iothub.core.provisioning import Provisioning
 from simulators.iothub.core.query import run_query
 from simulators.iothub.core.query.engine import Page
 from simulators.iothub.core.registry import Identity, IdentityId, Registry
@@ -44,13 +45,21 @@ class Hub:
         host_names: the names it answers to; the first is the one it goes by.
         policies: its shared access policies.
         entropy: source of keys and ids.
+        id_scope: that of its provisioning service.
     """
 
-    def __init__(self, host_names: tuple[str, ...], policies: tuple[Policy, ...], entropy: Entropy) -> None:
+    def __init__(
+        self,
+        host_names: tuple[str, ...],
+        policies: tuple[Policy, ...],
+        entropy: Entropy,
+        id_scope: str = "0ne00000000",
+    ) -> None:
         self.host_name = host_names[0]
         self.gatekeeper = Gatekeeper(host_names, policies)
         self.authorities = Authorities()
         self.registry = Registry(entropy)
+        self.provisioning = Provisioning(self, id_scope, entropy)
         self.events = EventLog()
         self.methods = MethodCalls()
         self._entropy = entropy

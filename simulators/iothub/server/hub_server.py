@@ -42,6 +42,8 @@ class HubEndpoints:
     https_port: int
     service_connection_string: str
     telemetry_url: str
+    id_scope: str
+    provisioning_connection_string: str
     certificates: CertificateFiles
 
 
@@ -117,12 +119,13 @@ class HubServer:
             now = datetime.datetime.now(datetime.UTC)
             certificates = ensure_certificates(self._state.directory, self._names, now)
             policies = self._state.policies(entropy)
+            id_scope = self._state.id_scope(entropy)
         except (OSError, ValueError, KeyError) as err:
             raise HubStartError(
                 f"cannot use the hub's files in {self._state.directory}: {err}",
                 hint="Move the directory away, or choose another with --state; the hub makes a new one.",
             ) from err
-        self.switchboard = Switchboard(Hub(self._names, policies, entropy))
+        self.switchboard = Switchboard(Hub(self._names, policies, entropy, id_scope))
         self._tls = request_certificates(certificates)
         await self._listen()
         self._ticker = asyncio.create_task(self._tick())
@@ -166,7 +169,8 @@ class HubServer:
     def _endpoints(self, certificates: CertificateFiles) -> HubEndpoints:
         host_name, https_port = self._names[0], self._https_port or HTTPS_PORT
         authority = host_name if https_port == HTTPS_PORT else f"{host_name}:{https_port}"
-        policy = self.switchboard.hub.gatekeeper.policy("iothubowner")
+        gatekeeper = self.switchboard.hub.gatekeeper
+        policy, provisioning = gatekeeper.policy("iothubowner"), gatekeeper.policy("provisioningserviceowner")
         return HubEndpoints(
             host_name=host_name,
             address=self._address,
@@ -176,6 +180,10 @@ class HubServer:
                 f"HostName={authority};SharedAccessKeyName={policy.name};SharedAccessKey={policy.keys[0]}"
             ),
             telemetry_url=f"https://{authority}/telemetry/events",
+            id_scope=self.switchboard.hub.provisioning.id_scope,
+            provisioning_connection_string=(
+                f"HostName={authority};SharedAccessKeyName={provisioning.name};SharedAccessKey={provisioning.keys[0]}"
+            ),
             certificates=certificates,
         )
 
@@ -197,4 +205,6 @@ def _note(endpoints: HubEndpoints) -> dict[str, Any]:
         "certificateFile": str(endpoints.certificates.certificate.absolute()),
         "keyFile": str(endpoints.certificates.key.absolute()),
         "telemetryUrl": endpoints.telemetry_url,
+        "idScope": endpoints.id_scope,
+        "provisioningConnectionString": endpoints.provisioning_connection_string,
     }

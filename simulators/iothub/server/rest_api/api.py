@@ -9,7 +9,7 @@ from simulators.iothub.core.instants import wire_time
 from simulators.iothub.errors import Fault, ServiceError
 from simulators.iothub.server import mqtt_websocket
 from simulators.iothub.server.entropy import SystemEntropy
-from simulators.iothub.server.rest_api import certificates, identities, telemetry_stream, twins
+from simulators.iothub.server.rest_api import certificates, identities, provisioning, telemetry_stream, twins
 from simulators.iothub.server.rest_api.routing import Route, answer
 from simulators.iothub.server.switchboard import Switchboard
 
@@ -17,7 +17,14 @@ logger = logging.getLogger(__name__)
 
 BODY_BYTES_MAX = 1024 * 1024
 
-ROUTES = (*identities.ROUTES, *twins.ROUTES, *telemetry_stream.ROUTES, *mqtt_websocket.ROUTES, *certificates.ROUTES)
+ROUTES = (
+    *identities.ROUTES,
+    *twins.ROUTES,
+    *telemetry_stream.ROUTES,
+    *mqtt_websocket.ROUTES,
+    *certificates.ROUTES,
+    *provisioning.ROUTES,
+)
 
 
 class RestApi:
