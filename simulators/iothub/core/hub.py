@@ -9,22 +9,42 @@ from typing import Any
 
 from simulators.iothub.core.access import Gatekeeper, Policy
 from simulators.iothub.core.certificates import Authorities, ShownCertificate
-from simulators.iothub.core.effects import CloseConnection, DesiredPatch, Effect, EndMethod, SendDesired, SendMethod
+from simulators.iothub.core.cloud_to_device import CloudMessage, CloudToDevice, check_message, cloud_message_bag
+from simulators.iothub.core.configurations import Configurations
+from simulators.iothub.core.configured_fleet import ConfiguredFleet
+from simulators.iothub.core.deliveries import CLOUD_TO_DEVICE, Deliveries, send_input
+from simulators.iothub.core.effects import (
+    CloseConnection,
+    CloudDelivery,
+    DesiredPatch,
+    Effect,
+    EndMethod,
+    InFlight,
+    InputMessage,
+    SendDesired,
+    SendInput,
+    SendMethod,
+)
 from simulators.iothub.core.events import Event, EventLog
+from simulators.iothub.core.feedback import feedback_queue, notification_queue
 from simulators.iothub.core.instants import wire_time
 from simulators.iothub.core.json_text import dump_json, parse_json
+from simulators.iothub.core.ledger import Ledger
 from simulators.iothub.core.methods import MethodCalls, MethodRequest, not_online
 from simulators.iothub.core.ports import Entropy
 from simulators.iothub.core.provisioning import Provisioning
 from simulators.iothub.core.query import run_query
 from simulators.iothub.core.query.engine import Page
-from simulators.iothub.core.registry import Identity, IdentityId, Registry
+from simulators.iothub.core.registry import Identity, IdentityId, Registry, check_etag
 from simulators.iothub.core.sessions import ConnectionId, Session, Sessions
-from simulators.iothub.core.twins import Twin
+from simulators.iothub.core.twin_index import TwinIndex
+from simulators.iothub.core.twins import Twin, Twins
 from simulators.iothub.errors import Fault, ServiceError
 
 # https://learn.microsoft.com/azure/iot-hub/iot-hub-devguide-quotas-throttling: body, properties and their names.
 MESSAGE_BYTES_MAX = 256 * 1024
+# Targets that are looked at in one go after a configuration changed: some milliseconds of work.
+WORK_SLICE = 200
 # What a session listens to; the wire spells these as topic filters.
 METHODS, TWIN_RESPONSES, DESIRED_PATCHES = "methods", "twinResponses", "desiredPatches"
 
@@ -46,6 +66,7 @@ class Hub:
         policies: its shared access policies.
         entropy: source of keys and ids.
         id_scope: that of its provisioning service.
+        ledger: takes note of what changes, for whoever writes it down.
     """
 
     def __init__(
@@ -53,19 +74,47 @@ class Hub:
         host_names: tuple[str, ...],
         policies: tuple[Policy, ...],
         entropy: Entropy,
+        ledger: Ledger | None = None,
         id_scope: str = "0ne00000000",
     ) -> None:
         self.host_name = host_names[0]
         self.gatekeeper = Gatekeeper(host_names, policies)
-        self.authorities = Authorities()
-        self.registry = Registry(entropy)
-        self.provisioning = Provisioning(self, id_scope, entropy)
+        self.ledger = ledger or Ledger()
+        touching = self.ledger.toucher
+        self.authorities = Authorities(touching("authorities"))
+        self.registry = Registry(entropy, touching("identities"))
+        self.provisioning = Provisioning(self, id_scope, entropy, touching("provisioning"))
         self.events = EventLog()
         self.methods = MethodCalls()
+        self.feedback = feedback_queue(self.host_name, entropy, touching("feedback"))
+        self.file_notifications = notification_queue(self.host_name, entropy, touching("fileNotifications"))
+        self.cloud_to_device = CloudToDevice(
+            self.feedback, entropy, self.registry.generation_of, self.registry.count, touching("cloudToDevice")
+        )
+        self._deliveries = Deliveries(self.cloud_to_device)
         self._entropy = entropy
-        self._twins: dict[IdentityId, Twin] = {}
-        self._sessions: Sessions[DesiredPatch] = Sessions()
+        self._twins = Twins(touching("twins"))
+        self._sessions: Sessions[InFlight] = Sessions(touching("sessions"))
         self._effects: list[Effect] = []
+        self.index = TwinIndex(self.registry, self._twins, _twin_document)
+        self.fleet = ConfiguredFleet(self)
+        self.configurations = Configurations(self.fleet, touching("configurations"))
+        self._enroll()
+
+    def _enroll(self) -> None:
+        """Name what outlives a restart; a component comes after those that it looks into."""
+        for name, component in (
+            ("authorities", self.authorities),
+            ("identities", self.registry),
+            ("twins", self._twins),
+            ("sessions", self._sessions),
+            ("feedback", self.feedback),
+            ("fileNotifications", self.file_notifications),
+            ("cloudToDevice", self.cloud_to_device),
+            ("configurations", self.configurations),
+            ("provisioning", self.provisioning),
+        ):
+            self.ledger.enroll(name, component)
 
     def take_effects(self) -> list[Effect]:
         """What earlier calls left to be done; asked for again, it is empty."""
@@ -78,14 +127,24 @@ class Hub:
         """Create or replace a device or module; see `Registry.put`."""
         for identity in self.registry.put(identity_id, document, if_match, now):
             self._twins[identity.id] = Twin()
+            self._changed(identity.id, now)
         if not self.registry.is_enabled(identity_id):
             for affected in (self.registry.get(identity_id.device), *self.registry.modules_of(identity_id.device_id)):
                 self._disconnect(affected.id, "the device was disabled")
+        self._changed(identity_id, now)
         return self.registry.get(identity_id).document()
 
-    def delete_identity(self, identity_id: IdentityId, if_match: str | None) -> None:
+    def is_registered(self, identity_id: IdentityId) -> bool:
+        return self.registry.find(identity_id) is not None
+
+    def delete_identity(self, identity_id: IdentityId, if_match: str | None, now: float) -> None:
+        check_etag(if_match, self.registry.get(identity_id).etag, identity_id.client_id)
+        if not identity_id.module_id:
+            self.cloud_to_device.purge(identity_id.device_id, now)
+            self.cloud_to_device.forget(identity_id.device_id)
         for gone in self.registry.delete(identity_id, if_match):
             del self._twins[gone]
+            self._changed(gone, now)
             self._end_calls(gone)
             connection = self._sessions.forget(gone)
             if connection is not None:
@@ -104,13 +163,21 @@ class Hub:
         return _twin_document(self.registry.get(identity_id), self._twins[identity_id])
 
     def patch_twin(self, identity_id: IdentityId, body: Any, if_match: str | None, now: float) -> dict[str, Any]:
-        patch = self.twin(identity_id).patch(body, if_match, now)
-        if patch is not None:
-            self._notify_desired(identity_id, patch)
+        self.write_twin(identity_id, body, if_match, now)
         return self.twin_document(identity_id)
 
+    def write_twin(self, identity_id: IdentityId, body: Any, if_match: str | None, now: float) -> None:
+        patch = self.twin(identity_id).patch(body, if_match, now)
+        self._twins.touch(identity_id)
+        if patch is not None:
+            self._notify_desired(identity_id, patch)
+        self._changed(identity_id, now)
+
     def replace_twin(self, identity_id: IdentityId, body: Any, if_match: str | None, now: float) -> dict[str, Any]:
-        self._notify_desired(identity_id, self.twin(identity_id).replace(body, if_match, now))
+        desired = self.twin(identity_id).replace(body, if_match, now)
+        self._twins.touch(identity_id)
+        self._notify_desired(identity_id, desired)
+        self._changed(identity_id, now)
         return self.twin_document(identity_id)
 
     def device_twin(self, identity_id: IdentityId, now: float) -> bytes:
@@ -122,11 +189,23 @@ class Hub:
     def report(self, identity_id: IdentityId, payload: bytes, now: float) -> int:
         """Merge a device's reported patch; returns the section's new version."""
         self._note_activity(identity_id, now)
-        return self.twin(identity_id).report(parse_json(payload, "the reported patch"), now)
+        version = self.twin(identity_id).report(parse_json(payload, "the reported patch"), now)
+        self._twins.touch(identity_id)
+        self._changed(identity_id, now)
+        return version
 
-    def query(self, text: Any, continuation: str | None, count_max: int) -> Page:
-        """A page of a query's result; see `run_query`."""
-        return run_query(text, self._documents, continuation, count_max)
+    def set_model(self, identity_id: IdentityId, model_id: str) -> None:
+        """Note the digital twin model that a device says it is."""
+        twin = self.twin(identity_id)
+        if twin.model_id != model_id:
+            twin.model_id = model_id
+            self._twins.touch(identity_id)
+
+    def query(self, text: Any, continuation: str | None, count_max: int, now: float | None = None) -> Page:
+        """A page of a query's result; see `run_query`. `now` matters where the index lags."""
+        return run_query(
+            text, lambda collection, after: self.index.rows(collection, after, now), continuation, count_max
+        )
 
     # --- connections ------------------------------------------------------------------------------------------------
 
@@ -146,9 +225,12 @@ class Hub:
         opened = self._sessions.open(identity_id, connection, is_clean=is_clean)
         if opened.displaced is not None:
             self._end_calls(identity_id)
+            if not identity_id.module_id:
+                self.cloud_to_device.release(identity_id.device_id, now)
             self._effects.append(CloseConnection(opened.displaced, "the client connected again [MQTT-3.1.4-2]"))
         identity.is_connected = True
         identity.connection_updated_at = identity.last_activity_at = wire_time(now)
+        self._changed(identity_id, now)
         return Admission(identity_id, opened.is_resumed, expires_at)
 
     def authenticate(
@@ -181,12 +263,18 @@ class Hub:
         return None
 
     def resume(self, identity_id: IdentityId, now: float) -> None:
-        """Send what waits for a client that has just been let in: unacknowledged patches, then method calls."""
+        """Send what waits for a client that has just been let in, first what it has not acknowledged."""
         session = self._sessions.get(identity_id)
         if session is None or session.connection is None:
             return
-        for packet_id, patch in session.in_flight.items():
-            self._effects.append(SendDesired(session.connection, patch, packet_id, is_duplicate=True))
+        for packet_id, delivery in list(session.in_flight.items()):
+            if isinstance(delivery, CloudDelivery):
+                self._effects += self._deliveries.send_again(session, packet_id, delivery, now)
+            elif isinstance(delivery, InputMessage):
+                self._effects.append(SendInput(session.connection, identity_id, delivery, packet_id, is_duplicate=True))
+            else:
+                self._effects.append(SendDesired(session.connection, delivery, packet_id, is_duplicate=True))
+        self._effects += self._deliveries.send(session, now)
         self._send_waiting_methods(session, now)
 
     def disconnect(self, identity_id: IdentityId, connection: ConnectionId, now: float) -> None:
@@ -194,26 +282,35 @@ class Hub:
         if not self._sessions.close(identity_id, connection):
             return
         self._end_calls(identity_id)
+        if not identity_id.module_id:
+            self.cloud_to_device.release(identity_id.device_id, now)
         identity = self.registry.find(identity_id)
         if identity is not None:
             identity.is_connected = False
             identity.connection_updated_at = wire_time(now)
+            self._changed(identity_id, now)
 
     def subscribe(self, identity_id: IdentityId, feature: str, qos: int, now: float) -> None:
         session = self._session(identity_id)
-        session.subscriptions[feature] = qos
+        self._sessions.subscribe(session, feature, qos)
         if feature == METHODS:
             self._send_waiting_methods(session, now)
+        elif feature == CLOUD_TO_DEVICE:
+            self._effects += self._deliveries.send(session, now)
 
     def unsubscribe(self, identity_id: IdentityId, feature: str) -> None:
-        self._session(identity_id).subscriptions.pop(feature, None)
+        self._sessions.unsubscribe(self._session(identity_id), feature)
 
     def hears(self, identity_id: IdentityId, feature: str) -> bool:
         session = self._sessions.get(identity_id)
         return session is not None and session.hears(feature)
 
-    def acknowledge(self, identity_id: IdentityId, packet_id: int) -> None:
-        self._session(identity_id).land(packet_id)
+    def acknowledge(self, identity_id: IdentityId, packet_id: int, now: float) -> None:
+        session = self._session(identity_id)
+        delivery = session.land(packet_id)
+        if isinstance(delivery, CloudDelivery):
+            self._deliveries.acknowledge(session, delivery, now)
+            self._effects += self._deliveries.send(session, now)
 
     def connection_of(self, identity_id: IdentityId) -> ConnectionId | None:
         session = self._sessions.get(identity_id)
@@ -241,6 +338,47 @@ class Hub:
         identity = self.registry.get(identity_id)
         identity.last_activity_at = wire_time(now)
         return self.events.append(identity_id, identity.generation_id, system_properties, properties, body, now)
+
+    def send_to_device(self, device_id: str, message: CloudMessage, now: float) -> str:
+        """Queue a cloud-to-device message, and send it on where the device listens; returns its message id.
+
+        Raises:
+            ServiceError: DeviceNotFound, DeviceMaximumQueueDepthExceeded, MessageTooLarge or ArgumentInvalid.
+        """
+        self.registry.get(IdentityId(device_id))
+        message_id = self.cloud_to_device.send(device_id, message, now)
+        self.offer_messages(device_id, now)
+        return message_id
+
+    def send_to_input(self, identity_id: IdentityId, name: str, message: CloudMessage) -> None:
+        """Send a message to an input of a connected module, as the runtime on a device does.
+
+        Raises:
+            ServiceError: ModuleNotFound, DeviceNotOnline where the module does not listen, MessageTooLarge.
+        """
+        self.registry.get(identity_id)
+        check_message(message)
+        session = self._sessions.get(identity_id)
+        properties = cloud_message_bag(message)
+        effect = send_input(session, InputMessage(name, properties, message.body)) if session else None
+        if effect is None:
+            raise ServiceError(
+                Fault.DeviceNotOnline, f"{identity_id.client_id} is not connected, or does not listen to inputs"
+            )
+        self._effects.append(effect)
+
+    def offer_messages(self, device_id: str, now: float) -> None:
+        """Send what waits in a device's queue, where the device listens."""
+        session = self._sessions.get(IdentityId(device_id))
+        if session is not None:
+            self._effects += self._deliveries.send(session, now)
+
+    def expire_messages(self, now: float) -> None:
+        """End the messages that waited too long, and take back those that were locked too long."""
+        self.feedback.expire(now)
+        self.file_notifications.expire(now)
+        for device_id in self.cloud_to_device.expire(now):
+            self.offer_messages(device_id, now)
 
     def invoke_method(self, identity_id: IdentityId, request: MethodRequest, now: float) -> str:
         """Call a method; returns the id under which `EndMethod` will give its result.
@@ -270,7 +408,7 @@ class Hub:
 
     # --- within -----------------------------------------------------------------------------------------------------
 
-    def _session(self, identity_id: IdentityId) -> Session[DesiredPatch]:
+    def _session(self, identity_id: IdentityId) -> Session[InFlight]:
         session = self._sessions.get(identity_id)
         if session is None:
             raise RuntimeError(f"{identity_id.client_id} has no session")
@@ -294,7 +432,7 @@ class Hub:
                 return
         self._effects.append(SendDesired(session.connection, notification, packet_id))
 
-    def _send_waiting_methods(self, session: Session[DesiredPatch], now: float) -> None:
+    def _send_waiting_methods(self, session: Session[InFlight], now: float) -> None:
         if session.connection is None or not session.hears(METHODS):
             return
         for request_id in self.methods.waiting_for(session.identity_id):
@@ -309,12 +447,14 @@ class Hub:
         if connection is not None:
             self._effects.append(CloseConnection(connection, reason))
 
-    def _documents(self, collection: str) -> list[tuple[int, dict[str, Any]]]:
-        identities = self.registry.modules() if collection == "devices.modules" else self.registry.devices()
-        return sorted(
-            ((identity.ordinal, _twin_document(identity, self._twins[identity.id])) for identity in identities),
-            key=lambda entry: entry[0],
-        )
+    def _changed(self, identity_id: IdentityId, now: float | None = None) -> None:
+        """Tell whoever follows twins and identities that one has changed, come or gone."""
+        self.index.changed(identity_id, now)
+        self.configurations.twin_changed(identity_id, self.index.latest if now is None else now)
+
+    def advance(self, now: float) -> bool:
+        """Do a slice of what is done by and by; returns whether more waits."""
+        return self.configurations.step(now, WORK_SLICE)
 
 
 def _twin_document(identity: Identity, twin: Twin) -> dict[str, Any]:
@@ -331,7 +471,7 @@ def _twin_document(identity: Identity, twin: Twin) -> dict[str, Any]:
         "statusUpdateTime": identity.status_updated_at,
         "connectionState": identity.connection_state,
         "lastActivityTime": identity.last_activity_at,
-        "cloudToDeviceMessageCount": 0,
+        "cloudToDeviceMessageCount": identity.message_count,
         "authenticationType": identity.authentication_type,
         "x509Thumbprint": {
             "primaryThumbprint": identity.thumbprints[0],
@@ -343,4 +483,5 @@ def _twin_document(identity: Identity, twin: Twin) -> dict[str, Any]:
         "properties": {"desired": twin.desired.document(), "reported": twin.reported.document()},
         "capabilities": {"iotEdge": identity.is_edge},
         **scope,
+        **({"configurations": twin.configurations} if twin.configurations else {}),
     }

@@ -13,9 +13,11 @@ from typing import Any
 from aiohttp import web
 
 from simulators.iothub.core.hub import Hub
+from simulators.iothub.core.ledger import Ledger
 from simulators.iothub.errors import HubStartError
 from simulators.iothub.server.certificates import CertificateFiles, ensure_certificates
 from simulators.iothub.server.entropy import SystemEntropy
+from simulators.iothub.server.journal import Journal
 from simulators.iothub.server.mqtt_listener import MqttListener
 from simulators.iothub.server.rest_api.api import RestApi
 from simulators.iothub.server.state_directory import StateDirectory
@@ -58,6 +60,7 @@ class HubServer:
     Args:
         directory: holds certificates and policy keys; made when missing.
         https_port: None for 443 where it may be bound, else 8443.
+        is_kept: whether identities, twins, sessions and events are kept in the directory, and found there again.
     """
 
     def __init__(
@@ -66,7 +69,11 @@ class HubServer:
         address: str = "127.0.0.1",
         mqtt_port: int = MQTT_PORT,
         https_port: int | None = None,
+        *,
+        is_kept: bool = False,
     ) -> None:
+        self._is_kept = is_kept
+        self._journal: Journal | None = None
         self._state = StateDirectory(directory)
         self._address = address
         self._mqtt_port = mqtt_port
@@ -99,6 +106,10 @@ class HubServer:
             self._ticker = None
             self.switchboard.stop()
         await self.go_away()
+        if self._journal:
+            self.switchboard.settle()
+            self._journal.close()
+            self._journal = None
         self._state.release()
 
     async def go_away(self) -> None:
@@ -125,7 +136,12 @@ class HubServer:
                 f"cannot use the hub's files in {self._state.directory}: {err}",
                 hint="Move the directory away, or choose another with --state; the hub makes a new one.",
             ) from err
-        self.switchboard = Switchboard(Hub(self._names, policies, entropy, id_scope))
+        hub = Hub(self._names, policies, entropy, Ledger(is_kept=self._is_kept), id_scope)
+        if self._is_kept:
+            journal = Journal(self._state.directory / "journal", hub)
+            journal.open()
+            self._journal = journal
+        self.switchboard = Switchboard(hub, keeper=self._journal)
         self._tls = request_certificates(certificates)
         await self._listen()
         self._ticker = asyncio.create_task(self._tick())

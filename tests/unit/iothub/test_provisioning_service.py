@@ -144,7 +144,7 @@ def test_a_device_registers_again_and(world: World, story: str) -> None:
     d1 = IdentityId("d1")
     world.hub.patch_twin(d1, {"properties": {"desired": {"a": 2}}}, None, NOON)
     if is_deleted:
-        world.hub.delete_identity(d1, None)
+        world.hub.delete_identity(d1, None, NOON)
     state = register(world, proof("d1"))
     assert (state["substatus"], state["status"]) == (substatus, "assigned")
     found = world.hub.twin_document(d1)["properties"]["desired"]

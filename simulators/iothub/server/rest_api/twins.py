@@ -35,7 +35,7 @@ async def query(switchboard: Switchboard, request: web.Request) -> web.Response:
     body = await body_of(request)
     count = count_of(request.headers.get("x-ms-max-item-count"), "the page size", PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX)
     text = body.get("query") if isinstance(body, dict) else None
-    page = switchboard.hub.query(text, request.headers.get("x-ms-continuation"), count)
+    page = switchboard.hub.query(text, request.headers.get("x-ms-continuation"), count, switchboard.now())
     headers = {"x-ms-item-type": page.item_type}
     if page.continuation:
         headers["x-ms-continuation"] = page.continuation
