@@ -32,6 +32,7 @@ from simulators.iothub.core.json_text import dump_json, parse_json
 from simulators.iothub.core.ledger import Ledger
 from simulators.iothub.core.methods import MethodCalls, MethodRequest, not_online
 from simulators.iothub.core.ports import Entropy
+from simulators.iothub.core.provisioning import Provisioning
 from simulators.iothub.core.query import run_query
 from simulators.iothub.core.query.engine import Page
 from simulators.iothub.core.registry import Identity, IdentityId, Registry, check_etag
@@ -64,6 +65,7 @@ class Hub:
         host_names: the names it answers to; the first is the one it goes by.
         policies: its shared access policies.
         entropy: source of keys and ids.
+        id_scope: that of its provisioning service.
         ledger: takes note of what changes, for whoever writes it down.
     """
 
@@ -73,6 +75,7 @@ class Hub:
         policies: tuple[Policy, ...],
         entropy: Entropy,
         ledger: Ledger | None = None,
+        id_scope: str = "0ne00000000",
     ) -> None:
         self.host_name = host_names[0]
         self.gatekeeper = Gatekeeper(host_names, policies)
@@ -80,6 +83,7 @@ class Hub:
         touching = self.ledger.toucher
         self.authorities = Authorities(touching("authorities"))
         self.registry = Registry(entropy, touching("identities"))
+        self.provisioning = Provisioning(self, id_scope, entropy, touching("provisioning"))
         self.events = EventLog()
         self.methods = MethodCalls()
         self.feedback = feedback_queue(self.host_name, entropy, touching("feedback"))
@@ -108,6 +112,7 @@ class Hub:
             ("fileNotifications", self.file_notifications),
             ("cloudToDevice", self.cloud_to_device),
             ("configurations", self.configurations),
+            ("provisioning", self.provisioning),
         ):
             self.ledger.enroll(name, component)
 

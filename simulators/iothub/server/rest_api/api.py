@@ -16,6 +16,7 @@ from simulators.iothub.server.rest_api import (
     device_messages,
     feedback,
     identities,
+    provisioning,
     telemetry_stream,
     twins,
 )
@@ -36,6 +37,7 @@ ROUTES = (
     *feedback.ROUTES,
     *certificates.ROUTES,
     *mqtt_websocket.ROUTES,
+    *provisioning.ROUTES,
 )
 
 
