@@ -92,15 +92,20 @@ class Dialogue:
         # Whether the hub has room for this connection; where it has none, CONNECT is refused.
         self.has_room = True
 
-    def receive(self, data: bytes, now: float) -> None:
-        """Take bytes from the client; whatever breaks a rule closes this connection and harms no other."""
+    def receive(self, data: bytes, now: float) -> bool:
+        """Take bytes from the client; whatever breaks a rule closes this connection and harms no other.
+
+        Returns:
+            Whether a packet was complete: only those keep a connection alive [MQTT-3.1.2-24].
+        """
         try:
             packets = self._decoder.feed(data)
         except ProtocolError as err:
             self._handle_all(err.decoded, now)
             self._refuse_stream(err, now)
-            return
+            return True
         self._handle_all(packets, now)
+        return bool(packets)
 
     def close(self, reason: str, now: float) -> None:
         """End the connection from our side; the client's will is published, since it did not say goodbye."""
