@@ -331,8 +331,10 @@ class Hub:
         Raises:
             ServiceError: MessageTooLarge.
         """
-        counted = (*system_properties.values(), *properties.keys(), *properties.values())
-        size = len(body) + sum(len(text.encode()) for text in counted)
+        size = len(body)
+        if system_properties or properties:
+            counted = (*system_properties.values(), *properties.keys(), *properties.values())
+            size += sum(len(text.encode()) for text in counted)
         if size > MESSAGE_BYTES_MAX:
             raise ServiceError(Fault.MessageTooLarge, f"the message is {size} bytes; {MESSAGE_BYTES_MAX} are allowed")
         identity = self.registry.get(identity_id)
