@@ -71,7 +71,6 @@ class Fault(enum.Enum):
     DeviceAlreadyExists = FaultKind(409001, 409, "Conflict")
     JobAlreadyExists = FaultKind(409006, 409, "Conflict")
     ConfigurationAlreadyExists = FaultKind(409302, 409, "Conflict")
-    OperationNotAllowedInCurrentState = FaultKind(409003, 409, "Conflict")
     ModuleAlreadyExistsOnDevice = FaultKind(409301, 409, "Conflict")
     PreconditionFailed = FaultKind(412001, 412, "Precondition Failed")
     DeviceMessageLockLost = FaultKind(412002, 412, "Precondition Failed")

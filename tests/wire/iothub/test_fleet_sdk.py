@@ -1,25 +1,33 @@
 """The unmodified azure-iot-hub: bulk, configurations, jobs and digital twins against the hub over real sockets."""
 
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from azure.iot.hub import IoTHubConfigurationManager, IoTHubRegistryManager
+import requests
+from azure.iot.hub import IoTHubConfigurationManager, IoTHubJobManager, IoTHubRegistryManager
 from azure.iot.hub.models import (
+    CloudToDeviceMethod,
     Configuration,
     ConfigurationContent,
     ConfigurationMetrics,
     ConfigurationQueriesTestInput,
     ExportImportDevice,
+    JobRequest,
     QuerySpecification,
     Twin,
+    TwinProperties,
 )
-from msrest.exceptions import HttpOperationError
+from msrest.exceptions import DeserializationError, HttpOperationError
 
+from simulators.iothub.core.access import make_token
 from simulators.iothub.server.background import BackgroundHub
 
 pytestmark = pytest.mark.wire
 KEYS = ("MDEyMzQ1Njc4OWFiY2RlZg==", "ZmVkY2JhOTg3NjU0MzIxMA==")
+DEADLINE_S = 20.0
 PRINTS = ("A" * 40, "B" * 40)
 
 
@@ -161,3 +169,85 @@ def test_a_manifest_reaches_one_edge_device(
         QuerySpecification(query="SELECT * FROM devices.modules WHERE moduleId = '$edgeAgent'")
     )
     assert [twin.device_id for twin in found.items] == ["edge"]
+
+
+@pytest.fixture
+def jobs(hub: BackgroundHub) -> IoTHubJobManager:
+    return IoTHubJobManager.from_connection_string(hub.service_connection_string)
+
+
+def finished(jobs: IoTHubJobManager, job_id: str) -> Any:
+    end = time.monotonic() + DEADLINE_S
+    while time.monotonic() < end:
+        job = jobs.get_scheduled_job(job_id)
+        if job.status in ("completed", "failed", "cancelled"):
+            return job
+        time.sleep(0.02)
+    raise AssertionError(f"job {job_id} is {job.status} after {DEADLINE_S} s")
+
+
+def test_a_scheduled_twin_update_runs(registry: IoTHubRegistryManager, jobs: IoTHubJobManager) -> None:
+    for number in range(3):
+        registry.create_device_with_sas(f"d{number}", *KEYS, "enabled")
+    request = JobRequest(
+        job_id="update",
+        type="scheduleUpdateTwin",
+        update_twin=Twin(etag="*", tags={"wave": 1}, properties=TwinProperties(desired={"level": "debug"})),
+        query_condition="deviceId IN ['d0', 'd2']",
+        start_time=datetime.now(UTC),
+        max_execution_time_in_seconds=60,
+    )
+    created = jobs.create_scheduled_job("update", request)
+    assert (created.job_id, created.type, created.update_twin.etag) == ("update", "scheduleUpdateTwin", "*")
+    job = finished(jobs, "update")
+    counts = job.device_job_statistics
+    assert (job.status, counts.device_count, counts.succeeded_count, counts.failed_count) == ("completed", 2, 2, 0)
+    assert [registry.get_twin(f"d{number}").tags for number in range(3)] == [{"wave": 1}, None, {"wave": 1}]
+    rows = registry.query_iot_hub(
+        QuerySpecification(query="SELECT * FROM devices.jobs WHERE devices.jobs.jobId = 'update'")
+    )
+    assert [(row.device_id, row.status) for row in rows.items] == [("d0", "completed"), ("d2", "completed")]
+    assert refusal(lambda: jobs.create_scheduled_job("update", request)) == (409, "JobAlreadyExists")
+
+
+def test_a_scheduled_method_fails_where_nobody_listens_and_a_later_job_is_cancelled(
+    registry: IoTHubRegistryManager, jobs: IoTHubJobManager
+) -> None:
+    registry.create_device_with_sas("d0", *KEYS, "enabled")
+    call = CloudToDeviceMethod(method_name="ping", payload={}, response_timeout_in_seconds=5)
+    method = {"type": "scheduleDeviceMethod", "cloud_to_device_method": call, "query_condition": "*"}
+    jobs.create_scheduled_job("now", JobRequest(job_id="now", **method))
+    assert finished(jobs, "now").status == "failed"
+    later = datetime.now(UTC) + timedelta(days=1)
+    assert (
+        jobs.create_scheduled_job("later", JobRequest(job_id="later", start_time=later, **method)).status == "scheduled"
+    )
+    assert jobs.cancel_scheduled_job("later").status == "cancelled"
+    assert refusal(lambda: jobs.get_scheduled_job("never")) == (404, "JobNotFound")
+
+
+def test_a_query_of_jobs_is_an_array_as_the_service_gives_it_and_as_the_sdk_cannot_read(
+    hub: BackgroundHub, registry: IoTHubRegistryManager, jobs: IoTHubJobManager
+) -> None:
+    registry.create_device_with_sas("d0", *KEYS, "enabled")
+    update = {"type": "scheduleUpdateTwin", "update_twin": Twin(tags={"a": 1}), "query_condition": "*"}
+    for name in ("a", "b", "c"):
+        jobs.create_scheduled_job(name, JobRequest(job_id=name, **update))
+        finished(jobs, name)
+    with pytest.raises(DeserializationError):
+        jobs.query_scheduled_jobs("scheduleUpdateTwin", "completed")
+    first = call(hub, "GET", "/jobs/v2/query?jobStatus=completed", headers={"x-ms-max-item-count": "2"})
+    assert [job["jobId"] for job in first.json()] == ["c", "b"]
+    assert first.headers["x-ms-item-type"] == "JobResponse"
+    token = {"x-ms-max-item-count": "2", "x-ms-continuation": first.headers["x-ms-continuation"]}
+    last = call(hub, "GET", "/jobs/v2/query?jobStatus=completed", headers=token)
+    assert ([job["jobId"] for job in last.json()], "x-ms-continuation" in last.headers) == (["a"], False)
+
+
+def call(hub: BackgroundHub, method: str, path: str, **settings: Any) -> requests.Response:
+    key = hub.call(lambda: hub.server.switchboard.hub.gatekeeper.policy("iothubowner").keys[0])
+    token = make_token(key, hub.authority, int(time.time()) + 60, "iothubowner")
+    headers = {"Authorization": token, **settings.pop("headers", {})}
+    return requests.request(
+        method, f"https://{hub.authority}{path}", headers=headers, verify=str(hub.ca_file), timeout=20, **settings
+    )
