@@ -1,5 +1,6 @@
 """The unmodified azure-iot-hub: bulk, configurations, jobs and digital twins against the hub over real sockets."""
 
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -7,7 +8,8 @@ from typing import Any
 
 import pytest
 import requests
-from azure.iot.hub import IoTHubConfigurationManager, IoTHubJobManager, IoTHubRegistryManager
+from azure.iot.device import IoTHubDeviceClient, MethodResponse
+from azure.iot.hub import DigitalTwinClient, IoTHubConfigurationManager, IoTHubJobManager, IoTHubRegistryManager
 from azure.iot.hub.models import (
     CloudToDeviceMethod,
     Configuration,
@@ -251,3 +253,50 @@ def call(hub: BackgroundHub, method: str, path: str, **settings: Any) -> request
     return requests.request(
         method, f"https://{hub.authority}{path}", headers=headers, verify=str(hub.ca_file), timeout=20, **settings
     )
+
+
+def test_a_digital_twin_is_read_written_and_commanded(hub: BackgroundHub, registry: IoTHubRegistryManager) -> None:
+    twins = DigitalTwinClient.from_connection_string(hub.service_connection_string)
+    device = IoTHubDeviceClient.create_from_connection_string(
+        hub.create_device("d1"),
+        server_verification_cert=hub.ca_file.read_text(),
+        product_info="dtmi:com:example:TemperatureController;1",
+    )
+    heard: list[Any] = []
+    arrived = threading.Event()
+
+    def on_patch(patch: dict[str, Any]) -> None:
+        heard.append(patch)
+        arrived.set()
+
+    def on_method(request: Any) -> None:
+        device.send_method_response(
+            MethodResponse(request.request_id, 207, {"name": request.name, "of": request.payload})
+        )
+
+    try:
+        device.connect()
+        device.on_method_request_received = on_method
+        device.on_twin_desired_properties_patch_received = on_patch
+        twins.update_digital_twin("d1", [{"op": "add", "path": "/thermostat1/targetTemperature", "value": 21.4}])
+        assert arrived.wait(DEADLINE_S)
+        assert heard == [{"thermostat1": {"__t": "c", "targetTemperature": 21.4}, "$version": 2}]
+        acknowledged = {"value": 21.4, "ac": 200, "av": 2, "ad": "set"}
+        device.patch_twin_reported_properties({"thermostat1": {"__t": "c", "targetTemperature": acknowledged}})
+        shown = twins.get_digital_twin("d1")
+        assert (shown["$dtId"], shown["$metadata"]) == ("d1", {"$model": "dtmi:com:example:TemperatureController;1"})
+        assert shown["thermostat1"]["targetTemperature"] == 21.4
+        assert shown["thermostat1"]["$metadata"]["targetTemperature"]["ackCode"] == 200
+        patch = [{"op": "replace", "path": "/level", "value": 1}]
+        assert refusal(lambda: twins.update_digital_twin("d1", patch, '"stale"')) == (412, "PreconditionFailed")
+        twins.update_digital_twin("d1", patch, f'"{registry.get_twin("d1").etag}"')
+        assert twins.invoke_command("d1", "reboot", {"in": 5}) == {"name": "reboot", "of": {"in": 5}}
+        answer = twins.invoke_component_command("d1", "thermostat1", "report", "now", 0, 10)
+        assert answer == {"name": "thermostat1*report", "of": "now"}
+        raw = call(hub, "POST", "/digitaltwins/d1/commands/reboot?responseTimeoutInSeconds=5", data=b"")
+        assert (raw.status_code, raw.headers["x-ms-command-statuscode"]) == (200, "207")
+        assert raw.headers["x-ms-request-id"]
+    finally:
+        device.shutdown()
+    assert refusal(lambda: twins.invoke_command("d1", "reboot", {})) == (404, "DeviceNotOnline")
+    assert refusal(lambda: twins.get_digital_twin("nobody")) == (404, "DeviceNotFound")

@@ -9,7 +9,15 @@ from simulators.iothub.core.instants import wire_time
 from simulators.iothub.errors import Fault, ServiceError
 from simulators.iothub.server import mqtt_websocket
 from simulators.iothub.server.entropy import SystemEntropy
-from simulators.iothub.server.rest_api import bulk, configurations, identities, jobs, telemetry_stream, twins
+from simulators.iothub.server.rest_api import (
+    bulk,
+    configurations,
+    digital_twins,
+    identities,
+    jobs,
+    telemetry_stream,
+    twins,
+)
 from simulators.iothub.server.rest_api.routing import Route, answer
 from simulators.iothub.server.switchboard import Switchboard
 
@@ -22,6 +30,7 @@ ROUTES = (
     *bulk.ROUTES,
     *configurations.ROUTES,
     *jobs.ROUTES,
+    *digital_twins.ROUTES,
     *twins.ROUTES,
     *telemetry_stream.ROUTES,
     *mqtt_websocket.ROUTES,
