@@ -62,6 +62,7 @@ class Fault(enum.Enum):
     DeviceMaximumQueueDepthExceeded = FaultKind(403004, 403, "Forbidden")
     DeviceNotFound = FaultKind(404001, 404, "Not Found")
     ModuleNotFound = FaultKind(404010, 404, "Not Found")
+    JobQuotaExceeded = FaultKind(403003, 403, "Forbidden")
     JobNotFound = FaultKind(404002, 404, "Not Found")
     ConfigurationNotFound = FaultKind(404205, 404, "Not Found")
     RouteNotFound = FaultKind(404000, 404, "Not Found")

@@ -64,9 +64,16 @@ class EndMethod:
 
 
 @dataclass(frozen=True, slots=True)
+class RunExchange:
+    """Carry out an import or export of the registry."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class CloseConnection:
     connection: ConnectionId
     reason: str
 
 
-Effect = SendDesired | SendCloudMessage | SendMethod | EndMethod | CloseConnection
+Effect = SendDesired | SendCloudMessage | SendMethod | EndMethod | CloseConnection | RunExchange

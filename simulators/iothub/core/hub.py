@@ -20,6 +20,7 @@ from simulators.iothub.core.effects import (
     Effect,
     EndMethod,
     InFlight,
+    RunExchange,
     SendDesired,
     SendMethod,
 )
@@ -35,6 +36,7 @@ from simulators.iothub.core.query import run_query
 from simulators.iothub.core.query.engine import Page
 from simulators.iothub.core.query.expressions import Row
 from simulators.iothub.core.registry import Identity, IdentityId, Registry, check_etag
+from simulators.iothub.core.registry_exchange import RegistryExchange
 from simulators.iothub.core.sessions import ConnectionId, Session, Sessions
 from simulators.iothub.core.twin_index import TwinIndex
 from simulators.iothub.core.twins import Twin
@@ -84,6 +86,7 @@ class Hub:
         self.fleet = ConfiguredFleet(self)
         self.configurations = Configurations(self.fleet)
         self.jobs = Jobs(JobTargets(self))
+        self.exchange = RegistryExchange(self, entropy, lambda job_id: self._effects.append(RunExchange(job_id)))
 
     def take_effects(self) -> list[Effect]:
         """What earlier calls left to be done; asked for again, it is empty."""

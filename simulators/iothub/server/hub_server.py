@@ -15,6 +15,7 @@ from aiohttp import web
 
 from simulators.iothub.core.hub import Hub
 from simulators.iothub.errors import HubStartError
+from simulators.iothub.server.blob_exchange import BlobExchange
 from simulators.iothub.server.certificates import CertificateFiles, ensure_certificates
 from simulators.iothub.server.entropy import SystemEntropy
 from simulators.iothub.server.mqtt_listener import MqttListener
@@ -96,6 +97,7 @@ class HubServer:
             await asyncio.gather(self._ticker, return_exceptions=True)
             self._ticker = None
             self.switchboard.stop()
+            self._exchange.stop()
         await self.go_away()
         self._state.release()
 
@@ -123,6 +125,8 @@ class HubServer:
                 hint="Move the directory away, or choose another with --state; the hub makes a new one.",
             ) from err
         self.switchboard = Switchboard(Hub(self._names, policies, entropy))
+        self._exchange = BlobExchange(self.switchboard, certificates.ca)
+        self.switchboard.run_exchange = self._exchange.launch
         self._tls = _tls_context(certificates)
         await self._listen()
         self._ticker = asyncio.create_task(self._tick())

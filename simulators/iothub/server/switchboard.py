@@ -7,7 +7,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from simulators.iothub.core.effects import CloseConnection, EndMethod, SendCloudMessage, SendDesired, SendMethod
+from simulators.iothub.core.effects import (
+    CloseConnection,
+    EndMethod,
+    RunExchange,
+    SendCloudMessage,
+    SendDesired,
+    SendMethod,
+)
 from simulators.iothub.core.hub import Hub
 from simulators.iothub.core.methods import MethodRequest, MethodResult
 from simulators.iothub.core.registry import IdentityId
@@ -49,6 +56,8 @@ class Switchboard:
         self._results: dict[str, asyncio.Future[MethodResult]] = {}
         self._rung_sequence = 0
         self._work: asyncio.Task[None] | None = None
+        # Carries out imports and exports; who serves the hub sets it.
+        self.run_exchange: Callable[[str], None] = lambda _job_id: None
 
     @property
     def connection_count(self) -> int:
@@ -153,6 +162,9 @@ class Switchboard:
         if future is not None and not future.done():
             future.set_result(effect.result)
 
+    def _run_exchange(self, effect: RunExchange) -> None:
+        self.run_exchange(effect.job_id)
+
     def _dialogue(self, connection: ConnectionId) -> Dialogue | None:
         return self._dialogues.get(connection)
 
@@ -163,4 +175,5 @@ _CARRIERS: dict[type, Callable[[Switchboard, Any], None]] = {
     SendMethod: Switchboard._send_method,
     CloseConnection: Switchboard._close,
     EndMethod: Switchboard._end_method,
+    RunExchange: Switchboard._run_exchange,
 }

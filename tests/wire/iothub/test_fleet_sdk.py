@@ -1,10 +1,12 @@
 """The unmodified azure-iot-hub: bulk, configurations, jobs and digital twins against the hub over real sockets."""
 
+import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
 
 import pytest
 import requests
@@ -17,6 +19,7 @@ from azure.iot.hub.models import (
     ConfigurationMetrics,
     ConfigurationQueriesTestInput,
     ExportImportDevice,
+    JobProperties,
     JobRequest,
     QuerySpecification,
     Twin,
@@ -300,3 +303,81 @@ def test_a_digital_twin_is_read_written_and_commanded(hub: BackgroundHub, regist
         device.shutdown()
     assert refusal(lambda: twins.invoke_command("d1", "reboot", {})) == (404, "DeviceNotOnline")
     assert refusal(lambda: twins.get_digital_twin("nobody")) == (404, "DeviceNotFound")
+
+
+class Container(BaseHTTPRequestHandler):
+    """As much of a blob container as put and get of a blob: real HTTP on a loopback port, a token in the query."""
+
+    blobs: ClassVar[dict[str, bytes]] = {}
+
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        is_allowed = self.path.endswith("?sig=a%2Fb%3D") and self.headers["x-ms-blob-type"] == "BlockBlob"
+        if is_allowed:
+            self.blobs[self.path.partition("?")[0]] = body
+        self._answer(201 if is_allowed else 403)
+
+    def do_GET(self) -> None:
+        blob = self.blobs.get(self.path.partition("?")[0])
+        self._answer(404 if blob is None else 200, blob or b"")
+
+    def _answer(self, status: int, body: bytes = b"") -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def container() -> Iterator[str]:
+    Container.blobs.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Container)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/registry?sig=a%2Fb%3D"
+    server.shutdown()
+    server.server_close()
+
+
+def exchanged(jobs: IoTHubJobManager, **fields: Any) -> Any:
+    job = jobs.create_import_export_job(JobProperties(**fields))
+    end = time.monotonic() + DEADLINE_S
+    while job.status in ("enqueued", "running") and time.monotonic() < end:
+        time.sleep(0.02)
+        job = jobs.get_import_export_job(job.job_id)
+    return job
+
+
+def test_the_registry_is_exported_and_imported(
+    registry: IoTHubRegistryManager, jobs: IoTHubJobManager, container: str
+) -> None:
+    for number in range(3):
+        registry.create_device_with_sas(f"d{number}", *KEYS, "enabled")
+    registry.update_twin("d1", Twin(tags={"a": 1}))
+    job = exchanged(jobs, type="export", output_blob_container_uri=container)
+    assert (job.status, job.progress, job.failure_reason) == ("completed", 100, None)
+    lines = [json.loads(line) for line in Container.blobs["/registry/devices.txt"].splitlines()]
+    assert [(line["id"], line["tags"]) for line in lines] == [("d0", {}), ("d1", {"a": 1}), ("d2", {})]
+    for number in range(3):
+        registry.delete_device(f"d{number}")
+    Container.blobs["/registry/in.txt"] = Container.blobs["/registry/devices.txt"] + b"nonsense\n"
+    job = exchanged(
+        jobs,
+        type="import",
+        input_blob_container_uri=container,
+        input_blob_name="in.txt",
+        output_blob_container_uri=container,
+    )
+    assert job.status == "completed"
+    (error,) = [json.loads(line) for line in Container.blobs["/registry/importErrors.log"].splitlines()]
+    assert error["errorCode"] == "ArgumentInvalid"
+    assert [device.device_id for device in registry.get_devices()] == ["d0", "d1", "d2"]
+    assert registry.get_device("d2").authentication.symmetric_key.primary_key == KEYS[0]
+    assert registry.get_twin("d1").tags == {"a": 1}
+    missing = container.replace("/registry", "/nowhere")
+    job = exchanged(jobs, type="import", input_blob_container_uri=missing, output_blob_container_uri=container)
+    assert (job.status, "404" in job.failure_reason) == ("failed", True)
+    assert [job.status for job in jobs.get_import_export_jobs()] == ["completed", "completed", "failed"]
+    jobs.cancel_import_export_job(job.job_id)

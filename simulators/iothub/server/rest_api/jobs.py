@@ -1,4 +1,4 @@
-"""Scheduled jobs."""
+"""Scheduled jobs, and imports and exports of the registry."""
 
 import base64
 import binascii
@@ -44,9 +44,30 @@ def _read_continuation(token: str | None) -> int:
         raise ServiceError(Fault.ArgumentInvalid, "the continuation token is not one of this hub's") from err
 
 
+async def create_exchange(switchboard: Switchboard, request: web.Request) -> web.Response:
+    return answer(switchboard.hub.exchange.create(await body_of(request), switchboard.now()))
+
+
+async def list_exchanges(switchboard: Switchboard, _request: web.Request) -> web.Response:
+    return answer(switchboard.hub.exchange.documents())
+
+
+async def get_exchange(switchboard: Switchboard, request: web.Request) -> web.Response:
+    return answer(switchboard.hub.exchange.get(request.match_info["job"]).document())
+
+
+async def cancel_exchange(switchboard: Switchboard, request: web.Request) -> web.Response:
+    switchboard.hub.exchange.cancel(request.match_info["job"], switchboard.now())
+    return web.Response(status=204)
+
+
 _JOB = "/jobs/v2/{job}"
 
 ROUTES = (
+    Route("POST", "/jobs/create", Right.REGISTRY_WRITE, create_exchange),
+    Route("GET", "/jobs", Right.REGISTRY_READ, list_exchanges),
+    Route("GET", "/jobs/{job}", Right.REGISTRY_READ, get_exchange),
+    Route("DELETE", "/jobs/{job}", Right.REGISTRY_WRITE, cancel_exchange),
     Route("GET", "/jobs/v2/query", Right.SERVICE_CONNECT, query_jobs),
     Route("PUT", _JOB, Right.SERVICE_CONNECT, create_job),
     Route("GET", _JOB, Right.SERVICE_CONNECT, get_job),
