@@ -34,6 +34,10 @@ class HubStartError(Exception):
         self.hint = hint
 
 
+class StorageError(Exception):
+    """The state of the hub cannot be written: what depends on it may not be promised to anybody."""
+
+
 @dataclass(frozen=True, slots=True)
 class FaultKind:
     """One entry of the service's error list: number, HTTP status, and the reason phrase that SDKs show."""
@@ -65,6 +69,7 @@ class Fault(enum.Enum):
     JobQuotaExceeded = FaultKind(403003, 403, "Forbidden")
     JobNotFound = FaultKind(404002, 404, "Not Found")
     ConfigurationNotFound = FaultKind(404205, 404, "Not Found")
+    CertificateNotFound = FaultKind(404020, 404, "Not Found")
     RouteNotFound = FaultKind(404000, 404, "Not Found")
     DeviceNotOnline = FaultKind(404103, 404, "Not Found")
     DeviceConnectionClosedRemotely = FaultKind(404104, 404, "Not Found")

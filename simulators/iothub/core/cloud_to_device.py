@@ -72,7 +72,8 @@ def cloud_message_bag(message: CloudMessage) -> dict[str, str]:
         "iothub-ack": None if message.ack == "none" else message.ack,
     }
     system = {key: value for key, value in optional.items() if value}
-    return {"$.to": message.to, **system, **message.properties}
+    address = {"$.to": message.to} if message.to else {}
+    return {**address, **system, **message.properties}
 
 
 # A message as a queue has it.
@@ -109,14 +110,14 @@ class CloudToDevice:
         queue = self._queues.get(device_id)
         return len(queue) if queue else 0
 
-    def send(self, device_id: str, message: CloudMessage, now: float) -> None:
-        """Put a message into a device's queue.
+    def send(self, device_id: str, message: CloudMessage, now: float) -> str:
+        """Put a message into a device's queue; returns its message id.
 
         Raises:
             ServiceError: ArgumentInvalid, MessageTooLarge or DeviceMaximumQueueDepthExceeded.
         """
         self.expire(now)
-        _check(message)
+        check_message(message)
         if self.count(device_id) >= QUEUE_MESSAGES_MAX:
             raise ServiceError(
                 Fault.DeviceMaximumQueueDepthExceeded,
@@ -127,6 +128,7 @@ class CloudToDevice:
         stored = replace(message, message_id=message_id, to=device_address(device_id))
         self._changed(device_id, self._queue(device_id).push(stored, now, expires_at), now)
         self.expire(now)
+        return message_id
 
     def receive(self, device_id: str, now: float, *, lock_s: float | None = LOCK_S) -> Delivery | None:
         """Lock the oldest message that waits for a device; with `lock_s` None until it is settled."""
@@ -242,7 +244,7 @@ class CloudToDevice:
         self._counted(device_id, len(queue))
 
 
-def _check(message: CloudMessage) -> None:
+def check_message(message: CloudMessage) -> None:
     if message.ack not in ACKNOWLEDGEMENTS:
         raise ServiceError(Fault.ArgumentInvalid, f"iothub-ack is {message.ack!r}; {', '.join(ACKNOWLEDGEMENTS)} exist")
     for name, text in (("message", message.message_id), ("correlation", message.correlation_id)):

@@ -7,11 +7,18 @@ client comes back [MQTT-4.4.0-1]. Its PUBACK completes it; without one it goes b
 from collections.abc import Iterator
 
 from simulators.iothub.core.cloud_to_device import CloudToDevice
-from simulators.iothub.core.effects import CloudDelivery, InFlight, SendCloudMessage
+from simulators.iothub.core.effects import (
+    CloseConnection,
+    CloudDelivery,
+    InFlight,
+    InputMessage,
+    SendCloudMessage,
+    SendInput,
+)
 from simulators.iothub.core.sessions import Session
 from simulators.iothub.errors import ServiceError
 
-CLOUD_TO_DEVICE = "c2d"
+CLOUD_TO_DEVICE, MODULE_INPUTS = "c2d", "inputs"
 # The rest waits in the queue, where it can still expire or be purged.
 IN_FLIGHT_MAX = 20
 
@@ -57,6 +64,18 @@ class Deliveries:
             self._queues.complete(session.identity_id.device_id, delivery.lock_token, now)
         except ServiceError:
             return
+
+
+def send_input(session: Session[InFlight], message: InputMessage) -> SendInput | CloseConnection | None:
+    """Hand a message to a module that listens; None where it does not. Nothing is queued for one that is away."""
+    if session.connection is None or not session.hears(MODULE_INPUTS):
+        return None
+    packet_id = None
+    if session.subscriptions[MODULE_INPUTS] > 0:
+        packet_id = session.take_off(message)
+        if packet_id is None:
+            return CloseConnection(session.connection, "too many messages without a PUBACK")
+    return SendInput(session.connection, session.identity_id, message, packet_id)
 
 
 def _has_room(session: Session[InFlight]) -> bool:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from simulators.iothub.core.access import Gatekeeper, Policy
-from simulators.iothub.core.cloud_to_device import CloudMessage, CloudToDevice
+from simulators.iothub.core.certificates import Authorities, ShownCertificate
+from simulators.iothub.core.cloud_to_device import CloudMessage, CloudToDevice, check_message, cloud_message_bag
 from simulators.iothub.core.configurations import Configurations
 from simulators.iothub.core.configured_fleet import ConfiguredFleet
-from simulators.iothub.core.deliveries import CLOUD_TO_DEVICE, Deliveries
+from simulators.iothub.core.deliveries import CLOUD_TO_DEVICE, Deliveries, send_input
 from simulators.iothub.core.effects import (
     CloseConnection,
     CloudDelivery,
@@ -20,8 +21,10 @@ from simulators.iothub.core.effects import (
     Effect,
     EndMethod,
     InFlight,
+    InputMessage,
     RunExchange,
     SendDesired,
+    SendInput,
     SendMethod,
 )
 from simulators.iothub.core.events import Event, EventLog
@@ -30,6 +33,7 @@ from simulators.iothub.core.instants import wire_time
 from simulators.iothub.core.job_targets import JobTargets
 from simulators.iothub.core.jobs import Jobs
 from simulators.iothub.core.json_text import dump_json, parse_json
+from simulators.iothub.core.ledger import Ledger
 from simulators.iothub.core.methods import MethodCalls, MethodRequest, not_online
 from simulators.iothub.core.ports import Entropy
 from simulators.iothub.core.query import run_query
@@ -39,7 +43,7 @@ from simulators.iothub.core.registry import Identity, IdentityId, Registry, chec
 from simulators.iothub.core.registry_exchange import RegistryExchange
 from simulators.iothub.core.sessions import ConnectionId, Session, Sessions
 from simulators.iothub.core.twin_index import TwinIndex
-from simulators.iothub.core.twins import Twin
+from simulators.iothub.core.twins import Twin, Twins
 from simulators.iothub.errors import Fault, ServiceError
 
 # https://learn.microsoft.com/azure/iot-hub/iot-hub-devguide-quotas-throttling: body, properties and their names.
@@ -52,11 +56,11 @@ METHODS, TWIN_RESPONSES, DESIRED_PATCHES = "methods", "twinResponses", "desiredP
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A device that was let in, until its token ends (seconds since the epoch)."""
+    """A device that was let in, until its token ends (seconds since the epoch), if it came with one."""
 
     identity_id: IdentityId
     is_session_present: bool
-    expires_at: float
+    expires_at: float | None
 
 
 class Hub:
@@ -66,27 +70,58 @@ class Hub:
         host_names: the names it answers to; the first is the one it goes by.
         policies: its shared access policies.
         entropy: source of keys and ids.
+        ledger: takes note of what changes, for whoever writes it down.
     """
 
-    def __init__(self, host_names: tuple[str, ...], policies: tuple[Policy, ...], entropy: Entropy) -> None:
+    def __init__(
+        self,
+        host_names: tuple[str, ...],
+        policies: tuple[Policy, ...],
+        entropy: Entropy,
+        ledger: Ledger | None = None,
+    ) -> None:
         self.host_name = host_names[0]
         self.gatekeeper = Gatekeeper(host_names, policies)
-        self.registry = Registry(entropy)
+        self.ledger = ledger or Ledger()
+        touching = self.ledger.toucher
+        self.authorities = Authorities(touching("authorities"))
+        self.registry = Registry(entropy, touching("identities"))
         self.events = EventLog()
         self.methods = MethodCalls()
-        self.feedback = feedback_queue(self.host_name, entropy)
-        self.file_notifications = notification_queue(self.host_name, entropy)
-        self.cloud_to_device = CloudToDevice(self.feedback, entropy, self.registry.generation_of, self.registry.count)
+        self.feedback = feedback_queue(self.host_name, entropy, touching("feedback"))
+        self.file_notifications = notification_queue(self.host_name, entropy, touching("fileNotifications"))
+        self.cloud_to_device = CloudToDevice(
+            self.feedback, entropy, self.registry.generation_of, self.registry.count, touching("cloudToDevice")
+        )
         self._deliveries = Deliveries(self.cloud_to_device)
         self._entropy = entropy
-        self._twins: dict[IdentityId, Twin] = {}
-        self._sessions: Sessions[InFlight] = Sessions()
+        self._twins = Twins(touching("twins"))
+        self._sessions: Sessions[InFlight] = Sessions(touching("sessions"))
         self._effects: list[Effect] = []
         self.index = TwinIndex(self.registry, self._twins, _twin_document)
         self.fleet = ConfiguredFleet(self)
-        self.configurations = Configurations(self.fleet)
-        self.jobs = Jobs(JobTargets(self))
-        self.exchange = RegistryExchange(self, entropy, lambda job_id: self._effects.append(RunExchange(job_id)))
+        self.configurations = Configurations(self.fleet, touching("configurations"))
+        self.jobs = Jobs(JobTargets(self), touching("jobs"))
+        self.exchange = RegistryExchange(
+            self, entropy, lambda job_id: self._effects.append(RunExchange(job_id)), touching("exchange")
+        )
+        self._enroll()
+
+    def _enroll(self) -> None:
+        """Name what outlives a restart; a component comes after those that it looks into."""
+        for name, component in (
+            ("authorities", self.authorities),
+            ("identities", self.registry),
+            ("twins", self._twins),
+            ("sessions", self._sessions),
+            ("feedback", self.feedback),
+            ("fileNotifications", self.file_notifications),
+            ("cloudToDevice", self.cloud_to_device),
+            ("configurations", self.configurations),
+            ("jobs", self.jobs),
+            ("exchange", self.exchange),
+        ):
+            self.ledger.enroll(name, component)
 
     def take_effects(self) -> list[Effect]:
         """What earlier calls left to be done; asked for again, it is empty."""
@@ -143,12 +178,15 @@ class Hub:
 
     def write_twin(self, identity_id: IdentityId, body: Any, if_match: str | None, now: float) -> None:
         patch = self.twin(identity_id).patch(body, if_match, now)
+        self._twins.touch(identity_id)
         if patch is not None:
             self._notify_desired(identity_id, patch)
         self._changed(identity_id, now)
 
     def replace_twin(self, identity_id: IdentityId, body: Any, if_match: str | None, now: float) -> dict[str, Any]:
-        self._notify_desired(identity_id, self.twin(identity_id).replace(body, if_match, now))
+        desired = self.twin(identity_id).replace(body, if_match, now)
+        self._twins.touch(identity_id)
+        self._notify_desired(identity_id, desired)
         self._changed(identity_id, now)
         return self.twin_document(identity_id)
 
@@ -162,8 +200,16 @@ class Hub:
         """Merge a device's reported patch; returns the section's new version."""
         self._note_activity(identity_id, now)
         version = self.twin(identity_id).report(parse_json(payload, "the reported patch"), now)
+        self._twins.touch(identity_id)
         self._changed(identity_id, now)
         return version
+
+    def set_model(self, identity_id: IdentityId, model_id: str) -> None:
+        """Note the digital twin model that a device says it is."""
+        twin = self.twin(identity_id)
+        if twin.model_id != model_id:
+            twin.model_id = model_id
+            self._twins.touch(identity_id)
 
     def query(self, text: Any, continuation: str | None, count_max: int, now: float | None = None) -> Page:
         """A page of a query's result; see `run_query`. `now` matters where the index lags."""
@@ -176,17 +222,18 @@ class Hub:
     # --- connections ------------------------------------------------------------------------------------------------
 
     def connect(
-        self, identity_id: IdentityId, credential: str, connection: ConnectionId, *, is_clean: bool, now: float
+        self,
+        identity_id: IdentityId,
+        credential: str,
+        connection: ConnectionId,
+        *,
+        is_clean: bool,
+        now: float,
+        certificates: tuple[bytes, ...] = (),
     ) -> Admission:
-        """Let a device in on a new connection, and an older connection of its out.
-
-        Raises:
-            ServiceError: the device is unknown or disabled, or the credential is not good.
-        """
+        """Let a device in on a new connection, and an older connection of its out; see `authenticate`."""
+        expires_at = self.authenticate(identity_id, credential, certificates, now)
         identity = self.registry.get(identity_id)
-        if not self.registry.is_enabled(identity_id):
-            raise ServiceError(Fault.IotHubUnauthorizedAccess, f"device {identity_id.device_id} is disabled")
-        expires_at = self.gatekeeper.check_device(credential, identity.sas_keys, identity_id.path, now)
         opened = self._sessions.open(identity_id, connection, is_clean=is_clean)
         if opened.displaced is not None:
             self._end_calls(identity_id)
@@ -198,6 +245,35 @@ class Hub:
         self._changed(identity_id, now)
         return Admission(identity_id, opened.is_resumed, expires_at)
 
+    def authenticate(
+        self, identity_id: IdentityId, credential: str, certificates: tuple[bytes, ...], now: float
+    ) -> float | None:
+        """Check that a client is the device or module it says it is; returns when its token ends, if it has one.
+
+        Args:
+            credential: its token, empty where it has none.
+            certificates: what it showed in the TLS handshake, in DER, its own first.
+
+        Raises:
+            ServiceError: the device is unknown or disabled, or the credential is not good.
+        """
+        identity = self.registry.get(identity_id)
+        if not self.registry.is_enabled(identity_id):
+            raise ServiceError(Fault.IotHubUnauthorizedAccess, f"device {identity_id.device_id} is disabled")
+        if identity.authentication_type not in ("selfSigned", "certificateAuthority"):
+            return self.gatekeeper.check_device(credential, identity.sas_keys, identity_id.path, now)
+        shown = ShownCertificate.read(certificates)
+        if identity.authentication_type == "selfSigned":
+            shown.check_thumbprint(identity.thumbprints, now)
+            return None
+        if shown.common_name != identity_id.client_id:
+            raise ServiceError(
+                Fault.IotHubUnauthorizedAccess,
+                f"the certificate is for {shown.common_name!r}, not for {identity_id.client_id!r}",
+            )
+        shown.check_issued_under(self.authorities.certificates(), now)
+        return None
+
     def resume(self, identity_id: IdentityId, now: float) -> None:
         """Send what waits for a client that has just been let in, first what it has not acknowledged."""
         session = self._sessions.get(identity_id)
@@ -206,6 +282,8 @@ class Hub:
         for packet_id, delivery in list(session.in_flight.items()):
             if isinstance(delivery, CloudDelivery):
                 self._effects += self._deliveries.send_again(session, packet_id, delivery, now)
+            elif isinstance(delivery, InputMessage):
+                self._effects.append(SendInput(session.connection, identity_id, delivery, packet_id, is_duplicate=True))
             else:
                 self._effects.append(SendDesired(session.connection, delivery, packet_id, is_duplicate=True))
         self._effects += self._deliveries.send(session, now)
@@ -226,14 +304,14 @@ class Hub:
 
     def subscribe(self, identity_id: IdentityId, feature: str, qos: int, now: float) -> None:
         session = self._session(identity_id)
-        session.subscriptions[feature] = qos
+        self._sessions.subscribe(session, feature, qos)
         if feature == METHODS:
             self._send_waiting_methods(session, now)
         elif feature == CLOUD_TO_DEVICE:
             self._effects += self._deliveries.send(session, now)
 
     def unsubscribe(self, identity_id: IdentityId, feature: str) -> None:
-        self._session(identity_id).subscriptions.pop(feature, None)
+        self._sessions.unsubscribe(self._session(identity_id), feature)
 
     def hears(self, identity_id: IdentityId, feature: str) -> bool:
         session = self._sessions.get(identity_id)
@@ -273,15 +351,33 @@ class Hub:
         identity.last_activity_at = wire_time(now)
         return self.events.append(identity_id, identity.generation_id, system_properties, properties, body, now)
 
-    def send_to_device(self, device_id: str, message: CloudMessage, now: float) -> None:
-        """Queue a cloud-to-device message, and send it on where the device listens.
+    def send_to_device(self, device_id: str, message: CloudMessage, now: float) -> str:
+        """Queue a cloud-to-device message, and send it on where the device listens; returns its message id.
 
         Raises:
             ServiceError: DeviceNotFound, DeviceMaximumQueueDepthExceeded, MessageTooLarge or ArgumentInvalid.
         """
         self.registry.get(IdentityId(device_id))
-        self.cloud_to_device.send(device_id, message, now)
+        message_id = self.cloud_to_device.send(device_id, message, now)
         self.offer_messages(device_id, now)
+        return message_id
+
+    def send_to_input(self, identity_id: IdentityId, name: str, message: CloudMessage) -> None:
+        """Send a message to an input of a connected module, as the runtime on a device does.
+
+        Raises:
+            ServiceError: ModuleNotFound, DeviceNotOnline where the module does not listen, MessageTooLarge.
+        """
+        self.registry.get(identity_id)
+        check_message(message)
+        session = self._sessions.get(identity_id)
+        properties = cloud_message_bag(message)
+        effect = send_input(session, InputMessage(name, properties, message.body)) if session else None
+        if effect is None:
+            raise ServiceError(
+                Fault.DeviceNotOnline, f"{identity_id.client_id} is not connected, or does not listen to inputs"
+            )
+        self._effects.append(effect)
 
     def offer_messages(self, device_id: str, now: float) -> None:
         """Send what waits in a device's queue, where the device listens."""

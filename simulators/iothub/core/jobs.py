@@ -146,6 +146,8 @@ class Jobs:
         self._touch = touch
         self._jobs: dict[str, Job] = {}
         self._calls: dict[str, Job] = {}
+        # Rows that came back from a restart before their job.
+        self._homeless: dict[str, list[Row]] = {}
         self._rows = 0
         self._now = 0.0
 
@@ -189,7 +191,7 @@ class Jobs:
         """The jobs of a type and a status, newest first; None for any."""
         return [
             job.document()
-            for job in reversed(self._jobs.values())
+            for job in sorted(self._jobs.values(), key=lambda item: (item.created_at, item.id), reverse=True)
             if (not kind or job.kind == kind) and (not status or job.status == status)
         ]
 
@@ -310,16 +312,25 @@ class Jobs:
         return {name: getattr(row, name) for name in _ROW_RECORD}
 
     def restore(self, key: str, record: Any) -> None:
-        """Take back what was kept; jobs come before their rows. A call that was under way has lost its device."""
+        """Take back what was kept, in any order."""
         kind, job_id, *identity = key.split("/")
         if kind == "job":
             self._jobs[job_id] = Job(job_id, target=parse_target(record["query_condition"]), **record)
-            return
-        job = self._jobs[job_id]
-        row = job.rows[IdentityId(*identity)] = Row(identity_id=IdentityId(*identity), **record)
-        self._rows = max(self._rows, row.place)
-        if row.status == "pending" and job.status == "running":
+        else:
+            row = Row(identity_id=IdentityId(*identity), **record)
+            self._rows = max(self._rows, row.place)
+            self._homeless.setdefault(job_id, []).append(row)
+        job = self._jobs.get(job_id)
+        for row in self._homeless.pop(job_id, ()) if job else ():
+            self._take_back(self._jobs[job_id], row)
+
+    def _take_back(self, job: Job, row: Row) -> None:
+        if row.status == "running":
+            # The call was under way, and nobody will hear its answer.
+            row.status, row.error = "failed", {"code": "JobCancelled", "description": "the hub stopped meanwhile"}
+        if row.status == "pending" and job.status in ACTIVE:
             job.waiting.append(row.identity_id)
+        job.rows[row.identity_id] = row
 
 
 def read_job(job_id: str, body: Any, now: float) -> Job:

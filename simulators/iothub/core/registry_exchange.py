@@ -128,7 +128,7 @@ class RegistryExchange:
         return job
 
     def documents(self) -> list[dict[str, Any]]:
-        return [job.document() for job in self._jobs.values()]
+        return [job.document() for job in sorted(self._jobs.values(), key=lambda item: item.started_at)]
 
     def cancel(self, job_id: str, now: float) -> None:
         """Stop a job; what an import has done by then stays done. One that has ended stays as it ended."""

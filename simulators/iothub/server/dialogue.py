@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from simulators.iothub.core.cloud_to_device import cloud_message_bag
-from simulators.iothub.core.effects import SendCloudMessage, SendDesired, SendMethod
+from simulators.iothub.core.effects import SendCloudMessage, SendDesired, SendInput, SendMethod
 from simulators.iothub.core.hub import TWIN_RESPONSES, Admission, Hub
 from simulators.iothub.core.instants import wire_time
 from simulators.iothub.core.json_text import dump_json
@@ -72,18 +72,31 @@ class State(enum.Enum):
 
 
 class Dialogue:
-    """The hub's side of one MQTT connection."""
+    """The hub's side of one MQTT connection.
 
-    def __init__(self, hub: Hub, connection: ConnectionId, outlet: Outlet) -> None:
+    Args:
+        certificates: gives what the client showed in the TLS handshake, in DER, its own first.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        connection: ConnectionId,
+        outlet: Outlet,
+        certificates: Callable[[], tuple[bytes, ...]] = tuple,
+    ) -> None:
         self.connection = connection
         self.state = State.AWAITING_CONNECT
         self.idle_timeout_s = CONNECT_TIMEOUT_S
         self.expires_at: float | None = None
         self.identity_id: IdentityId | None = None
         self._hub = hub
+        self._certificates = certificates
         self.outlet = outlet
         self._decoder = Decoder(PACKET_BYTES_MAX)
         self._will: Will | None = None
+        # Whether the hub has room for this connection; where it has none, CONNECT is refused.
+        self.has_room = True
 
     def receive(self, data: bytes, now: float) -> None:
         """Take bytes from the client; whatever breaks a rule closes this connection and harms no other."""
@@ -116,30 +129,16 @@ class Dialogue:
             self._end(now)
 
     def send_desired(self, effect: SendDesired) -> None:
-        qos = 0 if effect.packet_id is None else 1
-        topic = topics.desired_patch_topic(effect.patch.version)
-        self._send(
-            Publish(
-                topic=topic,
-                payload=effect.patch.body,
-                qos=qos,
-                packet_id=effect.packet_id,
-                duplicate=effect.is_duplicate,
-            )
-        )
+        self._deliver(topics.desired_patch_topic(effect.patch.version), effect.patch.body, effect)
 
     def send_cloud_message(self, effect: SendCloudMessage) -> None:
         topic = topics.cloud_message_topic(effect.device_id, cloud_message_bag(effect.message))
-        qos = 0 if effect.packet_id is None else 1
-        self._send(
-            Publish(
-                topic=topic,
-                payload=effect.message.body,
-                qos=qos,
-                packet_id=effect.packet_id,
-                duplicate=effect.is_duplicate,
-            )
-        )
+        self._deliver(topic, effect.message.body, effect)
+
+    def send_input(self, effect: SendInput) -> None:
+        message = effect.message
+        topic = topics.module_input_topic(*effect.identity_id, message.name, message.properties)
+        self._deliver(topic, message.body, effect)
 
     def send_method(self, effect: SendMethod) -> None:
         self._send(Publish(topic=topics.method_topic(effect.name, effect.request_id), payload=effect.payload))
@@ -168,6 +167,17 @@ class Dialogue:
                 handler(self, packet, now)
             except (ProtocolError, ServiceError) as err:
                 self.close(err.message, now)
+
+    def _deliver(self, topic: str, body: bytes, effect: SendDesired | SendCloudMessage | SendInput) -> None:
+        self._send(
+            Publish(
+                topic=topic,
+                payload=body,
+                qos=0 if effect.packet_id is None else 1,
+                packet_id=effect.packet_id,
+                duplicate=effect.is_duplicate,
+            )
+        )
 
     def _refuse_stream(self, err: ProtocolError, now: float) -> None:
         if isinstance(err, UnsupportedProtocolLevelError) and self.state is State.AWAITING_CONNECT:
@@ -198,6 +208,9 @@ class Dialogue:
     # --- CONNECT ----------------------------------------------------------------------------------------------------
 
     def _connect(self, packet: Connect, now: float) -> None:
+        if not self.has_room:
+            self._refuse(ConnackCode.SERVER_UNAVAILABLE, "too many connections are open", now)
+            return
         try:
             admission = self._admit(packet, now)
         except ServiceError as err:
@@ -223,11 +236,18 @@ class Dialogue:
             raise ServiceError(Fault.IotHubUnauthorizedAccess, f"this hub is not {login.host_name}")
         identity_id = IdentityId(login.device_id, login.module_id)
         self._check_will(packet.will, identity_id)
-        # A device without a password would have to show a certificate, which this hub does not ask for yet.
+        # Who has a password has no need of a certificate: the service takes one or the other.
         credential = (packet.password or b"").decode(errors="replace")
-        admission = self._hub.connect(identity_id, credential, self.connection, is_clean=packet.clean_session, now=now)
+        admission = self._hub.connect(
+            identity_id,
+            credential,
+            self.connection,
+            is_clean=packet.clean_session,
+            now=now,
+            certificates=() if credential else self._certificates(),
+        )
         if model_id := login.parameters.get("model-id"):
-            self._hub.twin(identity_id).model_id = model_id
+            self._hub.set_model(identity_id, model_id)
         self._will = packet.will
         return admission
 

@@ -14,6 +14,7 @@ from simulators.iothub.server.dialogue import Dialogue
 from simulators.iothub.server.mqtt_listener import CHECK_INTERVAL_S_MAX, CONNECTIONS_MAX, OUTBOUND_BYTES_MAX
 from simulators.iothub.server.rest_api.routing import Route
 from simulators.iothub.server.switchboard import Switchboard
+from simulators.iothub.server.tls import CLIENT_CERTIFICATES
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ async def serve_mqtt(switchboard: Switchboard, request: web.Request) -> web.Stre
     )
     await websocket.prepare(request)
     outlet = WebsocketOutlet(websocket, transport)
-    dialogue = switchboard.open(outlet)
+    dialogue = switchboard.open(outlet, lambda: transport.get_extra_info(CLIENT_CERTIFICATES, ()))
     carrying = asyncio.create_task(outlet.carry())
     try:
         await _read(switchboard, websocket, outlet, dialogue)

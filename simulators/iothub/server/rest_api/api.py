@@ -11,8 +11,11 @@ from simulators.iothub.server import mqtt_websocket
 from simulators.iothub.server.entropy import SystemEntropy
 from simulators.iothub.server.rest_api import (
     bulk,
+    certificates,
     configurations,
+    device_messages,
     digital_twins,
+    feedback,
     identities,
     jobs,
     telemetry_stream,
@@ -33,6 +36,9 @@ ROUTES = (
     *digital_twins.ROUTES,
     *twins.ROUTES,
     *telemetry_stream.ROUTES,
+    *device_messages.ROUTES,
+    *feedback.ROUTES,
+    *certificates.ROUTES,
     *mqtt_websocket.ROUTES,
 )
 
@@ -59,9 +65,12 @@ class RestApi:
                 self._switchboard.hub.gatekeeper.check_service(
                     authorization, route.right, path, self._switchboard.now()
                 )
-            response = await route.handler(self._switchboard, request)
-            self._switchboard.settle()
-            return response
+            try:
+                return await route.handler(self._switchboard, request)
+            finally:
+                self._switchboard.settle()
+                if self._switchboard.storage_error:
+                    raise ServiceError(Fault.ServerError, str(self._switchboard.storage_error))
 
         return handle
 
