@@ -15,6 +15,7 @@ from aiohttp import web
 from simulators.iothub.core.hub import Hub
 from simulators.iothub.core.ledger import Ledger
 from simulators.iothub.errors import HubStartError
+from simulators.iothub.server.blob_exchange import BlobExchange
 from simulators.iothub.server.certificates import CertificateFiles, ensure_certificates
 from simulators.iothub.server.entropy import SystemEntropy
 from simulators.iothub.server.journal import Journal
@@ -105,6 +106,7 @@ class HubServer:
             await asyncio.gather(self._ticker, return_exceptions=True)
             self._ticker = None
             self.switchboard.stop()
+            self._exchange.stop()
         await self.go_away()
         if self._journal:
             self.switchboard.settle()
@@ -142,6 +144,8 @@ class HubServer:
             journal.open()
             self._journal = journal
         self.switchboard = Switchboard(hub, keeper=self._journal)
+        self._exchange = BlobExchange(self.switchboard, certificates.ca)
+        self.switchboard.run_exchange = self._exchange.launch
         self._tls = request_certificates(certificates)
         await self._listen()
         self._ticker = asyncio.create_task(self._tick())
