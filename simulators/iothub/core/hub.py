@@ -4,6 +4,7 @@ Calls change it at once and leave behind effects: what is to be sent or closed. 
 (`take_effects`) and carries them out, in order.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from simulators.iothub.core.effects import (
     EndMethod,
     InFlight,
     InputMessage,
+    RunExchange,
     SendDesired,
     SendInput,
     SendMethod,
@@ -29,13 +31,18 @@ from simulators.iothub.core.events import Event, EventLog
 from simulators.iothub.core.feedback import feedback_queue, notification_queue
 from simulators.iothub.core.hub_events import HubEvents
 from simulators.iothub.core.instants import wire_time
+from simulators.iothub.core.job_targets import JobTargets
+from simulators.iothub.core.jobs import Jobs
 from simulators.iothub.core.json_text import dump_json, parse_json
 from simulators.iothub.core.ledger import Ledger
 from simulators.iothub.core.methods import MethodCalls, MethodRequest, not_online
 from simulators.iothub.core.ports import Entropy
+from simulators.iothub.core.provisioning import Provisioning
 from simulators.iothub.core.query import run_query
 from simulators.iothub.core.query.engine import Page
+from simulators.iothub.core.query.expressions import Row
 from simulators.iothub.core.registry import Identity, IdentityId, Registry, check_etag
+from simulators.iothub.core.registry_exchange import RegistryExchange
 from simulators.iothub.core.sessions import ConnectionId, Session, Sessions
 from simulators.iothub.core.twin_index import TwinIndex
 from simulators.iothub.core.twins import Twin, Twins
@@ -66,6 +73,7 @@ class Hub:
         host_names: the names it answers to; the first is the one it goes by.
         policies: its shared access policies.
         entropy: source of keys and ids.
+        id_scope: that of its provisioning service.
         ledger: takes note of what changes, for whoever writes it down.
     """
 
@@ -75,6 +83,7 @@ class Hub:
         policies: tuple[Policy, ...],
         entropy: Entropy,
         ledger: Ledger | None = None,
+        id_scope: str = "0ne00000000",
     ) -> None:
         self.host_name = host_names[0]
         self.gatekeeper = Gatekeeper(host_names, policies)
@@ -82,6 +91,7 @@ class Hub:
         touching = self.ledger.toucher
         self.authorities = Authorities(touching("authorities"))
         self.registry = Registry(entropy, touching("identities"))
+        self.provisioning = Provisioning(self, id_scope, entropy, touching("provisioning"))
         self.events = EventLog()
         self.own_events = HubEvents(self.host_name, self.events)
         self.methods = MethodCalls()
@@ -99,6 +109,10 @@ class Hub:
         self.index = TwinIndex(self.registry, self._twins, _twin_document)
         self.fleet = ConfiguredFleet(self)
         self.configurations = Configurations(self.fleet, touching("configurations"))
+        self.jobs = Jobs(JobTargets(self), touching("jobs"))
+        self.exchange = RegistryExchange(
+            self, entropy, lambda job_id: self._effects.append(RunExchange(job_id)), touching("exchange")
+        )
         self._enroll()
 
     def _enroll(self) -> None:
@@ -113,12 +127,18 @@ class Hub:
             ("cloudToDevice", self.cloud_to_device),
             ("uploads", self.uploads),
             ("configurations", self.configurations),
+            ("provisioning", self.provisioning),
+            ("jobs", self.jobs),
+            ("exchange", self.exchange),
         ):
             self.ledger.enroll(name, component)
 
     def take_effects(self) -> list[Effect]:
         """What earlier calls left to be done; asked for again, it is empty."""
         effects, self._effects = self._effects, []
+        for effect in effects:
+            if isinstance(effect, EndMethod):
+                self.jobs.method_ended(effect.result)
         return effects
 
     # --- identities -------------------------------------------------------------------------------------------------
@@ -213,9 +233,11 @@ class Hub:
 
     def query(self, text: Any, continuation: str | None, count_max: int, now: float | None = None) -> Page:
         """A page of a query's result; see `run_query`. `now` matters where the index lags."""
-        return run_query(
-            text, lambda collection, after: self.index.rows(collection, after, now), continuation, count_max
-        )
+
+        def rows(collection: str, after: int) -> Iterable[tuple[int, Row]]:
+            return self.jobs.rows(after) if collection == "devices.jobs" else self.index.rows(collection, after, now)
+
+        return run_query(text, rows, continuation, count_max)
 
     # --- connections ------------------------------------------------------------------------------------------------
 
@@ -344,8 +366,10 @@ class Hub:
         Raises:
             ServiceError: MessageTooLarge.
         """
-        counted = (*system_properties.values(), *properties.keys(), *properties.values())
-        size = len(body) + sum(len(text.encode()) for text in counted)
+        size = len(body)
+        if system_properties or properties:
+            counted = (*system_properties.values(), *properties.keys(), *properties.values())
+            size += sum(len(text.encode()) for text in counted)
         if size > MESSAGE_BYTES_MAX:
             raise ServiceError(Fault.MessageTooLarge, f"the message is {size} bytes; {MESSAGE_BYTES_MAX} are allowed")
         identity = self.registry.get(identity_id)
@@ -467,7 +491,8 @@ class Hub:
 
     def advance(self, now: float) -> bool:
         """Do a slice of what is done by and by; returns whether more waits."""
-        return self.configurations.step(now, WORK_SLICE)
+        is_more = self.jobs.advance(now, WORK_SLICE)
+        return self.configurations.step(now, WORK_SLICE) or is_more
 
 
 def _twin_document(identity: Identity, twin: Twin) -> dict[str, Any]:

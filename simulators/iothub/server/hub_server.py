@@ -15,6 +15,7 @@ from aiohttp import web
 from simulators.iothub.core.hub import Hub
 from simulators.iothub.core.ledger import Ledger
 from simulators.iothub.errors import HubStartError
+from simulators.iothub.server.blob_exchange import BlobExchange
 from simulators.iothub.server.blob_store import BlobStore
 from simulators.iothub.server.certificates import CertificateFiles, ensure_certificates
 from simulators.iothub.server.entropy import SystemEntropy
@@ -45,6 +46,8 @@ class HubEndpoints:
     https_port: int
     service_connection_string: str
     telemetry_url: str
+    id_scope: str
+    provisioning_connection_string: str
     certificates: CertificateFiles
 
 
@@ -104,6 +107,7 @@ class HubServer:
             await asyncio.gather(self._ticker, return_exceptions=True)
             self._ticker = None
             self.switchboard.stop()
+            self._exchange.stop()
         await self.go_away()
         if self._journal:
             self.switchboard.settle()
@@ -129,18 +133,21 @@ class HubServer:
             now = datetime.datetime.now(datetime.UTC)
             certificates = ensure_certificates(self._state.directory, self._names, now)
             policies = self._state.policies(entropy)
+            id_scope = self._state.id_scope(entropy)
             blobs = BlobStore(self._state.directory / "uploads")
         except (OSError, ValueError, KeyError, TypeError) as err:
             raise HubStartError(
                 f"cannot use the hub's files in {self._state.directory}: {err}",
                 hint="Move the directory away, or choose another with --state; the hub makes a new one.",
             ) from err
-        hub = Hub(self._names, policies, entropy, Ledger(is_kept=self._is_kept))
+        hub = Hub(self._names, policies, entropy, Ledger(is_kept=self._is_kept), id_scope)
         if self._is_kept:
             journal = Journal(self._state.directory / "journal", hub)
             journal.open()
             self._journal = journal
         self.switchboard = Switchboard(hub, keeper=self._journal, blobs=blobs)
+        self._exchange = BlobExchange(self.switchboard, certificates.ca)
+        self.switchboard.run_exchange = self._exchange.launch
         self._tls = request_certificates(certificates)
         await self._listen()
         self._ticker = asyncio.create_task(self._tick())
@@ -184,7 +191,8 @@ class HubServer:
     def _endpoints(self, certificates: CertificateFiles) -> HubEndpoints:
         host_name, https_port = self._names[0], self._https_port or HTTPS_PORT
         authority = host_name if https_port == HTTPS_PORT else f"{host_name}:{https_port}"
-        policy = self.switchboard.hub.gatekeeper.policy("iothubowner")
+        gatekeeper = self.switchboard.hub.gatekeeper
+        policy, provisioning = gatekeeper.policy("iothubowner"), gatekeeper.policy("provisioningserviceowner")
         return HubEndpoints(
             host_name=host_name,
             address=self._address,
@@ -194,6 +202,10 @@ class HubServer:
                 f"HostName={authority};SharedAccessKeyName={policy.name};SharedAccessKey={policy.keys[0]}"
             ),
             telemetry_url=f"https://{authority}/telemetry/events",
+            id_scope=self.switchboard.hub.provisioning.id_scope,
+            provisioning_connection_string=(
+                f"HostName={authority};SharedAccessKeyName={provisioning.name};SharedAccessKey={provisioning.keys[0]}"
+            ),
             certificates=certificates,
         )
 
@@ -215,4 +227,6 @@ def _note(endpoints: HubEndpoints) -> dict[str, Any]:
         "certificateFile": str(endpoints.certificates.certificate.absolute()),
         "keyFile": str(endpoints.certificates.key.absolute()),
         "telemetryUrl": endpoints.telemetry_url,
+        "idScope": endpoints.id_scope,
+        "provisioningConnectionString": endpoints.provisioning_connection_string,
     }

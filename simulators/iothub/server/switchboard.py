@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from simulators.iothub.core.effects import (
     CloseConnection,
     EndMethod,
+    RunExchange,
     SendCloudMessage,
     SendDesired,
     SendInput,
@@ -85,6 +86,8 @@ class Switchboard:
         self._results: dict[str, asyncio.Future[MethodResult]] = {}
         self._rung_sequence = 0
         self._work: asyncio.Task[None] | None = None
+        # Carries out imports and exports; who serves the hub sets it.
+        self.run_exchange: Callable[[str], None] = lambda _job_id: None
         self._keeper = keeper
         self._held: list[HeldOutlet] = []
         self._is_flush_due = False
@@ -234,6 +237,9 @@ class Switchboard:
         if future is not None and not future.done():
             future.set_result(effect.result)
 
+    def _run_exchange(self, effect: RunExchange) -> None:
+        self.run_exchange(effect.job_id)
+
     def _dialogue(self, connection: ConnectionId) -> Dialogue | None:
         return self._dialogues.get(connection)
 
@@ -245,4 +251,5 @@ _CARRIERS: dict[type, Callable[[Switchboard, Any], None]] = {
     SendMethod: Switchboard._send_method,
     CloseConnection: Switchboard._close,
     EndMethod: Switchboard._end_method,
+    RunExchange: Switchboard._run_exchange,
 }

@@ -15,8 +15,11 @@ from simulators.iothub.server.rest_api import (
     certificates,
     configurations,
     device_messages,
+    digital_twins,
     feedback,
     identities,
+    jobs,
+    provisioning,
     telemetry_stream,
     twins,
     uploads,
@@ -32,6 +35,8 @@ ROUTES = (
     *identities.ROUTES,
     *bulk.ROUTES,
     *configurations.ROUTES,
+    *jobs.ROUTES,
+    *digital_twins.ROUTES,
     *twins.ROUTES,
     *telemetry_stream.ROUTES,
     *device_messages.ROUTES,
@@ -40,6 +45,7 @@ ROUTES = (
     *blobs.ROUTES,
     *certificates.ROUTES,
     *mqtt_websocket.ROUTES,
+    *provisioning.ROUTES,
 )
 
 
