@@ -1,5 +1,6 @@
 """A running hub as other programs on this machine find it: by its state directory, over its HTTPS API."""
 
+import base64
 import json
 import time
 from collections.abc import Iterator
@@ -153,6 +154,28 @@ class HubClient:
         result: dict[str, Any] = self._call("POST", path, body, timeout_s=timeout_s + REQUEST_TIMEOUT_S)
         return result
 
+    def send_message(self, device_id: str, body: bytes, document: dict[str, Any]) -> dict[str, Any]:
+        """Queue a cloud-to-device message; `document` holds what the message has besides its body."""
+        path = f"/simulator{_path('devices', device_id, '')}/messages"
+        sent: dict[str, Any] = self._call("POST", path, {**document, "body": base64.b64encode(body).decode()})
+        return sent
+
+    def send_input(self, device_id: str, module_id: str, name: str, body: bytes, document: dict[str, Any]) -> None:
+        path = f"/simulator{_path('devices', device_id, module_id)}/inputs/{quote(name, safe='')}"
+        self._call("POST", path, {**document, "body": base64.b64encode(body).decode()})
+
+    def feedback(self) -> Iterator[dict[str, Any]]:
+        """Take the feedback records that wait; a batch is complete once its last record was taken."""
+        path = "/messages/serviceBound/feedback"
+        while (batch := self._send("GET", f"https://{self.note.authority}{path}")).content:
+            yield from batch.json()
+            lock_token = batch.headers["ETag"].strip('"')
+            self._call("DELETE", f"{path}/{quote(lock_token, safe='')}")
+
+    def purge(self, device_id: str) -> dict[str, Any]:
+        purged: dict[str, Any] = self._call("DELETE", f"{_path('devices', device_id, '')}/commands")
+        return purged
+
     def query(self, text: str) -> Iterator[dict[str, Any]]:
         """All rows of a query's result, page by page."""
         continuation = None
@@ -230,7 +253,7 @@ def _refusal(response: requests.Response) -> SimulatorError:
     hints = {
         "DeviceNotFound": "See which there are with: slipway-sim device list",
         "ModuleNotFound": "See which there are with: slipway-sim device list",
-        "DeviceNotOnline": "A direct method needs a connected device; start it and try again.",
+        "DeviceNotOnline": "This needs a device or module that is connected and listens; start it and try again.",
         "DeviceAlreadyExists": "Delete it first, or ask for its key with: slipway-sim device connection-string",
     }
     return SimulatorError(

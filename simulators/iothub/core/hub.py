@@ -8,15 +8,29 @@ from dataclasses import dataclass
 from typing import Any
 
 from simulators.iothub.core.access import Gatekeeper, Policy
-from simulators.iothub.core.effects import CloseConnection, DesiredPatch, Effect, EndMethod, SendDesired, SendMethod
+from simulators.iothub.core.cloud_to_device import CloudMessage, CloudToDevice, check_message, cloud_message_bag
+from simulators.iothub.core.deliveries import CLOUD_TO_DEVICE, Deliveries, send_input
+from simulators.iothub.core.effects import (
+    CloseConnection,
+    CloudDelivery,
+    DesiredPatch,
+    Effect,
+    EndMethod,
+    InFlight,
+    InputMessage,
+    SendDesired,
+    SendInput,
+    SendMethod,
+)
 from simulators.iothub.core.events import Event, EventLog
+from simulators.iothub.core.feedback import feedback_queue, notification_queue
 from simulators.iothub.core.instants import wire_time
 from simulators.iothub.core.json_text import dump_json, parse_json
 from simulators.iothub.core.methods import MethodCalls, MethodRequest, not_online
 from simulators.iothub.core.ports import Entropy
 from simulators.iothub.core.query import run_query
 from simulators.iothub.core.query.engine import Page
-from simulators.iothub.core.registry import Identity, IdentityId, Registry
+from simulators.iothub.core.registry import Identity, IdentityId, Registry, check_etag
 from simulators.iothub.core.sessions import ConnectionId, Session, Sessions
 from simulators.iothub.core.twins import Twin
 from simulators.iothub.errors import Fault, ServiceError
@@ -51,9 +65,13 @@ class Hub:
         self.registry = Registry(entropy)
         self.events = EventLog()
         self.methods = MethodCalls()
+        self.feedback = feedback_queue(self.host_name, entropy)
+        self.file_notifications = notification_queue(self.host_name, entropy)
+        self.cloud_to_device = CloudToDevice(self.feedback, entropy, self.registry.generation_of, self.registry.count)
+        self._deliveries = Deliveries(self.cloud_to_device)
         self._entropy = entropy
         self._twins: dict[IdentityId, Twin] = {}
-        self._sessions: Sessions[DesiredPatch] = Sessions()
+        self._sessions: Sessions[InFlight] = Sessions()
         self._effects: list[Effect] = []
 
     def take_effects(self) -> list[Effect]:
@@ -72,7 +90,11 @@ class Hub:
                 self._disconnect(affected.id, "the device was disabled")
         return self.registry.get(identity_id).document()
 
-    def delete_identity(self, identity_id: IdentityId, if_match: str | None) -> None:
+    def delete_identity(self, identity_id: IdentityId, if_match: str | None, now: float) -> None:
+        check_etag(if_match, self.registry.get(identity_id).etag, identity_id.client_id)
+        if not identity_id.module_id:
+            self.cloud_to_device.purge(identity_id.device_id, now)
+            self.cloud_to_device.forget(identity_id.device_id)
         for gone in self.registry.delete(identity_id, if_match):
             del self._twins[gone]
             self._end_calls(gone)
@@ -134,18 +156,26 @@ class Hub:
         opened = self._sessions.open(identity_id, connection, is_clean=is_clean)
         if opened.displaced is not None:
             self._end_calls(identity_id)
+            if not identity_id.module_id:
+                self.cloud_to_device.release(identity_id.device_id, now)
             self._effects.append(CloseConnection(opened.displaced, "the client connected again [MQTT-3.1.4-2]"))
         identity.is_connected = True
         identity.connection_updated_at = identity.last_activity_at = wire_time(now)
         return Admission(identity_id, opened.is_resumed, expires_at)
 
     def resume(self, identity_id: IdentityId, now: float) -> None:
-        """Send what waits for a client that has just been let in: unacknowledged patches, then method calls."""
+        """Send what waits for a client that has just been let in, first what it has not acknowledged."""
         session = self._sessions.get(identity_id)
         if session is None or session.connection is None:
             return
-        for packet_id, patch in session.in_flight.items():
-            self._effects.append(SendDesired(session.connection, patch, packet_id, is_duplicate=True))
+        for packet_id, delivery in list(session.in_flight.items()):
+            if isinstance(delivery, CloudDelivery):
+                self._effects += self._deliveries.send_again(session, packet_id, delivery, now)
+            elif isinstance(delivery, InputMessage):
+                self._effects.append(SendInput(session.connection, identity_id, delivery, packet_id, is_duplicate=True))
+            else:
+                self._effects.append(SendDesired(session.connection, delivery, packet_id, is_duplicate=True))
+        self._effects += self._deliveries.send(session, now)
         self._send_waiting_methods(session, now)
 
     def disconnect(self, identity_id: IdentityId, connection: ConnectionId, now: float) -> None:
@@ -153,6 +183,8 @@ class Hub:
         if not self._sessions.close(identity_id, connection):
             return
         self._end_calls(identity_id)
+        if not identity_id.module_id:
+            self.cloud_to_device.release(identity_id.device_id, now)
         identity = self.registry.find(identity_id)
         if identity is not None:
             identity.is_connected = False
@@ -163,6 +195,8 @@ class Hub:
         session.subscriptions[feature] = qos
         if feature == METHODS:
             self._send_waiting_methods(session, now)
+        elif feature == CLOUD_TO_DEVICE:
+            self._effects += self._deliveries.send(session, now)
 
     def unsubscribe(self, identity_id: IdentityId, feature: str) -> None:
         self._session(identity_id).subscriptions.pop(feature, None)
@@ -171,8 +205,12 @@ class Hub:
         session = self._sessions.get(identity_id)
         return session is not None and session.hears(feature)
 
-    def acknowledge(self, identity_id: IdentityId, packet_id: int) -> None:
-        self._session(identity_id).land(packet_id)
+    def acknowledge(self, identity_id: IdentityId, packet_id: int, now: float) -> None:
+        session = self._session(identity_id)
+        delivery = session.land(packet_id)
+        if isinstance(delivery, CloudDelivery):
+            self._deliveries.acknowledge(session, delivery, now)
+            self._effects += self._deliveries.send(session, now)
 
     def connection_of(self, identity_id: IdentityId) -> ConnectionId | None:
         session = self._sessions.get(identity_id)
@@ -200,6 +238,47 @@ class Hub:
         identity = self.registry.get(identity_id)
         identity.last_activity_at = wire_time(now)
         return self.events.append(identity_id, identity.generation_id, system_properties, properties, body, now)
+
+    def send_to_device(self, device_id: str, message: CloudMessage, now: float) -> str:
+        """Queue a cloud-to-device message, and send it on where the device listens; returns its message id.
+
+        Raises:
+            ServiceError: DeviceNotFound, DeviceMaximumQueueDepthExceeded, MessageTooLarge or ArgumentInvalid.
+        """
+        self.registry.get(IdentityId(device_id))
+        message_id = self.cloud_to_device.send(device_id, message, now)
+        self.offer_messages(device_id, now)
+        return message_id
+
+    def send_to_input(self, identity_id: IdentityId, name: str, message: CloudMessage) -> None:
+        """Send a message to an input of a connected module, as the runtime on a device does.
+
+        Raises:
+            ServiceError: ModuleNotFound, DeviceNotOnline where the module does not listen, MessageTooLarge.
+        """
+        self.registry.get(identity_id)
+        check_message(message)
+        session = self._sessions.get(identity_id)
+        properties = cloud_message_bag(message)
+        effect = send_input(session, InputMessage(name, properties, message.body)) if session else None
+        if effect is None:
+            raise ServiceError(
+                Fault.DeviceNotOnline, f"{identity_id.client_id} is not connected, or does not listen to inputs"
+            )
+        self._effects.append(effect)
+
+    def offer_messages(self, device_id: str, now: float) -> None:
+        """Send what waits in a device's queue, where the device listens."""
+        session = self._sessions.get(IdentityId(device_id))
+        if session is not None:
+            self._effects += self._deliveries.send(session, now)
+
+    def expire_messages(self, now: float) -> None:
+        """End the messages that waited too long, and take back those that were locked too long."""
+        self.feedback.expire(now)
+        self.file_notifications.expire(now)
+        for device_id in self.cloud_to_device.expire(now):
+            self.offer_messages(device_id, now)
 
     def invoke_method(self, identity_id: IdentityId, request: MethodRequest, now: float) -> str:
         """Call a method; returns the id under which `EndMethod` will give its result.
@@ -229,7 +308,7 @@ class Hub:
 
     # --- within -----------------------------------------------------------------------------------------------------
 
-    def _session(self, identity_id: IdentityId) -> Session[DesiredPatch]:
+    def _session(self, identity_id: IdentityId) -> Session[InFlight]:
         session = self._sessions.get(identity_id)
         if session is None:
             raise RuntimeError(f"{identity_id.client_id} has no session")
@@ -253,7 +332,7 @@ class Hub:
                 return
         self._effects.append(SendDesired(session.connection, notification, packet_id))
 
-    def _send_waiting_methods(self, session: Session[DesiredPatch], now: float) -> None:
+    def _send_waiting_methods(self, session: Session[InFlight], now: float) -> None:
         if session.connection is None or not session.hears(METHODS):
             return
         for request_id in self.methods.waiting_for(session.identity_id):
@@ -290,7 +369,7 @@ def _twin_document(identity: Identity, twin: Twin) -> dict[str, Any]:
         "statusUpdateTime": identity.status_updated_at,
         "connectionState": identity.connection_state,
         "lastActivityTime": identity.last_activity_at,
-        "cloudToDeviceMessageCount": 0,
+        "cloudToDeviceMessageCount": identity.message_count,
         "authenticationType": identity.authentication_type,
         "x509Thumbprint": {
             "primaryThumbprint": identity.thumbprints[0],

@@ -61,6 +61,7 @@ class Identity:
     is_connected: bool = False
     connection_updated_at: str = NEVER
     last_activity_at: str = NEVER
+    message_count: int = 0
 
     @property
     def sas_keys(self) -> tuple[str, ...]:
@@ -79,7 +80,7 @@ class Identity:
             "connectionState": self.connection_state,
             "connectionStateUpdatedTime": self.connection_updated_at,
             "lastActivityTime": self.last_activity_at,
-            "cloudToDeviceMessageCount": 0,
+            "cloudToDeviceMessageCount": self.message_count,
             "authentication": {
                 "symmetricKey": {"primaryKey": self.keys[0], "secondaryKey": self.keys[1]},
                 "x509Thumbprint": {
@@ -156,6 +157,14 @@ class Registry:
     def modules_of(self, device_id: str) -> list[Identity]:
         self.get(IdentityId(device_id))
         return list(self._modules[device_id].values())
+
+    def generation_of(self, device_id: str) -> str:
+        return self.get(IdentityId(device_id)).generation_id
+
+    def count(self, device_id: str, messages: int) -> None:
+        """Note how many messages wait for a device."""
+        if device := self._devices.get(device_id):
+            device.message_count = messages
 
     def is_enabled(self, identity_id: IdentityId) -> bool:
         """A module is enabled while its device is."""

@@ -9,7 +9,8 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from simulators.iothub.core.effects import SendDesired, SendMethod
+from simulators.iothub.core.cloud_to_device import cloud_message_bag
+from simulators.iothub.core.effects import SendCloudMessage, SendDesired, SendInput, SendMethod
 from simulators.iothub.core.hub import TWIN_RESPONSES, Admission, Hub
 from simulators.iothub.core.instants import wire_time
 from simulators.iothub.core.json_text import dump_json
@@ -115,17 +116,16 @@ class Dialogue:
             self._end(now)
 
     def send_desired(self, effect: SendDesired) -> None:
-        qos = 0 if effect.packet_id is None else 1
-        topic = topics.desired_patch_topic(effect.patch.version)
-        self._send(
-            Publish(
-                topic=topic,
-                payload=effect.patch.body,
-                qos=qos,
-                packet_id=effect.packet_id,
-                duplicate=effect.is_duplicate,
-            )
-        )
+        self._deliver(topics.desired_patch_topic(effect.patch.version), effect.patch.body, effect)
+
+    def send_cloud_message(self, effect: SendCloudMessage) -> None:
+        topic = topics.cloud_message_topic(effect.device_id, cloud_message_bag(effect.message))
+        self._deliver(topic, effect.message.body, effect)
+
+    def send_input(self, effect: SendInput) -> None:
+        message = effect.message
+        topic = topics.module_input_topic(*effect.identity_id, message.name, message.properties)
+        self._deliver(topic, message.body, effect)
 
     def send_method(self, effect: SendMethod) -> None:
         self._send(Publish(topic=topics.method_topic(effect.name, effect.request_id), payload=effect.payload))
@@ -154,6 +154,17 @@ class Dialogue:
                 handler(self, packet, now)
             except (ProtocolError, ServiceError) as err:
                 self.close(err.message, now)
+
+    def _deliver(self, topic: str, body: bytes, effect: SendDesired | SendCloudMessage | SendInput) -> None:
+        self._send(
+            Publish(
+                topic=topic,
+                payload=body,
+                qos=0 if effect.packet_id is None else 1,
+                packet_id=effect.packet_id,
+                duplicate=effect.is_duplicate,
+            )
+        )
 
     def _refuse_stream(self, err: ProtocolError, now: float) -> None:
         if isinstance(err, UnsupportedProtocolLevelError) and self.state is State.AWAITING_CONNECT:
@@ -277,8 +288,8 @@ class Dialogue:
         if self._hub.hears(self._client, TWIN_RESPONSES):
             self._send(Publish(topic=topics.twin_response_topic(status, request_id, version), payload=body))
 
-    def _puback(self, packet: Puback, _now: float) -> None:
-        self._hub.acknowledge(self._client, packet.packet_id)
+    def _puback(self, packet: Puback, now: float) -> None:
+        self._hub.acknowledge(self._client, packet.packet_id, now)
 
     def _subscribe(self, packet: Subscribe, now: float) -> None:
         features = [(self._feature(topic_filter), qos) for topic_filter, qos in packet.filters]

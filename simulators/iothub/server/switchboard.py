@@ -7,7 +7,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from simulators.iothub.core.effects import CloseConnection, EndMethod, SendDesired, SendMethod
+from simulators.iothub.core.effects import (
+    CloseConnection,
+    EndMethod,
+    SendCloudMessage,
+    SendDesired,
+    SendInput,
+    SendMethod,
+)
 from simulators.iothub.core.hub import Hub
 from simulators.iothub.core.methods import MethodRequest, MethodResult
 from simulators.iothub.core.registry import IdentityId
@@ -88,6 +95,7 @@ class Switchboard:
     def tick(self) -> None:
         """What time alone brings about."""
         self.hub.expire_methods(self.now())
+        self.hub.expire_messages(self.now())
         self.settle()
 
     def stop(self) -> None:
@@ -116,6 +124,14 @@ class Switchboard:
         if dialogue := self._dialogue(effect.connection):
             dialogue.send_desired(effect)
 
+    def _send_cloud_message(self, effect: SendCloudMessage) -> None:
+        if dialogue := self._dialogue(effect.connection):
+            dialogue.send_cloud_message(effect)
+
+    def _send_input(self, effect: SendInput) -> None:
+        if dialogue := self._dialogue(effect.connection):
+            dialogue.send_input(effect)
+
     def _send_method(self, effect: SendMethod) -> None:
         if dialogue := self._dialogue(effect.connection):
             dialogue.send_method(effect)
@@ -135,6 +151,8 @@ class Switchboard:
 
 _CARRIERS: dict[type, Callable[[Switchboard, Any], None]] = {
     SendDesired: Switchboard._send_desired,
+    SendCloudMessage: Switchboard._send_cloud_message,
+    SendInput: Switchboard._send_input,
     SendMethod: Switchboard._send_method,
     CloseConnection: Switchboard._close,
     EndMethod: Switchboard._end_method,

@@ -162,6 +162,14 @@ def format_properties(properties: dict[str, str]) -> str:
     return "&".join(f"{quote(key, safe='')}={quote(value, safe='')}" for key, value in properties.items())
 
 
+def cloud_message_topic(device_id: str, properties: dict[str, str]) -> str:
+    return f"devices/{device_id}/messages/devicebound/{format_properties(properties)}"
+
+
+def module_input_topic(device_id: str, module_id: str, name: str, properties: dict[str, str]) -> str:
+    return f"devices/{device_id}/modules/{module_id}/inputs/{quote(name, safe='')}/{format_properties(properties)}"
+
+
 def method_topic(name: str, request_id: str) -> str:
     return f"$iothub/methods/POST/{quote(name, safe='$')}/?$rid={quote(request_id, safe='')}"
 
