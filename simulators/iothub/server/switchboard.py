@@ -19,6 +19,7 @@ from simulators.iothub.core.hub import Hub
 from simulators.iothub.core.methods import MethodRequest, MethodResult
 from simulators.iothub.core.registry import IdentityId
 from simulators.iothub.core.sessions import ConnectionId
+from simulators.iothub.server.amqp.exchange import AmqpExchange
 from simulators.iothub.server.dialogue import Dialogue, Outlet, State
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Switchboard:
         self.hub = hub
         self.now = clock
         self.events_bell = Bell()
+        self.amqp = AmqpExchange(hub, clock, self.settle)
         self.is_stopping = False
         self._dialogues: dict[int, Dialogue] = {}
         self._ids = itertools.count(1)
@@ -80,6 +82,7 @@ class Switchboard:
         if self.hub.events.last_sequence != self._rung_sequence:
             self._rung_sequence = self.hub.events.last_sequence
             self.events_bell.ring()
+            self.amqp.wake()
 
     async def invoke(self, identity_id: IdentityId, request: MethodRequest) -> MethodResult:
         """Call a method and wait for how it ends."""

@@ -1,7 +1,7 @@
 """One AMQP connection between a client and the hub, without the socket.
 
-Handles: SASL, the order of frames, sessions and links, heartbeats, the tokens that were put. Leaves to the caller: bytes
-in and out, time (`tick`, about once a second), and when there may be something new to send (`pump`).
+Handles: SASL, the order of frames, sessions and links, heartbeats, the tokens that were put. Leaves to the caller:
+bytes in and out, time (`tick`, about once a second), and when there may be something new to send (`pump`).
 """
 
 import enum
@@ -91,9 +91,7 @@ class AmqpDialogue:
         resolve: finds the node that a link is for, or raises LinkError.
     """
 
-    def __init__(
-        self, gatekeeper: Gatekeeper, container_id: str, resolve: Resolve, outlet: Outlet, now: float
-    ) -> None:
+    def __init__(self, gatekeeper: Gatekeeper, container_id: str, resolve: Resolve, outlet: Outlet, now: float) -> None:
         self.state = State.AWAITING_HEADER
         self.claims = Claims()
         self.outlet = outlet
@@ -166,12 +164,12 @@ class AmqpDialogue:
     def links(self) -> list[Link]:
         return [link for session in self._sessions.values() for link in session.links.values()]
 
-    def end_link(self, node: Node, error: AmqpError, now: float) -> None:
+    def end_link(self, node: Node, error: AmqpError) -> None:
         """End the link of a node from our side."""
         for session in self._sessions.values():
             for link in tuple(session.links.values()):
                 if link.node is node:
-                    session.detach(link, error, now)
+                    session.detach(link, error)
 
     # --- as a session sees it ---------------------------------------------------------------------------------------
 
@@ -191,9 +189,7 @@ class AmqpDialogue:
             content = piece.performative if isinstance(piece, (Frame, SaslFrame)) else piece
             handler = TRANSITIONS.get((self.state, type(content)))
             if handler is None:
-                self._fail(
-                    "amqp:illegal-state", f"{type(content).__name__} has no place while {self.state.value}"
-                )
+                self._fail("amqp:illegal-state", f"{type(content).__name__} has no place while {self.state.value}")
                 return
             try:
                 handler(self, piece)
@@ -218,7 +214,7 @@ class AmqpDialogue:
     def _end(self) -> None:
         self.state = State.CLOSED
         for session in self._sessions.values():
-            session.drop_all(self._now)
+            session.drop_all()
         self._sessions.clear()
 
     def _guard(self, session: Session, link: Link, act: Callable[[], Any]) -> Any:
@@ -227,7 +223,7 @@ class AmqpDialogue:
             return act()
         except LinkError as err:
             logger.info("AMQP: ending link %s of %s: %s", link.name, self.peer, err)
-            session.detach(link, err.error, self._now)
+            session.detach(link, err.error)
             return None
 
     def _pump(self, session: Session, link: OutboundLink) -> bool:
@@ -319,7 +315,7 @@ class AmqpDialogue:
 
     def _end_session(self, frame: Frame) -> None:
         session = self._session(frame)
-        session.drop_all(self._now)
+        session.drop_all()
         session.send(End())
         del self._sessions[frame.channel]
 
@@ -383,13 +379,13 @@ class AmqpDialogue:
             link = session.links.get(performative.handle)
             if link is not None:
                 logger.info("AMQP: ending link %s of %s: %s", link.name, self.peer, err)
-                session.detach(link, err.error, self._now)
+                session.detach(link, err.error)
 
     def _disposition(self, frame: Frame) -> None:
         performative = frame.performative
         assert isinstance(performative, Disposition)
         session = self._session(frame)
-        session.take_disposition(performative, self._now)
+        session.take_disposition(performative)
         for link in tuple(session.links.values()):
             if isinstance(link, OutboundLink):
                 self._pump(session, link)
@@ -403,7 +399,7 @@ class AmqpDialogue:
             return
         if performative.handle not in session.links:
             raise ProtocolError(f"detach of handle {performative.handle}, which is not attached")
-        session.drop(performative.handle, self._now)
+        session.drop(performative.handle)
         session.send(Detach(handle=performative.handle, closed=performative.closed))
 
     def _close(self, _frame: Frame) -> None:

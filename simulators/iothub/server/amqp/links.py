@@ -52,7 +52,7 @@ class Node(Protocol):
         """Raises LinkError when the link may no longer be used."""
         ...
 
-    def closed(self, now: float) -> None:
+    def closed(self) -> None:
         """The link is gone."""
         ...
 
@@ -72,7 +72,7 @@ class Spring(Node, Protocol):
         """Send what there is while the link can send; returns whether there is more to send at once."""
         ...
 
-    def settled(self, token: Any, outcome: Any, now: float) -> None:
+    def settled(self, token: Any, outcome: Any) -> None:
         """The peer said what became of a message that was sent with a token."""
         ...
 
@@ -117,17 +117,18 @@ class InboundLink:
                 raise LinkError("amqp:link:transfer-limit-exceeded", "a transfer without credit")
             self._first = frame
         self._keep(payload)
+        if frame.more and not frame.aborted:
+            return
         if frame.aborted:
             self._forget()
-        elif not frame.more:
+        else:
             first, data = self._first, bytes(self._partial)
             self._forget()
             self._deliver(first, data, is_settled=bool(first.settled or frame.settled), now=now)
-        if self._first is None:
-            self.credit -= 1
-            self.delivery_count = (self.delivery_count + 1) % _IDS
-            if self.credit < INBOUND_CREDIT // 2:
-                self.grant()
+        self.credit -= 1
+        self.delivery_count = (self.delivery_count + 1) % _IDS
+        if self.credit < INBOUND_CREDIT // 2:
+            self.grant()
 
     def forget_partial(self) -> None:
         self._forget()
@@ -216,10 +217,7 @@ class Session:
     def is_clear(self) -> bool:
         """Whether a message could leave at once, at least in part."""
         return (
-            not self._unsent
-            and self._remote_window > 0
-            and self.wire.has_room
-            and len(self._unsettled) < UNSETTLED_MAX
+            not self._unsent and self._remote_window > 0 and self.wire.has_room and len(self._unsettled) < UNSETTLED_MAX
         )
 
     def begin(self) -> None:
@@ -283,7 +281,7 @@ class Session:
             raise ProtocolError(f"a transfer on handle {frame.handle}, on which nothing is sent to the hub")
         link.transfer(frame, payload, now)
 
-    def take_disposition(self, frame: Disposition, now: float) -> None:
+    def take_disposition(self, frame: Disposition) -> None:
         if frame.role is SENDER:
             return
         last = frame.first if frame.last is None else frame.last
@@ -294,7 +292,7 @@ class Session:
             if frame.state is None and not frame.settled:
                 continue
             del self._unsettled[number]
-            link.node.settled(token, frame.state, now)
+            link.node.settled(token, frame.state)
         if not frame.settled:
             # The peer settles second, after us.
             self.send(Disposition(role=SENDER, first=frame.first, last=last, settled=True, state=frame.state))
@@ -327,13 +325,13 @@ class Session:
             self._next_outgoing_id = (self._next_outgoing_id + 1) % _IDS
             self.wire.send(self.channel, frame, payload)
 
-    def detach(self, link: Link, error: AmqpError | None, now: float) -> None:
+    def detach(self, link: Link, error: AmqpError | None) -> None:
         """End a link from our side."""
-        self.drop(link.handle, now)
+        self.drop(link.handle)
         self.ending.add(link.handle)
         self.send(Detach(handle=link.handle, closed=True, error=error))
 
-    def drop(self, handle: int, now: float) -> None:
+    def drop(self, handle: int) -> None:
         """Forget a link and whatever was under way on it."""
         link = self.links.pop(handle, None)
         if link is None:
@@ -345,9 +343,8 @@ class Session:
             self._unsent = deque(part for part in self._unsent if part[0].handle != handle)
             for number in [number for number, (owner, _) in self._unsettled.items() if owner is link]:
                 del self._unsettled[number]
-        link.node.closed(now)
+        link.node.closed()
 
-    def drop_all(self, now: float) -> None:
+    def drop_all(self) -> None:
         for handle in tuple(self.links):
-            self.drop(handle, now)
-
+            self.drop(handle)

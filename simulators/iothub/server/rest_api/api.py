@@ -7,6 +7,7 @@ from aiohttp import web
 
 from simulators.iothub.core.instants import wire_time
 from simulators.iothub.errors import Fault, ServiceError
+from simulators.iothub.server.amqp import websocket as amqp_websocket
 from simulators.iothub.server.entropy import SystemEntropy
 from simulators.iothub.server.rest_api import device_messages, feedback, identities, telemetry_stream, twins
 from simulators.iothub.server.rest_api.routing import Route, answer
@@ -16,7 +17,14 @@ logger = logging.getLogger(__name__)
 
 BODY_BYTES_MAX = 1024 * 1024
 
-ROUTES = (*identities.ROUTES, *twins.ROUTES, *telemetry_stream.ROUTES, *device_messages.ROUTES, *feedback.ROUTES)
+ROUTES = (
+    *identities.ROUTES,
+    *twins.ROUTES,
+    *telemetry_stream.ROUTES,
+    *device_messages.ROUTES,
+    *feedback.ROUTES,
+    *amqp_websocket.ROUTES,
+)
 
 
 class RestApi:
