@@ -52,6 +52,9 @@ class HubNote:
     certificate_file: str
     key_file: str
     telemetry_url: str
+    amqp_port: int
+    amqps_port: int
+    event_hub_connection_string: str
 
     @classmethod
     def read(cls, directory: Path) -> Self:
@@ -69,6 +72,9 @@ class HubNote:
                 certificate_file=note["certificateFile"],
                 key_file=note["keyFile"],
                 telemetry_url=note["telemetryUrl"],
+                amqp_port=note["amqpPort"],
+                amqps_port=note["amqpsPort"],
+                event_hub_connection_string=note["eventHubConnectionString"],
             )
         except FileNotFoundError as err:
             raise _not_running(directory, f"there is no {path}") from err

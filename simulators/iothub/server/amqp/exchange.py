@@ -10,7 +10,7 @@ from simulators.iothub.core.claims import path_of
 from simulators.iothub.core.event_readers import Position, Readers, ReadersRefused
 from simulators.iothub.core.hub import Hub
 from simulators.iothub.errors import ServiceError
-from simulators.iothub.server.amqp.dialogue import AmqpDialogue, State
+from simulators.iothub.server.amqp.dialogue import AmqpDialogue
 from simulators.iothub.server.amqp.links import LinkError, Node, OutboundLink
 from simulators.iothub.server.amqp.nodes import (
     Answers,
@@ -66,6 +66,9 @@ class AmqpExchange:
     @property
     def connection_count(self) -> int:
         return len(self._dialogues)
+
+    def dialogues(self) -> tuple[AmqpDialogue, ...]:
+        return tuple(self._dialogues)
 
     def open(self, outlet: Outlet) -> AmqpDialogue:
         """Start a dialogue on a new connection."""
@@ -262,7 +265,3 @@ def _epoch(properties: dict[Any, Any] | None) -> int | None:
     if isinstance(epoch, bool) or not isinstance(epoch, int) or not 0 <= epoch <= _EPOCH_MAX:
         raise LinkError("amqp:invalid-field", f"{epoch!r:.40} is no epoch")
     return int(epoch)
-
-
-def is_open(dialogue: AmqpDialogue) -> bool:
-    return dialogue.state is not State.CLOSED
