@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import inspect
 import json
 import pkgutil
 import platform
@@ -20,6 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", help="which ones; all by default")
     parser.add_argument("--json", action="store_true", help="print rows as JSON")
+    parser.add_argument("--full", action="store_true", help="the long form, of those that have one")
     arguments = parser.parse_args()
     unknown = set(arguments.names) - set(names())
     if unknown:
@@ -27,7 +29,9 @@ def main() -> None:
     machine = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
     print(f"{datetime.now(UTC):%Y-%m-%d}, {machine}", file=sys.stderr)
     for name in arguments.names or names():
-        rows = importlib.import_module(f"benchmarks.{name}").run()
+        run = importlib.import_module(f"benchmarks.{name}").run
+        has_long_form = "is_full" in inspect.signature(run).parameters
+        rows = run(is_full=arguments.full) if has_long_form else run()
         if arguments.json:
             print(json.dumps({"benchmark": name, "rows": rows}))
             continue

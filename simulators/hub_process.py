@@ -8,19 +8,23 @@ import click
 
 from simulators.hub_client import SimulatorError
 from simulators.iothub.errors import HubStartError
+from simulators.iothub.server.event_loop import new_event_loop, raise_file_limit
 from simulators.iothub.server.hub_server import HTTPS_PORT, HubEndpoints, HubServer
 
 
-def serve(directory: Path, address: str, mqtt_port: int, https_port: int | None) -> None:
+def serve(directory: Path, address: str, mqtt_port: int, https_port: int | None, *, is_kept: bool) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
         SimulatorError: the hub cannot start.
     """
-    asyncio.run(_serve(HubServer(directory.absolute(), address, mqtt_port, https_port), directory))
+    raise_file_limit()
+    server = HubServer(directory.absolute(), address, mqtt_port, https_port, is_kept=is_kept)
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(_serve(server, directory, is_kept=is_kept))
 
 
-async def _serve(server: HubServer, directory: Path) -> None:
+async def _serve(server: HubServer, directory: Path, *, is_kept: bool) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
@@ -30,6 +34,8 @@ async def _serve(server: HubServer, directory: Path) -> None:
         raise SimulatorError(err.message, hint=err.hint) from err
     try:
         _announce(endpoints, directory)
+        where = f"kept in {directory}" if is_kept else "in memory; keep it with --state DIR"
+        click.echo(f"State: {where}", err=True)
         await stopping.wait()
     finally:
         await server.stop()
@@ -46,6 +52,7 @@ def _announce(endpoints: HubEndpoints, directory: Path) -> None:
     )
     click.echo(f"Service connection string: {endpoints.service_connection_string}")
     click.echo(f"Event Hubs connection string: {endpoints.event_hub_connection_string}")
+    click.echo(f"Provisioning: {endpoints.host_name}, id scope {endpoints.id_scope}")
     click.echo(f"CA file: {endpoints.certificates.ca}")
     click.echo(f"Telemetry: {endpoints.telemetry_url}")
     click.echo(f'Use it in another terminal with: eval "$(slipway-sim env --state {directory})"', err=True)

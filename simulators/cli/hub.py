@@ -19,8 +19,26 @@ from simulators.hub_client import HubNote
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
-def hub(directory: Path, address: str, mqtt_port: int, https_port: int | None, log_level: str) -> None:
+@click.option(
+    "--persist/--memory",
+    "is_kept",
+    default=None,
+    help="Keep devices, twins and events in the directory, or not.  [default: kept where --state names one]",
+)
+@click.pass_context
+def hub(
+    context: click.Context,
+    directory: Path,
+    address: str,
+    mqtt_port: int,
+    https_port: int | None,
+    log_level: str,
+    is_kept: bool | None,
+) -> None:
     """Serve a hub until Ctrl-C.
+
+    Keys and certificates are always kept in the directory. With --state the rest is too: devices, twins, subscriptions
+    and events are there again after a restart, even after kill -9. Without it they are in memory.
 
     \b
     Example:
@@ -29,7 +47,9 @@ def hub(directory: Path, address: str, mqtt_port: int, https_port: int | None, l
     from simulators.hub_process import serve
 
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    serve(directory, address, mqtt_port, https_port)
+    if is_kept is None:
+        is_kept = context.get_parameter_source("directory") is not click.core.ParameterSource.DEFAULT
+    serve(directory, address, mqtt_port, https_port, is_kept=is_kept)
 
 
 @click.command()

@@ -34,6 +34,10 @@ class HubStartError(Exception):
         self.hint = hint
 
 
+class StorageError(Exception):
+    """The state of the hub cannot be written: what depends on it may not be promised to anybody."""
+
+
 @dataclass(frozen=True, slots=True)
 class FaultKind:
     """One entry of the service's error list: number, HTTP status, and the reason phrase that SDKs show."""
@@ -48,22 +52,44 @@ class Fault(enum.Enum):
 
     ArgumentInvalid = FaultKind(400004, 400, "Bad Request")
     ArgumentNull = FaultKind(400005, 400, "Bad Request")
+    DeviceDefinedMultipleTimes = FaultKind(400011, 400, "Bad Request")
+    InvalidConfigurationTargetCondition = FaultKind(400303, 400, "Bad Request")
+    InvalidConfigurationContent = FaultKind(400304, 400, "Bad Request")
+    CannotModifyImmutableConfigurationContent = FaultKind(400305, 400, "Bad Request")
+    InvalidConfigurationCustomMetricsQuery = FaultKind(400306, 400, "Bad Request")
+    InvalidDigitalTwinJsonPatch = FaultKind(400403, 400, "Bad Request")
+    InvalidDigitalTwinPatch = FaultKind(400405, 400, "Bad Request")
+    InvalidDigitalTwinPatchPath = FaultKind(400406, 400, "Bad Request")
     InvalidContentEncodingOrType = FaultKind(400103, 400, "Bad Request")
     IotHubUnauthorizedAccess = FaultKind(401002, 401, "Unauthorized")
     IotHubUnauthorized = FaultKind(401003, 401, "Unauthorized")
     DeviceMaximumQueueDepthExceeded = FaultKind(403004, 403, "Forbidden")
+    DeviceMaximumActiveFileUploadLimitExceeded = FaultKind(403006, 403, "Forbidden")
     DeviceNotFound = FaultKind(404001, 404, "Not Found")
     ModuleNotFound = FaultKind(404010, 404, "Not Found")
+    JobQuotaExceeded = FaultKind(403003, 403, "Forbidden")
+    JobNotFound = FaultKind(404002, 404, "Not Found")
+    ConfigurationNotFound = FaultKind(404205, 404, "Not Found")
+    CertificateNotFound = FaultKind(404020, 404, "Not Found")
+    # Of the provisioning service, whose numbers are not documented in full.
+    EnrollmentNotFound = FaultKind(404201, 404, "Not Found")
+    RegistrationNotFound = FaultKind(404202, 404, "Not Found")
+    OperationNotFound = FaultKind(404203, 404, "Not Found")
+    EnrollmentAlreadyExists = FaultKind(409201, 409, "Conflict")
     RouteNotFound = FaultKind(404000, 404, "Not Found")
     DeviceNotOnline = FaultKind(404103, 404, "Not Found")
     DeviceConnectionClosedRemotely = FaultKind(404104, 404, "Not Found")
     MethodNotAllowed = FaultKind(405001, 405, "Method Not Allowed")
     DeviceAlreadyExists = FaultKind(409001, 409, "Conflict")
+    JobAlreadyExists = FaultKind(409006, 409, "Conflict")
+    ConfigurationAlreadyExists = FaultKind(409302, 409, "Conflict")
     ModuleAlreadyExistsOnDevice = FaultKind(409301, 409, "Conflict")
     PreconditionFailed = FaultKind(412001, 412, "Precondition Failed")
     DeviceMessageLockLost = FaultKind(412002, 412, "Precondition Failed")
     MessageTooLarge = FaultKind(413001, 413, "Request Entity Too Large")
     TooManyModulesOnDevice = FaultKind(413005, 413, "Request Entity Too Large")
+    ConfigurationCountLimitExceeded = FaultKind(413006, 413, "Request Entity Too Large")
+    ThrottlingMaxActiveJobCountExceeded = FaultKind(429003, 429, "Too Many Requests")
     ThrottlingException = FaultKind(429001, 429, "Too Many Requests")
     ServerError = FaultKind(500001, 500, "Internal Server Error")
     GatewayTimeout = FaultKind(504101, 504, "Gateway Timeout")

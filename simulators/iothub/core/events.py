@@ -7,9 +7,10 @@ its sequence number in the partition are what Event Hubs readers know; `sequence
 import base64
 import zlib
 from collections import deque
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
+
+import msgspec
 
 from simulators.iothub.core.instants import wire_time
 from simulators.iothub.core.registry import IdentityId
@@ -22,8 +23,8 @@ TELEMETRY = "Telemetry"
 TWIN_CHANGES, LIFECYCLE, CONNECTION_STATE = "twinChangeEvents", "deviceLifecycleEvents", "deviceConnectionStateEvents"
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+# Made for every message: a plain structure that the collector of garbage need not look into, as it can be in no cycle.
+class Event(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One message.
 
     `sequence` counts from 1 over the whole hub and `number` from 0 within the partition, both without gaps; `offset`
@@ -136,18 +137,52 @@ class EventLog:
             self.last_sequence, now, source_id, generation_id, system_properties, properties, body,
             index, partition.next_number, partition.next_offset, source,
         )  # fmt: skip
+        self._add(event)
+        return event
+
+    def _add(self, event: Event) -> None:
         self._events.append(event)
-        partition.add(event)
-        self._bytes += len(body)
+        self.partitions[event.partition].add(event)
+        self._bytes += _weight(event)
         while len(self._events) > self._events_max or self._bytes > self._bytes_max:
             oldest = self._events.popleft()
             self.partitions[oldest.partition].drop_oldest()
-            self._bytes -= len(oldest.body)
-        return event
+            self._bytes -= _weight(oldest)
+
+    def counters(self) -> dict[str, Any]:
+        """Where the log and its partitions have got to, as JSON."""
+        return {
+            "sequence": self.last_sequence,
+            "partitions": [
+                [each.next_number, each.next_offset, each.last_offset, each.last_enqueued_at]
+                for each in self.partitions
+            ],
+        }
+
+    def restore_counters(self, record: Any) -> None:
+        """Go on where `counters` was; events are restored after it."""
+        self.last_sequence = record["sequence"]
+        self.partitions = tuple(Partition() for _ in record["partitions"])
+        for partition, numbers in zip(self.partitions, record["partitions"], strict=True):
+            (partition.next_number, partition.next_offset, partition.last_offset, partition.last_enqueued_at) = numbers
+
+    def restore(self, event: Event) -> None:
+        """Take back an event; they come in the order of their sequence."""
+        self.last_sequence = event.sequence
+        self._add(event)
 
     def read(self, after: int, count_max: int) -> list[Event]:
         """Up to `count_max` events of all partitions with a sequence above `after`, oldest first."""
         return _slice(self._events, after + 1 - self.first_sequence, count_max)
+
+
+def _weight(event: Event) -> int:
+    """What counts against the bound on bytes: a message may be all properties and no body."""
+    weight = len(event.body)
+    for properties in (event.system_properties, event.properties):
+        for key, value in properties.items():
+            weight += len(key) + len(value)
+    return weight
 
 
 def _slice(events: deque[Event], skip: int, count_max: int) -> list[Event]:

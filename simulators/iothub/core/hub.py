@@ -4,11 +4,15 @@ Calls change it at once and leave behind effects: what is to be sent or closed. 
 (`take_effects`) and carries them out, in order.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from simulators.iothub.core.access import Gatekeeper, Policy
+from simulators.iothub.core.certificates import Authorities, ShownCertificate
 from simulators.iothub.core.cloud_to_device import CloudMessage, CloudToDevice, check_message, cloud_message_bag
+from simulators.iothub.core.configurations import Configurations
+from simulators.iothub.core.configured_fleet import ConfiguredFleet
 from simulators.iothub.core.deliveries import CLOUD_TO_DEVICE, Deliveries, send_input
 from simulators.iothub.core.effects import (
     CloseConnection,
@@ -18,6 +22,7 @@ from simulators.iothub.core.effects import (
     EndMethod,
     InFlight,
     InputMessage,
+    RunExchange,
     SendDesired,
     SendInput,
     SendMethod,
@@ -25,29 +30,39 @@ from simulators.iothub.core.effects import (
 from simulators.iothub.core.events import Event, EventLog
 from simulators.iothub.core.feedback import feedback_queue, notification_queue
 from simulators.iothub.core.instants import wire_time
+from simulators.iothub.core.job_targets import JobTargets
+from simulators.iothub.core.jobs import Jobs
 from simulators.iothub.core.json_text import dump_json, parse_json
+from simulators.iothub.core.ledger import Ledger
 from simulators.iothub.core.methods import MethodCalls, MethodRequest, not_online
 from simulators.iothub.core.ports import Entropy
+from simulators.iothub.core.provisioning import Provisioning
 from simulators.iothub.core.query import run_query
 from simulators.iothub.core.query.engine import Page
+from simulators.iothub.core.query.expressions import Row
 from simulators.iothub.core.registry import Identity, IdentityId, Registry, check_etag
+from simulators.iothub.core.registry_exchange import RegistryExchange
 from simulators.iothub.core.sessions import ConnectionId, Session, Sessions
-from simulators.iothub.core.twins import Twin
+from simulators.iothub.core.twin_index import TwinIndex
+from simulators.iothub.core.twins import Twin, Twins
+from simulators.iothub.core.uploads import Uploads
 from simulators.iothub.errors import Fault, ServiceError
 
 # https://learn.microsoft.com/azure/iot-hub/iot-hub-devguide-quotas-throttling: body, properties and their names.
 MESSAGE_BYTES_MAX = 256 * 1024
+# Targets that are looked at in one go after a configuration changed: some milliseconds of work.
+WORK_SLICE = 200
 # What a session listens to; the wire spells these as topic filters.
 METHODS, TWIN_RESPONSES, DESIRED_PATCHES = "methods", "twinResponses", "desiredPatches"
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A device that was let in, until its token ends (seconds since the epoch)."""
+    """A device that was let in, until its token ends (seconds since the epoch), if it came with one."""
 
     identity_id: IdentityId
     is_session_present: bool
-    expires_at: float
+    expires_at: float | None
 
 
 class Hub:
@@ -57,26 +72,71 @@ class Hub:
         host_names: the names it answers to; the first is the one it goes by.
         policies: its shared access policies.
         entropy: source of keys and ids.
+        id_scope: that of its provisioning service.
+        ledger: takes note of what changes, for whoever writes it down.
     """
 
-    def __init__(self, host_names: tuple[str, ...], policies: tuple[Policy, ...], entropy: Entropy) -> None:
+    def __init__(
+        self,
+        host_names: tuple[str, ...],
+        policies: tuple[Policy, ...],
+        entropy: Entropy,
+        ledger: Ledger | None = None,
+        id_scope: str = "0ne00000000",
+    ) -> None:
         self.host_name = host_names[0]
         self.gatekeeper = Gatekeeper(host_names, policies)
-        self.registry = Registry(entropy)
+        self.ledger = ledger or Ledger()
+        touching = self.ledger.toucher
+        self.authorities = Authorities(touching("authorities"))
+        self.registry = Registry(entropy, touching("identities"))
+        self.provisioning = Provisioning(self, id_scope, entropy, touching("provisioning"))
         self.events = EventLog()
         self.methods = MethodCalls()
-        self.feedback = feedback_queue(self.host_name, entropy)
-        self.file_notifications = notification_queue(self.host_name, entropy)
-        self.cloud_to_device = CloudToDevice(self.feedback, entropy, self.registry.generation_of, self.registry.count)
+        self.uploads = Uploads(self.gatekeeper.policy("iothubowner").keys[0], entropy, touching("uploads"))
+        self.feedback = feedback_queue(self.host_name, entropy, touching("feedback"))
+        self.file_notifications = notification_queue(self.host_name, entropy, touching("fileNotifications"))
+        self.cloud_to_device = CloudToDevice(
+            self.feedback, entropy, self.registry.generation_of, self.registry.count, touching("cloudToDevice")
+        )
         self._deliveries = Deliveries(self.cloud_to_device)
         self._entropy = entropy
-        self._twins: dict[IdentityId, Twin] = {}
-        self._sessions: Sessions[InFlight] = Sessions()
+        self._twins = Twins(touching("twins"))
+        self._sessions: Sessions[InFlight] = Sessions(touching("sessions"))
         self._effects: list[Effect] = []
+        self.index = TwinIndex(self.registry, self._twins, _twin_document)
+        self.fleet = ConfiguredFleet(self)
+        self.configurations = Configurations(self.fleet, touching("configurations"))
+        self.jobs = Jobs(JobTargets(self), touching("jobs"))
+        self.exchange = RegistryExchange(
+            self, entropy, lambda job_id: self._effects.append(RunExchange(job_id)), touching("exchange")
+        )
+        self._enroll()
+
+    def _enroll(self) -> None:
+        """Name what outlives a restart; a component comes after those that it looks into."""
+        for name, component in (
+            ("authorities", self.authorities),
+            ("identities", self.registry),
+            ("twins", self._twins),
+            ("sessions", self._sessions),
+            ("feedback", self.feedback),
+            ("fileNotifications", self.file_notifications),
+            ("cloudToDevice", self.cloud_to_device),
+            ("uploads", self.uploads),
+            ("configurations", self.configurations),
+            ("provisioning", self.provisioning),
+            ("jobs", self.jobs),
+            ("exchange", self.exchange),
+        ):
+            self.ledger.enroll(name, component)
 
     def take_effects(self) -> list[Effect]:
         """What earlier calls left to be done; asked for again, it is empty."""
         effects, self._effects = self._effects, []
+        for effect in effects:
+            if isinstance(effect, EndMethod):
+                self.jobs.method_ended(effect.result)
         return effects
 
     # --- identities -------------------------------------------------------------------------------------------------
@@ -85,18 +145,25 @@ class Hub:
         """Create or replace a device or module; see `Registry.put`."""
         for identity in self.registry.put(identity_id, document, if_match, now):
             self._twins[identity.id] = Twin()
+            self._changed(identity.id, now)
         if not self.registry.is_enabled(identity_id):
             for affected in (self.registry.get(identity_id.device), *self.registry.modules_of(identity_id.device_id)):
                 self._disconnect(affected.id, "the device was disabled")
+        self._changed(identity_id, now)
         return self.registry.get(identity_id).document()
+
+    def is_registered(self, identity_id: IdentityId) -> bool:
+        return self.registry.find(identity_id) is not None
 
     def delete_identity(self, identity_id: IdentityId, if_match: str | None, now: float) -> None:
         check_etag(if_match, self.registry.get(identity_id).etag, identity_id.client_id)
         if not identity_id.module_id:
             self.cloud_to_device.purge(identity_id.device_id, now)
             self.cloud_to_device.forget(identity_id.device_id)
+            self.uploads.forget(identity_id.device_id)
         for gone in self.registry.delete(identity_id, if_match):
             del self._twins[gone]
+            self._changed(gone, now)
             self._end_calls(gone)
             connection = self._sessions.forget(gone)
             if connection is not None:
@@ -115,13 +182,21 @@ class Hub:
         return _twin_document(self.registry.get(identity_id), self._twins[identity_id])
 
     def patch_twin(self, identity_id: IdentityId, body: Any, if_match: str | None, now: float) -> dict[str, Any]:
-        patch = self.twin(identity_id).patch(body, if_match, now)
-        if patch is not None:
-            self._notify_desired(identity_id, patch)
+        self.write_twin(identity_id, body, if_match, now)
         return self.twin_document(identity_id)
 
+    def write_twin(self, identity_id: IdentityId, body: Any, if_match: str | None, now: float) -> None:
+        patch = self.twin(identity_id).patch(body, if_match, now)
+        self._twins.touch(identity_id)
+        if patch is not None:
+            self._notify_desired(identity_id, patch)
+        self._changed(identity_id, now)
+
     def replace_twin(self, identity_id: IdentityId, body: Any, if_match: str | None, now: float) -> dict[str, Any]:
-        self._notify_desired(identity_id, self.twin(identity_id).replace(body, if_match, now))
+        desired = self.twin(identity_id).replace(body, if_match, now)
+        self._twins.touch(identity_id)
+        self._notify_desired(identity_id, desired)
+        self._changed(identity_id, now)
         return self.twin_document(identity_id)
 
     def device_twin(self, identity_id: IdentityId, now: float) -> bytes:
@@ -133,26 +208,41 @@ class Hub:
     def report(self, identity_id: IdentityId, payload: bytes, now: float) -> int:
         """Merge a device's reported patch; returns the section's new version."""
         self._note_activity(identity_id, now)
-        return self.twin(identity_id).report(parse_json(payload, "the reported patch"), now)
+        version = self.twin(identity_id).report(parse_json(payload, "the reported patch"), now)
+        self._twins.touch(identity_id)
+        self._changed(identity_id, now)
+        return version
 
-    def query(self, text: Any, continuation: str | None, count_max: int) -> Page:
-        """A page of a query's result; see `run_query`."""
-        return run_query(text, self._documents, continuation, count_max)
+    def set_model(self, identity_id: IdentityId, model_id: str) -> None:
+        """Note the digital twin model that a device says it is."""
+        twin = self.twin(identity_id)
+        if twin.model_id != model_id:
+            twin.model_id = model_id
+            self._twins.touch(identity_id)
+
+    def query(self, text: Any, continuation: str | None, count_max: int, now: float | None = None) -> Page:
+        """A page of a query's result; see `run_query`. `now` matters where the index lags."""
+
+        def rows(collection: str, after: int) -> Iterable[tuple[int, Row]]:
+            return self.jobs.rows(after) if collection == "devices.jobs" else self.index.rows(collection, after, now)
+
+        return run_query(text, rows, continuation, count_max)
 
     # --- connections ------------------------------------------------------------------------------------------------
 
     def connect(
-        self, identity_id: IdentityId, credential: str, connection: ConnectionId, *, is_clean: bool, now: float
+        self,
+        identity_id: IdentityId,
+        credential: str,
+        connection: ConnectionId,
+        *,
+        is_clean: bool,
+        now: float,
+        certificates: tuple[bytes, ...] = (),
     ) -> Admission:
-        """Let a device in on a new connection, and an older connection of its out.
-
-        Raises:
-            ServiceError: the device is unknown or disabled, or the credential is not good.
-        """
+        """Let a device in on a new connection, and an older connection of its out; see `authenticate`."""
+        expires_at = self.authenticate(identity_id, credential, certificates, now)
         identity = self.registry.get(identity_id)
-        if not self.registry.is_enabled(identity_id):
-            raise ServiceError(Fault.IotHubUnauthorizedAccess, f"device {identity_id.device_id} is disabled")
-        expires_at = self.gatekeeper.check_device(credential, identity.sas_keys, identity_id.path, now)
         opened = self._sessions.open(identity_id, connection, is_clean=is_clean)
         if opened.displaced is not None:
             self._end_calls(identity_id)
@@ -161,7 +251,37 @@ class Hub:
             self._effects.append(CloseConnection(opened.displaced, "the client connected again [MQTT-3.1.4-2]"))
         identity.is_connected = True
         identity.connection_updated_at = identity.last_activity_at = wire_time(now)
+        self._changed(identity_id, now)
         return Admission(identity_id, opened.is_resumed, expires_at)
+
+    def authenticate(
+        self, identity_id: IdentityId, credential: str, certificates: tuple[bytes, ...], now: float
+    ) -> float | None:
+        """Check that a client is the device or module it says it is; returns when its token ends, if it has one.
+
+        Args:
+            credential: its token, empty where it has none.
+            certificates: what it showed in the TLS handshake, in DER, its own first.
+
+        Raises:
+            ServiceError: the device is unknown or disabled, or the credential is not good.
+        """
+        identity = self.registry.get(identity_id)
+        if not self.registry.is_enabled(identity_id):
+            raise ServiceError(Fault.IotHubUnauthorizedAccess, f"device {identity_id.device_id} is disabled")
+        if identity.authentication_type not in ("selfSigned", "certificateAuthority"):
+            return self.gatekeeper.check_device(credential, identity.sas_keys, identity_id.path, now)
+        shown = ShownCertificate.read(certificates)
+        if identity.authentication_type == "selfSigned":
+            shown.check_thumbprint(identity.thumbprints, now)
+            return None
+        if shown.common_name != identity_id.client_id:
+            raise ServiceError(
+                Fault.IotHubUnauthorizedAccess,
+                f"the certificate is for {shown.common_name!r}, not for {identity_id.client_id!r}",
+            )
+        shown.check_issued_under(self.authorities.certificates(), now)
+        return None
 
     def resume(self, identity_id: IdentityId, now: float) -> None:
         """Send what waits for a client that has just been let in, first what it has not acknowledged."""
@@ -189,17 +309,18 @@ class Hub:
         if identity is not None:
             identity.is_connected = False
             identity.connection_updated_at = wire_time(now)
+            self._changed(identity_id, now)
 
     def subscribe(self, identity_id: IdentityId, feature: str, qos: int, now: float) -> None:
         session = self._session(identity_id)
-        session.subscriptions[feature] = qos
+        self._sessions.subscribe(session, feature, qos)
         if feature == METHODS:
             self._send_waiting_methods(session, now)
         elif feature == CLOUD_TO_DEVICE:
             self._effects += self._deliveries.send(session, now)
 
     def unsubscribe(self, identity_id: IdentityId, feature: str) -> None:
-        self._session(identity_id).subscriptions.pop(feature, None)
+        self._sessions.unsubscribe(self._session(identity_id), feature)
 
     def hears(self, identity_id: IdentityId, feature: str) -> bool:
         session = self._sessions.get(identity_id)
@@ -231,8 +352,10 @@ class Hub:
         Raises:
             ServiceError: MessageTooLarge.
         """
-        counted = (*system_properties.values(), *properties.keys(), *properties.values())
-        size = len(body) + sum(len(text.encode()) for text in counted)
+        size = len(body)
+        if system_properties or properties:
+            counted = (*system_properties.values(), *properties.keys(), *properties.values())
+            size += sum(len(text.encode()) for text in counted)
         if size > MESSAGE_BYTES_MAX:
             raise ServiceError(Fault.MessageTooLarge, f"the message is {size} bytes; {MESSAGE_BYTES_MAX} are allowed")
         identity = self.registry.get(identity_id)
@@ -347,12 +470,15 @@ class Hub:
         if connection is not None:
             self._effects.append(CloseConnection(connection, reason))
 
-    def _documents(self, collection: str) -> list[tuple[int, dict[str, Any]]]:
-        identities = self.registry.modules() if collection == "devices.modules" else self.registry.devices()
-        return sorted(
-            ((identity.ordinal, _twin_document(identity, self._twins[identity.id])) for identity in identities),
-            key=lambda entry: entry[0],
-        )
+    def _changed(self, identity_id: IdentityId, now: float | None = None) -> None:
+        """Tell whoever follows twins and identities that one has changed, come or gone."""
+        self.index.changed(identity_id, now)
+        self.configurations.twin_changed(identity_id, self.index.latest if now is None else now)
+
+    def advance(self, now: float) -> bool:
+        """Do a slice of what is done by and by; returns whether more waits."""
+        is_more = self.jobs.advance(now, WORK_SLICE)
+        return self.configurations.step(now, WORK_SLICE) or is_more
 
 
 def _twin_document(identity: Identity, twin: Twin) -> dict[str, Any]:
@@ -381,4 +507,5 @@ def _twin_document(identity: Identity, twin: Twin) -> dict[str, Any]:
         "properties": {"desired": twin.desired.document(), "reported": twin.reported.document()},
         "capabilities": {"iotEdge": identity.is_edge},
         **scope,
+        **({"configurations": twin.configurations} if twin.configurations else {}),
     }

@@ -2,18 +2,22 @@
 
 import base64
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from simulators.iothub.core.access import is_key
+from simulators.iothub.core.certificates import plain_thumbprint
 from simulators.iothub.core.instants import NEVER, wire_time
+from simulators.iothub.core.ledger import forget
 from simulators.iothub.core.ports import Entropy
 from simulators.iothub.errors import Fault, ServiceError
 
 # https://learn.microsoft.com/azure/iot-hub/iot-hub-devguide-identity-registry#device-identity-properties
 _IDENTIFIER = re.compile(r"[A-Za-z0-9\-.%_*?!(),:=@$']{1,128}")
 MODULES_PER_DEVICE_MAX = 50
+# The place of the counters among the records: no client id holds this character.
+COUNTERS = "#"
 EDGE_MODULES = ("$edgeAgent", "$edgeHub")
 AUTHENTICATION_TYPES = ("sas", "selfSigned", "certificateAuthority", "none")
 
@@ -38,6 +42,11 @@ class IdentityId(NamedTuple):
     @property
     def device(self) -> "IdentityId":
         return IdentityId(self.device_id)
+
+    @classmethod
+    def of_client(cls, client_id: str) -> "IdentityId":
+        device_id, _, module_id = client_id.partition("/")
+        return cls(device_id, module_id)
 
 
 @dataclass(slots=True)
@@ -103,6 +112,14 @@ class Identity:
         }
 
 
+# The fields that outlive a restart. Activity is not among them: to write it down would double the cost of a message.
+_KEPT = tuple(
+    each.name
+    for each in fields(Identity)
+    if each.name not in ("id", "is_connected", "connection_updated_at", "last_activity_at")
+)
+
+
 def matches_etag(condition: str, etag: str) -> bool:
     """Whether an If-Match header lets a write pass. SDKs quote even the star; the CLI leaves the quotes out."""
     wanted = condition.strip().removeprefix("W/").strip('"')
@@ -119,8 +136,9 @@ def check_etag(condition: str | None, etag: str, what: str) -> None:
 class Registry:
     """All identities of a hub, in the order of their creation."""
 
-    def __init__(self, entropy: Entropy) -> None:
+    def __init__(self, entropy: Entropy, touch: Callable[[str], None] = forget) -> None:
         self._entropy = entropy
+        self._touch = touch
         self._devices: dict[str, Identity] = {}
         self._modules: dict[str, dict[str, Identity]] = {}
         self._ordinal = 0
@@ -201,10 +219,44 @@ class Registry:
         check_etag(if_match, identity.etag, identity_id.client_id)
         if identity_id.module_id:
             del self._modules[identity_id.device_id][identity_id.module_id]
-            return (identity_id,)
-        del self._devices[identity_id.device_id]
-        modules = self._modules.pop(identity_id.device_id)
-        return (identity_id, *(module.id for module in modules.values()))
+            gone: tuple[IdentityId, ...] = (identity_id,)
+        else:
+            del self._devices[identity_id.device_id]
+            modules = self._modules.pop(identity_id.device_id)
+            gone = (identity_id, *(module.id for module in modules.values()))
+        for each in gone:
+            self._touch(each.client_id)
+        return gone
+
+    def record(self, key: str) -> Any | None:
+        """An identity as JSON, without what a restart ends: its connection."""
+        if key == COUNTERS:
+            return [self._ordinal, self._etags]
+        identity = self.find(IdentityId.of_client(key))
+        if identity is None:
+            return None
+        return {name: getattr(identity, name) for name in _KEPT}
+
+    def restore(self, key: str, record: Any) -> None:
+        if key == COUNTERS:
+            self._ordinal, self._etags = record
+            return
+        identity_id = IdentityId.of_client(key)
+        pairs = {name: tuple(record[name]) for name in ("keys", "thumbprints")}
+        identity = Identity(identity_id, **{**record, **pairs})
+        modules = self._modules.setdefault(identity_id.device_id, {})
+        if identity_id.module_id:
+            modules[identity_id.module_id] = identity
+        else:
+            self._devices[identity_id.device_id] = identity
+
+    def put_in_order(self) -> None:
+        """Bring identities that were restored back into the order of their creation."""
+        self._devices = dict(sorted(self._devices.items(), key=lambda item: item[1].ordinal))
+        self._modules = {
+            device_id: dict(sorted(self._modules[device_id].items(), key=lambda item: item[1].ordinal))
+            for device_id in self._devices
+        }
 
     def statistics(self) -> dict[str, int]:
         enabled = sum(device.status == "enabled" for device in self._devices.values())
@@ -262,6 +314,8 @@ class Registry:
             identity.keys = (self._entropy.key(), self._entropy.key())
         self._etags += 1
         identity.etag = base64.b64encode(str(self._etags).encode()).decode()
+        self._touch(identity.id.client_id)
+        self._touch(COUNTERS)
 
 
 def check_identifier(identity_id: IdentityId) -> None:
@@ -302,6 +356,9 @@ def _read_authentication(authentication: dict[str, Any]) -> dict[str, Any]:
         "type": kind,
         "thumbprints": (thumbprint.get("primaryThumbprint"), thumbprint.get("secondaryThumbprint")),
     }
+    shown = [text for text in changes["thumbprints"] if text]
+    if kind == "selfSigned" and not (shown and all(plain_thumbprint(text) for text in shown)):
+        raise ServiceError(Fault.ArgumentInvalid, "selfSigned needs a thumbprint of 40 or 64 hexadecimal digits")
     symmetric = _dictionary(authentication, "symmetricKey")
     keys = (symmetric.get("primaryKey"), symmetric.get("secondaryKey"))
     if any(keys):

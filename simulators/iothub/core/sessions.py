@@ -4,9 +4,11 @@ The device SDK never cleans its session and never subscribes again, so subscript
 QoS 1 deliveries that were not acknowledged (MQTT-4.4.0-1).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+from simulators.iothub.core.ledger import forget
 from simulators.iothub.core.registry import IdentityId
 
 IN_FLIGHT_MAX = 100
@@ -60,7 +62,8 @@ class Opened(Generic[T]):
 class Sessions(Generic[T]):
     """All sessions of a hub, connected or not."""
 
-    def __init__(self) -> None:
+    def __init__(self, touch: Callable[[str], None] = forget) -> None:
+        self._touch = touch
         self._by_identity: dict[IdentityId, Session[T]] = {}
         self._connected = 0
 
@@ -81,6 +84,8 @@ class Sessions(Generic[T]):
             self._connected += 1
         session.connection = connection
         self._by_identity[identity_id] = session
+        if not is_resumed:
+            self._touch(identity_id.client_id)
         return Opened(session, is_resumed, displaced)
 
     def close(self, identity_id: IdentityId, connection: ConnectionId) -> bool:
@@ -94,9 +99,29 @@ class Sessions(Generic[T]):
             del self._by_identity[identity_id]
         return True
 
+    def subscribe(self, session: Session[T], feature: str, qos: int) -> None:
+        session.subscriptions[feature] = qos
+        self._touch(session.identity_id.client_id)
+
+    def unsubscribe(self, session: Session[T], feature: str) -> None:
+        if session.subscriptions.pop(feature, None) is not None:
+            self._touch(session.identity_id.client_id)
+
+    def record(self, key: str) -> Any | None:
+        """A session's subscriptions as JSON. A clean session ends with its connection, so it is not kept."""
+        session = self._by_identity.get(IdentityId.of_client(key))
+        if session is None or session.is_clean:
+            return None
+        return {str(feature): qos for feature, qos in session.subscriptions.items()}
+
+    def restore(self, key: str, record: Any) -> None:
+        identity_id = IdentityId.of_client(key)
+        self._by_identity[identity_id] = Session[T](identity_id, subscriptions=dict(record))
+
     def forget(self, identity_id: IdentityId) -> ConnectionId | None:
         """Drop a session for good; returns the connection it still had."""
         session = self._by_identity.pop(identity_id, None)
+        self._touch(identity_id.client_id)
         if session is None or session.connection is None:
             return None
         self._connected -= 1

@@ -4,11 +4,13 @@ Source: https://learn.microsoft.com/azure/iot-hub/iot-hub-devguide-device-twins.
 """
 
 import base64
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from simulators.iothub.core.instants import NEVER, wire_time
-from simulators.iothub.core.registry import check_etag
+from simulators.iothub.core.ledger import forget
+from simulators.iothub.core.registry import IdentityId, check_etag
 from simulators.iothub.errors import Fault, ServiceError
 
 TAGS_BYTES_MAX = 8 * 1024
@@ -48,6 +50,7 @@ class Twin:
     version: int = 2
     writes: int = 1
     model_id: str = ""
+    configurations: Values = field(default_factory=dict)
 
     @property
     def etag(self) -> str:
@@ -86,11 +89,61 @@ class Twin:
         self.writes += 1
         return self.reported.version
 
+    def record(self) -> Values:
+        """The twin as JSON, to be kept over a restart."""
+        return {
+            "tags": self.tags,
+            **{
+                name: [section.values, section.metadata, section.version]
+                for name, section in (("desired", self.desired), ("reported", self.reported))
+            },
+            "version": self.version,
+            "writes": self.writes,
+            "modelId": self.model_id,
+        }
+
+    @classmethod
+    def restored(cls, record: Any) -> "Twin":
+        return cls(
+            record["tags"],
+            Section(*record["desired"]),
+            Section(*record["reported"]),
+            record["version"],
+            record["writes"],
+            record["modelId"],
+        )
+
     def _commit(self, tags: Values, desired: Values | None) -> Values | None:
         self.tags = tags
         self.version += 1
         self.writes += 1
         return desired
+
+
+class Twins(dict[IdentityId, Twin]):
+    """The twins of a hub. Who changes one says so with `touch`."""
+
+    def __init__(self, touch: Callable[[str], None] = forget) -> None:
+        super().__init__()
+        self._touch = touch
+
+    def __setitem__(self, identity_id: IdentityId, twin: Twin) -> None:
+        super().__setitem__(identity_id, twin)
+        self.touch(identity_id)
+
+    def __delitem__(self, identity_id: IdentityId) -> None:
+        super().__delitem__(identity_id)
+        self.touch(identity_id)
+
+    def touch(self, identity_id: IdentityId) -> None:
+        self._touch(identity_id.client_id)
+
+    def record(self, key: str) -> Any | None:
+        twin = self.get(IdentityId.of_client(key))
+        return twin.record() if twin else None
+
+    def restore(self, key: str, record: Any) -> None:
+        self[IdentityId.of_client(key)] = Twin.restored(record)
 
 
 def merged(values: Values, metadata: Values, patch: Values, stamp: Values) -> tuple[Values, Values]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from simulators.iothub.core.registry import IdentityId
+from simulators.iothub.server.event_loop import new_event_loop
 from simulators.iothub.server.hub_server import MQTT_PORT, HubEndpoints, HubServer
 
 T = TypeVar("T")
@@ -16,6 +17,9 @@ ANSWER_TIMEOUT_S = 30.0
 
 class BackgroundHub:
     """Starts when made, serves until `stop`. Everything here may be called from any thread.
+
+    Args:
+        is_kept: whether its state is kept in the directory, for a hub that starts there later.
 
     Raises:
         HubStartError: it cannot serve at this address.
@@ -29,11 +33,13 @@ class BackgroundHub:
         address: str = "127.0.0.1",
         mqtt_port: int = MQTT_PORT,
         https_port: int | None = None,
+        *,
+        is_kept: bool = False,
     ) -> None:
-        self._loop = asyncio.new_event_loop()
+        self._loop = new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"hub {address}", daemon=True)
         self._thread.start()
-        self._server = HubServer(directory, address, mqtt_port, https_port)
+        self._server = HubServer(directory, address, mqtt_port, https_port, is_kept=is_kept)
         try:
             self.endpoints = self._run(self._server.start())
         except BaseException:

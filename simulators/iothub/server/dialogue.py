@@ -17,6 +17,7 @@ from simulators.iothub.core.json_text import dump_json
 from simulators.iothub.core.registry import IdentityId
 from simulators.iothub.core.sessions import ConnectionId
 from simulators.iothub.errors import Fault, ProtocolError, ServiceError, UnsupportedProtocolLevelError
+from simulators.iothub.server.provisioning_desk import ProvisioningDesk
 from simulators.iothub.wire import topics
 from simulators.iothub.wire.mqtt import (
     Connack,
@@ -68,32 +69,58 @@ class Outlet(Protocol):
 class State(enum.Enum):
     AWAITING_CONNECT = "awaiting CONNECT"
     OPEN = "open"
+    PROVISIONING = "open for provisioning"
     CLOSED = "closed"
 
 
 class Dialogue:
-    """The hub's side of one MQTT connection."""
+    """The hub's side of one MQTT connection.
 
-    def __init__(self, hub: Hub, connection: ConnectionId, outlet: Outlet) -> None:
+    Args:
+        certificates: gives what the client showed in the TLS handshake, in DER, its own first.
+    """
+
+    __slots__ = (
+        "_certificates", "_decoder", "_desk", "_hub", "_last_request", "_will", "connection", "expires_at", "has_room",
+        "identity_id", "idle_timeout_s", "outlet", "state",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        hub: Hub,
+        connection: ConnectionId,
+        outlet: Outlet,
+        certificates: Callable[[], tuple[bytes, ...]] = tuple,
+    ) -> None:
         self.connection = connection
         self.state = State.AWAITING_CONNECT
         self.idle_timeout_s = CONNECT_TIMEOUT_S
         self.expires_at: float | None = None
         self.identity_id: IdentityId | None = None
         self._hub = hub
+        self._certificates = certificates
         self.outlet = outlet
         self._decoder = Decoder(PACKET_BYTES_MAX)
         self._will: Will | None = None
+        self._desk: ProvisioningDesk | None = None
+        self._last_request: tuple[str, topics.Request] | None = None
+        # Whether the hub has room for this connection; where it has none, CONNECT is refused.
+        self.has_room = True
 
-    def receive(self, data: bytes, now: float) -> None:
-        """Take bytes from the client; whatever breaks a rule closes this connection and harms no other."""
+    def receive(self, data: bytes, now: float) -> bool:
+        """Take bytes from the client; whatever breaks a rule closes this connection and harms no other.
+
+        Returns:
+            Whether a packet was complete: only those keep a connection alive [MQTT-3.1.2-24].
+        """
         try:
             packets = self._decoder.feed(data)
         except ProtocolError as err:
             self._handle_all(err.decoded, now)
             self._refuse_stream(err, now)
-            return
+            return True
         self._handle_all(packets, now)
+        return bool(packets)
 
     def close(self, reason: str, now: float) -> None:
         """End the connection from our side; the client's will is published, since it did not say goodbye."""
@@ -195,7 +222,14 @@ class Dialogue:
     # --- CONNECT ----------------------------------------------------------------------------------------------------
 
     def _connect(self, packet: Connect, now: float) -> None:
+        if not self.has_room:
+            self._refuse(ConnackCode.SERVER_UNAVAILABLE, "too many connections are open", now)
+            return
         try:
+            login = topics.parse_provisioning_login(packet.username or "")
+            if login is not None and not self._hub.gatekeeper.knows_host(login.id_scope):
+                self._open_desk(packet, login, now)
+                return
             admission = self._admit(packet, now)
         except ServiceError as err:
             self._refuse(ConnackCode.NOT_AUTHORIZED, err.message, now)
@@ -205,12 +239,26 @@ class Dialogue:
             return
         self.identity_id = admission.identity_id
         self.expires_at = admission.expires_at
-        keep_alive_s = min(packet.keep_alive_s * 1.5, KEEP_ALIVE_S_MAX) if packet.keep_alive_s else KEEP_ALIVE_S_MAX
-        self.idle_timeout_s = keep_alive_s
+        self.idle_timeout_s = _idle_timeout_s(packet)
         self.state = State.OPEN
         logger.info("%s connected", self._name)
         self._send(Connack(session_present=admission.is_session_present))
         self._hub.resume(admission.identity_id, now)
+
+    def _open_desk(self, packet: Connect, login: topics.ProvisioningLogin, now: float) -> None:
+        """Let a device in that comes for provisioning; nothing of it is kept between connections."""
+        self._desk = ProvisioningDesk(self._hub.provisioning, packet, login, self._certificates)
+        self.expires_at = self._desk.open(now)
+        self.idle_timeout_s = _idle_timeout_s(packet)
+        self.state = State.PROVISIONING
+        logger.info("%s came to be provisioned", login.registration_id)
+        self._send(Connack())
+
+    def _ask_desk(self, packet: Publish | Subscribe | Unsubscribe | Puback, now: float) -> None:
+        if self._desk is None:
+            raise RuntimeError("nobody came to be provisioned on this connection")
+        for answer in self._desk.answer(packet, now):
+            self._send(answer)
 
     def _admit(self, packet: Connect, now: float) -> Admission:
         login = topics.parse_login(packet.username or "")
@@ -220,11 +268,18 @@ class Dialogue:
             raise ServiceError(Fault.IotHubUnauthorizedAccess, f"this hub is not {login.host_name}")
         identity_id = IdentityId(login.device_id, login.module_id)
         self._check_will(packet.will, identity_id)
-        # A device without a password would have to show a certificate, which this hub does not ask for yet.
+        # Who has a password has no need of a certificate: the service takes one or the other.
         credential = (packet.password or b"").decode(errors="replace")
-        admission = self._hub.connect(identity_id, credential, self.connection, is_clean=packet.clean_session, now=now)
+        admission = self._hub.connect(
+            identity_id,
+            credential,
+            self.connection,
+            is_clean=packet.clean_session,
+            now=now,
+            certificates=() if credential else self._certificates(),
+        )
         if model_id := login.parameters.get("model-id"):
-            self._hub.twin(identity_id).model_id = model_id
+            self._hub.set_model(identity_id, model_id)
         self._will = packet.will
         return admission
 
@@ -244,10 +299,10 @@ class Dialogue:
     def _publish(self, packet: Publish, now: float) -> None:
         if packet.qos == 2:
             raise ProtocolError("the hub takes no message of QoS 2")
-        request = topics.parse_request(packet.topic)
+        request = self._request(packet.topic)
         if isinstance(request, topics.Telemetry):
             # The event is in the log before its PUBACK leaves.
-            self._accept_telemetry(packet, now)
+            self._accept_telemetry(request, packet, now)
             self._acknowledge(packet)
             return
         self._acknowledge(packet)
@@ -265,18 +320,27 @@ class Dialogue:
         if packet.packet_id is not None:
             self._send(Puback(packet.packet_id))
 
-    def _accept_telemetry(self, packet: Publish, now: float) -> None:
-        request = self._own_telemetry(packet.topic)
-        retain = {"mqtt-retain": "true"} if packet.retain else {}
-        self._hub.accept_event(
-            self._client, request.system_properties, {**request.properties, **retain}, packet.payload, now
-        )
+    def _accept_telemetry(self, request: topics.Telemetry, packet: Publish, now: float) -> None:
+        self._check_own(request, packet.topic)
+        properties = {**request.properties, "mqtt-retain": "true"} if packet.retain else request.properties
+        self._hub.accept_event(self._client, request.system_properties, properties, packet.payload, now)
+
+    def _request(self, topic: str) -> topics.Request:
+        """Read a topic; most devices publish to the same one again and again, so that the last one is remembered."""
+        if self._last_request is None or self._last_request[0] != topic:
+            self._last_request = (topic, topics.parse_request(topic))
+        return self._last_request[1]
 
     def _own_telemetry(self, topic: str) -> topics.Telemetry:
         request = topics.parse_request(topic)
-        if not isinstance(request, topics.Telemetry) or (request.device_id, request.module_id) != self._client:
-            raise ProtocolError(f"{self._client.client_id} may not publish to {topic!r}")
+        if not isinstance(request, topics.Telemetry):
+            raise ProtocolError(f"{topic!r} is no topic for telemetry")
+        self._check_own(request, topic)
         return request
+
+    def _check_own(self, request: topics.Telemetry, topic: str) -> None:
+        if (request.device_id, request.module_id) != self.identity_id:
+            raise ProtocolError(f"{self._name} may not publish to {topic!r}")
 
     def _answer_twin(self, request_id: str, now: float, act: Callable[[], tuple[int, int | None, bytes]]) -> None:
         """Run a twin request and answer it whatever happens: the device SDK waits for ever."""
@@ -318,6 +382,10 @@ class Dialogue:
         self.close("the client disconnected", now)
 
 
+def _idle_timeout_s(packet: Connect) -> float:
+    return min(packet.keep_alive_s * 1.5, KEEP_ALIVE_S_MAX) if packet.keep_alive_s else KEEP_ALIVE_S_MAX
+
+
 # Every packet that a client may send, by state; for any other pair the connection is closed (MQTT-3.1.0-1, -2).
 TRANSITIONS: dict[tuple[State, type], Callable[[Dialogue, Any, float], None]] = {
     (State.AWAITING_CONNECT, Connect): Dialogue._connect,
@@ -327,4 +395,10 @@ TRANSITIONS: dict[tuple[State, type], Callable[[Dialogue, Any, float], None]] = 
     (State.OPEN, Unsubscribe): Dialogue._unsubscribe,
     (State.OPEN, Pingreq): Dialogue._ping,
     (State.OPEN, Disconnect): Dialogue._goodbye,
+    (State.PROVISIONING, Publish): Dialogue._ask_desk,
+    (State.PROVISIONING, Puback): Dialogue._ask_desk,
+    (State.PROVISIONING, Subscribe): Dialogue._ask_desk,
+    (State.PROVISIONING, Unsubscribe): Dialogue._ask_desk,
+    (State.PROVISIONING, Pingreq): Dialogue._ping,
+    (State.PROVISIONING, Disconnect): Dialogue._goodbye,
 }

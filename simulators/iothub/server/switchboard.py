@@ -5,11 +5,12 @@ import itertools
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from simulators.iothub.core.effects import (
     CloseConnection,
     EndMethod,
+    RunExchange,
     SendCloudMessage,
     SendDesired,
     SendInput,
@@ -19,7 +20,9 @@ from simulators.iothub.core.hub import Hub
 from simulators.iothub.core.methods import MethodRequest, MethodResult
 from simulators.iothub.core.registry import IdentityId
 from simulators.iothub.core.sessions import ConnectionId
+from simulators.iothub.errors import StorageError
 from simulators.iothub.server.amqp.exchange import AmqpExchange
+from simulators.iothub.server.blob_store import BlobStore
 from simulators.iothub.server.dialogue import Dialogue, Outlet, State
 
 logger = logging.getLogger(__name__)
@@ -44,27 +47,61 @@ class Bell:
         return True
 
 
-class Switchboard:
-    """The hub together with its open connections. After each call on the hub, `settle` carries out what follows."""
+class Keeper(Protocol):
+    """Whoever writes down what changes in the hub."""
 
-    def __init__(self, hub: Hub, clock: Callable[[], float] = time.time) -> None:
+    def flush(self) -> None:
+        """Write what changed since the last time; raises StorageError."""
+        ...
+
+
+class HeldOutlet(Outlet, Protocol):
+    """An outlet that keeps what is written to it until what it answers is written down."""
+
+    def release(self) -> None:
+        """Let it go now."""
+        ...
+
+
+class Switchboard:
+    """The hub together with its open connections. After each call on the hub, `settle` carries out what follows.
+
+    What answers a change leaves only when the change is written down: outlets that can wait are `hold`ed until then,
+    and others write after `settle`. `storage_error` says that the last attempt to write failed.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        clock: Callable[[], float] = time.time,
+        keeper: Keeper | None = None,
+        blobs: BlobStore | None = None,
+    ) -> None:
         self.hub = hub
+        self.blobs = blobs
         self.now = clock
         self.events_bell = Bell()
-        self.amqp = AmqpExchange(hub, clock, self.settle)
+        self.amqp = AmqpExchange(hub, clock, self.settle, self.hold)
         self.is_stopping = False
         self._dialogues: dict[int, Dialogue] = {}
         self._ids = itertools.count(1)
         self._results: dict[str, asyncio.Future[MethodResult]] = {}
         self._rung_sequence = 0
+        self._work: asyncio.Task[None] | None = None
+        # Carries out imports and exports; who serves the hub sets it.
+        self.run_exchange: Callable[[str], None] = lambda _job_id: None
+        self._keeper = keeper
+        self._held: list[HeldOutlet] = []
+        self._is_flush_due = False
+        self.storage_error: StorageError | None = None
 
     @property
     def connection_count(self) -> int:
         return len(self._dialogues)
 
-    def open(self, outlet: Outlet) -> Dialogue:
-        """Start a dialogue on a new connection."""
-        dialogue = Dialogue(self.hub, next(self._ids), outlet)
+    def open(self, outlet: Outlet, certificates: Callable[[], tuple[bytes, ...]] = tuple) -> Dialogue:
+        """Start a dialogue on a new connection, whose client has shown these certificates."""
+        dialogue = Dialogue(self.hub, next(self._ids), outlet, certificates)
         self._dialogues[dialogue.connection] = dialogue
         return dialogue
 
@@ -75,14 +112,51 @@ class Switchboard:
         self.settle()
 
     def settle(self) -> None:
-        """Carry out effects until none are left; one may bring another."""
-        while effects := self.hub.take_effects():
-            for effect in effects:
-                _CARRIERS[type(effect)](self, effect)
+        """Carry out effects until none are left, one may bring another; then write down what changed."""
+        self._carry_out()
+        self.flush()
+
+    def settle_soon(self) -> None:
+        """Carry out effects now, and write down what changed once for all that this turn of the loop brings."""
+        self._carry_out()
+        if self.hub.ledger.has_changes or self.hub.events.last_sequence != self._rung_sequence:
+            self._flush_soon()
+
+    def hold(self, outlet: HeldOutlet) -> None:
+        """Release an outlet when what changed until now is written down."""
+        self._held.append(outlet)
+        self._flush_soon()
+
+    def flush(self) -> None:
+        """Write down what changed, then let the answers go; where it cannot be written, nobody gets an answer."""
+        self._is_flush_due = False
+        held, self._held = self._held, []
+        try:
+            if self._keeper:
+                self._keeper.flush()
+        except StorageError as err:
+            logger.critical("%s; connections that wait for an answer are cut", err)
+            self.storage_error = err
+            for outlet in held:
+                outlet.abort()
+            return
+        self.storage_error = None
+        for outlet in held:
+            outlet.release()
         if self.hub.events.last_sequence != self._rung_sequence:
             self._rung_sequence = self.hub.events.last_sequence
             self.events_bell.ring()
             self.amqp.wake()
+
+    def _carry_out(self) -> None:
+        while effects := self.hub.take_effects():
+            for effect in effects:
+                _CARRIERS[type(effect)](self, effect)
+
+    def _flush_soon(self) -> None:
+        if not self._is_flush_due:
+            self._is_flush_due = True
+            asyncio.get_running_loop().call_soon(self.flush)
 
     async def invoke(self, identity_id: IdentityId, request: MethodRequest) -> MethodResult:
         """Call a method and wait for how it ends."""
@@ -99,11 +173,29 @@ class Switchboard:
         """What time alone brings about."""
         self.hub.expire_methods(self.now())
         self.hub.expire_messages(self.now())
+        if self._work is None and self.hub.advance(self.now()):
+            self.start_work()
+        self.settle()
+
+    def start_work(self) -> None:
+        """Do a slice of what is done by and by at once, and the rest between other things."""
+        if self._work is None and self.hub.advance(self.now()):
+            self._work = asyncio.get_running_loop().create_task(self._do_work())
+
+    async def _do_work(self) -> None:
+        try:
+            while self.hub.advance(self.now()):
+                self.settle()
+                await asyncio.sleep(0)
+        finally:
+            self._work = None
         self.settle()
 
     def stop(self) -> None:
         """Let whoever waits for news go home."""
         self.is_stopping = True
+        if self._work:
+            self._work.cancel()
         self.events_bell.ring()
 
     def dialogues_of(self, client_id: str | None) -> list[Dialogue]:
@@ -148,6 +240,9 @@ class Switchboard:
         if future is not None and not future.done():
             future.set_result(effect.result)
 
+    def _run_exchange(self, effect: RunExchange) -> None:
+        self.run_exchange(effect.job_id)
+
     def _dialogue(self, connection: ConnectionId) -> Dialogue | None:
         return self._dialogues.get(connection)
 
@@ -159,4 +254,5 @@ _CARRIERS: dict[type, Callable[[Switchboard, Any], None]] = {
     SendMethod: Switchboard._send_method,
     CloseConnection: Switchboard._close,
     EndMethod: Switchboard._end_method,
+    RunExchange: Switchboard._run_exchange,
 }

@@ -48,10 +48,13 @@ class AmqpExchange:
 
     Args:
         settle: carries out the hub's effects after a call.
+        hold: releases an outlet when what changed until now is written down.
     """
 
-    def __init__(self, hub: Hub, now: Callable[[], float], settle: Callable[[], None]) -> None:
-        self._hub, self._now, self._settle = hub, now, settle
+    def __init__(
+        self, hub: Hub, now: Callable[[], float], settle: Callable[[], None], hold: Callable[[Any], None]
+    ) -> None:
+        self._hub, self._now, self._settle, self.hold = hub, now, settle, hold
         self.event_hub = event_hub_name(hub.host_name)
         self._started_at = now()
         self._dialogues: set[AmqpDialogue] = set()

@@ -18,10 +18,11 @@ MESSAGE_BYTES_MAX = 1024 * 1024
 
 
 class WebsocketOutlet:
-    """What an `AmqpDialogue` writes, sent in order by a task of its own."""
+    """What an `AmqpDialogue` writes, held until the switchboard lets go, then sent in order by a task of its own."""
 
     def __init__(self, socket: web.WebSocketResponse, exchange: AmqpExchange) -> None:
         self._socket, self._exchange = socket, exchange
+        self._held: list[bytes] = []
         self._waiting: deque[bytes] = deque()
         self._is_closing = False
         self._woken = asyncio.Event()
@@ -30,18 +31,26 @@ class WebsocketOutlet:
     def write(self, data: bytes) -> None:
         if self._is_closing:
             return
-        self._waiting.append(data)
+        if not self._held:
+            self._exchange.hold(self)
+        self._held.append(data)
         self.waiting_bytes += len(data)
-        self._woken.set()
         if self.waiting_bytes > OUTBOUND_BYTES_MAX:
             logger.warning("AMQP: a websocket reads too slowly: cut off")
             self.abort()
+
+    def release(self) -> None:
+        """Send what was held: what it answers is written down."""
+        self._waiting.extend(self._held)
+        self._held.clear()
+        self._woken.set()
 
     def close(self) -> None:
         self._is_closing = True
         self._woken.set()
 
     def abort(self) -> None:
+        self._held.clear()
         self._waiting.clear()
         self.close()
 
@@ -54,7 +63,7 @@ class WebsocketOutlet:
                     await self._socket.send_bytes(data)
                     self.waiting_bytes -= len(data)
                     self._exchange.wake()
-                if self._is_closing:
+                if self._is_closing and not self._held:
                     break
                 self._woken.clear()
                 await self._woken.wait()
@@ -71,7 +80,9 @@ class WebsocketOutlet:
 async def serve_websocket(switchboard: Switchboard, request: web.Request) -> web.StreamResponse:
     """Carry one AMQP connection over a websocket."""
     exchange = switchboard.amqp
-    socket = web.WebSocketResponse(protocols=(SUBPROTOCOL,), max_msg_size=MESSAGE_BYTES_MAX, timeout=2.0)
+    socket = web.WebSocketResponse(
+        protocols=(SUBPROTOCOL,), max_msg_size=MESSAGE_BYTES_MAX, timeout=2.0, compress=False
+    )
     await socket.prepare(request)
     if socket.ws_protocol != SUBPROTOCOL or exchange.is_full:
         await socket.close(code=1002 if socket.ws_protocol != SUBPROTOCOL else 1013)

@@ -7,9 +7,24 @@ from aiohttp import web
 
 from simulators.iothub.core.instants import wire_time
 from simulators.iothub.errors import Fault, ServiceError
+from simulators.iothub.server import mqtt_websocket
 from simulators.iothub.server.amqp import websocket as amqp_websocket
 from simulators.iothub.server.entropy import SystemEntropy
-from simulators.iothub.server.rest_api import device_messages, feedback, identities, telemetry_stream, twins
+from simulators.iothub.server.rest_api import (
+    blobs,
+    bulk,
+    certificates,
+    configurations,
+    device_messages,
+    digital_twins,
+    feedback,
+    identities,
+    jobs,
+    provisioning,
+    telemetry_stream,
+    twins,
+    uploads,
+)
 from simulators.iothub.server.rest_api.routing import Route, answer
 from simulators.iothub.server.switchboard import Switchboard
 
@@ -19,11 +34,20 @@ BODY_BYTES_MAX = 1024 * 1024
 
 ROUTES = (
     *identities.ROUTES,
+    *bulk.ROUTES,
+    *configurations.ROUTES,
+    *jobs.ROUTES,
+    *digital_twins.ROUTES,
     *twins.ROUTES,
     *telemetry_stream.ROUTES,
     *device_messages.ROUTES,
     *feedback.ROUTES,
     *amqp_websocket.ROUTES,
+    *uploads.ROUTES,
+    *blobs.ROUTES,
+    *certificates.ROUTES,
+    *mqtt_websocket.ROUTES,
+    *provisioning.ROUTES,
 )
 
 
@@ -49,9 +73,12 @@ class RestApi:
                 self._switchboard.hub.gatekeeper.check_service(
                     authorization, route.right, path, self._switchboard.now()
                 )
-            response = await route.handler(self._switchboard, request)
-            self._switchboard.settle()
-            return response
+            try:
+                return await route.handler(self._switchboard, request)
+            finally:
+                self._switchboard.settle()
+                if self._switchboard.storage_error:
+                    raise ServiceError(Fault.ServerError, str(self._switchboard.storage_error))
 
         return handle
 
