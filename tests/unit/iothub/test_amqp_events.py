@@ -117,7 +117,7 @@ def test_a_filter_that_says_nothing_is_refused(peer: Peer, selector: str) -> Non
 
 
 def test_credit_is_never_overdrawn_and_may_be_given_again(world: World, peer: Peer) -> None:
-    for number in range(10):
+    for number in range(20):
         partition = send_event(world, b"%d" % number)
     reader = peer.client.attach_reader(events_address(partition), 3)
     assert bodies(peer.exchange()) == [b"0", b"1", b"2"]
