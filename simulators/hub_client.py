@@ -52,6 +52,9 @@ class HubNote:
     certificate_file: str
     key_file: str
     telemetry_url: str
+    amqp_port: int
+    amqps_port: int
+    event_hub_connection_string: str
     id_scope: str
     provisioning_connection_string: str
 
@@ -71,6 +74,9 @@ class HubNote:
                 certificate_file=note["certificateFile"],
                 key_file=note["keyFile"],
                 telemetry_url=note["telemetryUrl"],
+                amqp_port=note["amqpPort"],
+                amqps_port=note["amqpsPort"],
+                event_hub_connection_string=note["eventHubConnectionString"],
                 id_scope=note["idScope"],
                 provisioning_connection_string=note["provisioningConnectionString"],
             )
