@@ -208,9 +208,9 @@ class HubClient:
             if not continuation:
                 return
 
-    def events(self, after: int, *, is_following: bool) -> Iterator[dict[str, Any]]:
-        """Telemetry events after a sequence number, without end when following."""
-        url = f"{self.note.telemetry_url}?from={after}&follow={'true' if is_following else 'false'}"
+    def events(self, after: int, *, is_following: bool, source: str = "Telemetry") -> Iterator[dict[str, Any]]:
+        """Events after a sequence number, without end when following; `source` may be ``*`` for all."""
+        url = f"{self.note.telemetry_url}?from={after}&follow={'true' if is_following else 'false'}&source={source}"
         with self._send("GET", url, is_stream=True) as response:
             try:
                 for line in response.iter_lines(chunk_size=None):
