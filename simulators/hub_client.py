@@ -52,6 +52,8 @@ class HubNote:
     certificate_file: str
     key_file: str
     telemetry_url: str
+    id_scope: str
+    provisioning_connection_string: str
 
     @classmethod
     def read(cls, directory: Path) -> Self:
@@ -69,6 +71,8 @@ class HubNote:
                 certificate_file=note["certificateFile"],
                 key_file=note["keyFile"],
                 telemetry_url=note["telemetryUrl"],
+                id_scope=note["idScope"],
+                provisioning_connection_string=note["provisioningConnectionString"],
             )
         except FileNotFoundError as err:
             raise _not_running(directory, f"there is no {path}") from err
@@ -78,19 +82,19 @@ class HubNote:
             ) from err
 
     @property
-    def _parts(self) -> dict[str, str]:
-        return dict(part.split("=", 1) for part in self.service_connection_string.split(";"))
-
-    @property
     def authority(self) -> str:
         """Host name, and port where it is not 443."""
-        return self._parts["HostName"]
+        return _parts(self.service_connection_string)["HostName"]
 
-    def token(self) -> str:
-        """A fresh service token, good for an hour."""
-        parts = self._parts
+    def token(self, connection_string: str = "") -> str:
+        """A fresh service token, good for an hour; for another policy with its connection string."""
+        parts = _parts(connection_string or self.service_connection_string)
         expires_at = int(time.time()) + TOKEN_LIFETIME_S
         return make_token(parts["SharedAccessKey"], parts["HostName"], expires_at, parts["SharedAccessKeyName"])
+
+
+def _parts(connection_string: str) -> dict[str, str]:
+    return dict(part.split("=", 1) for part in connection_string.split(";"))
 
 
 def _not_running(directory: Path, seen: str) -> SimulatorError:
@@ -209,6 +213,9 @@ class HubClient:
             except requests.RequestException as err:
                 raise _not_running(self._directory, f"the stream of events broke off ({err})") from err
 
+    def _token(self) -> str:
+        return self.note.token()
+
     def _call(
         self,
         method: str,
@@ -236,7 +243,7 @@ class HubClient:
                 method,
                 url,
                 json=body,
-                headers={"Authorization": self.note.token(), **(headers or {})},
+                headers={"Authorization": self._token(), **(headers or {})},
                 timeout=(REQUEST_TIMEOUT_S, STREAM_SILENCE_S_MAX if is_stream else timeout_s),
                 verify=self.note.ca_file,
                 stream=is_stream,
@@ -248,6 +255,43 @@ class HubClient:
         return response
 
 
+class ProvisioningClient(HubClient):
+    """Calls the provisioning service of the hub; a collection is enrollments, enrollmentGroups or registrations."""
+
+    def get(self, collection: str, name: str) -> dict[str, Any]:
+        document: dict[str, Any] = self._call("GET", f"/{collection}/{quote(name, safe='')}")
+        return document
+
+    def put(self, collection: str, name: str, body: dict[str, Any]) -> dict[str, Any]:
+        document: dict[str, Any] = self._call("PUT", f"/{collection}/{quote(name, safe='')}", body)
+        return document
+
+    def remove(self, collection: str, name: str) -> None:
+        self._call("DELETE", f"/{collection}/{quote(name, safe='')}", headers={"If-Match": "*"})
+
+    def attestation(self, collection: str, name: str) -> dict[str, Any]:
+        """How devices prove themselves, keys and all."""
+        path = f"/{collection}/{quote(name, safe='')}/attestationmechanism"
+        document: dict[str, Any] = self._call("POST", path)
+        return document
+
+    def every(self, collection: str) -> list[dict[str, Any]]:
+        """All enrollments or groups, page by page."""
+        documents: list[dict[str, Any]] = []
+        headers = {"x-ms-max-item-count": "1000"}
+        while True:
+            url = f"https://{self.note.authority}/{collection}/query"
+            response = self._send("POST", url, {"query": "SELECT *"}, headers)
+            documents += response.json()
+            continuation = response.headers.get("x-ms-continuation")
+            if not continuation:
+                return documents
+            headers["x-ms-continuation"] = continuation
+
+    def _token(self) -> str:
+        return self.note.token(self.note.provisioning_connection_string)
+
+
 def _path(collection: str, device_id: str, module_id: str) -> str:
     path = f"/{collection}/{quote(device_id, safe='')}"
     return f"{path}/modules/{quote(module_id, safe='')}" if module_id else path
@@ -256,7 +300,8 @@ def _path(collection: str, device_id: str, module_id: str) -> str:
 def _refusal(response: requests.Response) -> SimulatorError:
     code = response.headers.get("iothub-errorcode", response.reason)
     try:
-        message = response.json()["Message"].partition(";")[2]
+        document = response.json()
+        message = document["message"] if "message" in document else document["Message"].partition(";")[2]
     except (ValueError, KeyError, AttributeError):
         message = response.text
     hints = {

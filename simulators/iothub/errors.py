@@ -70,6 +70,11 @@ class Fault(enum.Enum):
     JobNotFound = FaultKind(404002, 404, "Not Found")
     ConfigurationNotFound = FaultKind(404205, 404, "Not Found")
     CertificateNotFound = FaultKind(404020, 404, "Not Found")
+    # Of the provisioning service, whose numbers are not documented in full.
+    EnrollmentNotFound = FaultKind(404201, 404, "Not Found")
+    RegistrationNotFound = FaultKind(404202, 404, "Not Found")
+    OperationNotFound = FaultKind(404203, 404, "Not Found")
+    EnrollmentAlreadyExists = FaultKind(409201, 409, "Conflict")
     RouteNotFound = FaultKind(404000, 404, "Not Found")
     DeviceNotOnline = FaultKind(404103, 404, "Not Found")
     DeviceConnectionClosedRemotely = FaultKind(404104, 404, "Not Found")

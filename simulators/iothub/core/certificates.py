@@ -186,6 +186,9 @@ class Authorities:
             raise ServiceError(Fault.CertificateNotFound, f"certificate {name} is not registered")
         return self._documents[name]
 
+    def find(self, name: str) -> x509.Certificate | None:
+        return self._certificates.get(name)
+
     def documents(self) -> list[dict[str, Any]]:
         return list(self._documents.values())
 

@@ -36,6 +36,7 @@ from simulators.iothub.core.json_text import dump_json, parse_json
 from simulators.iothub.core.ledger import Ledger
 from simulators.iothub.core.methods import MethodCalls, MethodRequest, not_online
 from simulators.iothub.core.ports import Entropy
+from simulators.iothub.core.provisioning import Provisioning
 from simulators.iothub.core.query import run_query
 from simulators.iothub.core.query.engine import Page
 from simulators.iothub.core.query.expressions import Row
@@ -70,6 +71,7 @@ class Hub:
         host_names: the names it answers to; the first is the one it goes by.
         policies: its shared access policies.
         entropy: source of keys and ids.
+        id_scope: that of its provisioning service.
         ledger: takes note of what changes, for whoever writes it down.
     """
 
@@ -79,6 +81,7 @@ class Hub:
         policies: tuple[Policy, ...],
         entropy: Entropy,
         ledger: Ledger | None = None,
+        id_scope: str = "0ne00000000",
     ) -> None:
         self.host_name = host_names[0]
         self.gatekeeper = Gatekeeper(host_names, policies)
@@ -86,6 +89,7 @@ class Hub:
         touching = self.ledger.toucher
         self.authorities = Authorities(touching("authorities"))
         self.registry = Registry(entropy, touching("identities"))
+        self.provisioning = Provisioning(self, id_scope, entropy, touching("provisioning"))
         self.events = EventLog()
         self.methods = MethodCalls()
         self.feedback = feedback_queue(self.host_name, entropy, touching("feedback"))
@@ -120,6 +124,7 @@ class Hub:
             ("configurations", self.configurations),
             ("jobs", self.jobs),
             ("exchange", self.exchange),
+            ("provisioning", self.provisioning),
         ):
             self.ledger.enroll(name, component)
 

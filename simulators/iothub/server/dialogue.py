@@ -17,6 +17,7 @@ from simulators.iothub.core.json_text import dump_json
 from simulators.iothub.core.registry import IdentityId
 from simulators.iothub.core.sessions import ConnectionId
 from simulators.iothub.errors import Fault, ProtocolError, ServiceError, UnsupportedProtocolLevelError
+from simulators.iothub.server.provisioning_desk import ProvisioningDesk
 from simulators.iothub.wire import topics
 from simulators.iothub.wire.mqtt import (
     Connack,
@@ -68,6 +69,7 @@ class Outlet(Protocol):
 class State(enum.Enum):
     AWAITING_CONNECT = "awaiting CONNECT"
     OPEN = "open"
+    PROVISIONING = "open for provisioning"
     CLOSED = "closed"
 
 
@@ -95,6 +97,7 @@ class Dialogue:
         self.outlet = outlet
         self._decoder = Decoder(PACKET_BYTES_MAX)
         self._will: Will | None = None
+        self._desk: ProvisioningDesk | None = None
         # Whether the hub has room for this connection; where it has none, CONNECT is refused.
         self.has_room = True
 
@@ -212,6 +215,10 @@ class Dialogue:
             self._refuse(ConnackCode.SERVER_UNAVAILABLE, "too many connections are open", now)
             return
         try:
+            login = topics.parse_provisioning_login(packet.username or "")
+            if login is not None and not self._hub.gatekeeper.knows_host(login.id_scope):
+                self._open_desk(packet, login, now)
+                return
             admission = self._admit(packet, now)
         except ServiceError as err:
             self._refuse(ConnackCode.NOT_AUTHORIZED, err.message, now)
@@ -221,12 +228,26 @@ class Dialogue:
             return
         self.identity_id = admission.identity_id
         self.expires_at = admission.expires_at
-        keep_alive_s = min(packet.keep_alive_s * 1.5, KEEP_ALIVE_S_MAX) if packet.keep_alive_s else KEEP_ALIVE_S_MAX
-        self.idle_timeout_s = keep_alive_s
+        self.idle_timeout_s = _idle_timeout_s(packet)
         self.state = State.OPEN
         logger.info("%s connected", self._name)
         self._send(Connack(session_present=admission.is_session_present))
         self._hub.resume(admission.identity_id, now)
+
+    def _open_desk(self, packet: Connect, login: topics.ProvisioningLogin, now: float) -> None:
+        """Let a device in that comes for provisioning; nothing of it is kept between connections."""
+        self._desk = ProvisioningDesk(self._hub.provisioning, packet, login, self._certificates)
+        self.expires_at = self._desk.open(now)
+        self.idle_timeout_s = _idle_timeout_s(packet)
+        self.state = State.PROVISIONING
+        logger.info("%s came to be provisioned", login.registration_id)
+        self._send(Connack())
+
+    def _ask_desk(self, packet: Publish | Subscribe | Unsubscribe | Puback, now: float) -> None:
+        if self._desk is None:
+            raise RuntimeError("nobody came to be provisioned on this connection")
+        for answer in self._desk.answer(packet, now):
+            self._send(answer)
 
     def _admit(self, packet: Connect, now: float) -> Admission:
         login = topics.parse_login(packet.username or "")
@@ -341,6 +362,10 @@ class Dialogue:
         self.close("the client disconnected", now)
 
 
+def _idle_timeout_s(packet: Connect) -> float:
+    return min(packet.keep_alive_s * 1.5, KEEP_ALIVE_S_MAX) if packet.keep_alive_s else KEEP_ALIVE_S_MAX
+
+
 # Every packet that a client may send, by state; for any other pair the connection is closed (MQTT-3.1.0-1, -2).
 TRANSITIONS: dict[tuple[State, type], Callable[[Dialogue, Any, float], None]] = {
     (State.AWAITING_CONNECT, Connect): Dialogue._connect,
@@ -350,4 +375,10 @@ TRANSITIONS: dict[tuple[State, type], Callable[[Dialogue, Any, float], None]] = 
     (State.OPEN, Unsubscribe): Dialogue._unsubscribe,
     (State.OPEN, Pingreq): Dialogue._ping,
     (State.OPEN, Disconnect): Dialogue._goodbye,
+    (State.PROVISIONING, Publish): Dialogue._ask_desk,
+    (State.PROVISIONING, Puback): Dialogue._ask_desk,
+    (State.PROVISIONING, Subscribe): Dialogue._ask_desk,
+    (State.PROVISIONING, Unsubscribe): Dialogue._ask_desk,
+    (State.PROVISIONING, Pingreq): Dialogue._ping,
+    (State.PROVISIONING, Disconnect): Dialogue._goodbye,
 }

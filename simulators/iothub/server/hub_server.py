@@ -45,6 +45,8 @@ class HubEndpoints:
     https_port: int
     service_connection_string: str
     telemetry_url: str
+    id_scope: str
+    provisioning_connection_string: str
     certificates: CertificateFiles
 
 
@@ -130,12 +132,13 @@ class HubServer:
             now = datetime.datetime.now(datetime.UTC)
             certificates = ensure_certificates(self._state.directory, self._names, now)
             policies = self._state.policies(entropy)
+            id_scope = self._state.id_scope(entropy)
         except (OSError, ValueError, KeyError) as err:
             raise HubStartError(
                 f"cannot use the hub's files in {self._state.directory}: {err}",
                 hint="Move the directory away, or choose another with --state; the hub makes a new one.",
             ) from err
-        hub = Hub(self._names, policies, entropy, Ledger(is_kept=self._is_kept))
+        hub = Hub(self._names, policies, entropy, Ledger(is_kept=self._is_kept), id_scope)
         if self._is_kept:
             journal = Journal(self._state.directory / "journal", hub)
             journal.open()
@@ -186,7 +189,8 @@ class HubServer:
     def _endpoints(self, certificates: CertificateFiles) -> HubEndpoints:
         host_name, https_port = self._names[0], self._https_port or HTTPS_PORT
         authority = host_name if https_port == HTTPS_PORT else f"{host_name}:{https_port}"
-        policy = self.switchboard.hub.gatekeeper.policy("iothubowner")
+        gatekeeper = self.switchboard.hub.gatekeeper
+        policy, provisioning = gatekeeper.policy("iothubowner"), gatekeeper.policy("provisioningserviceowner")
         return HubEndpoints(
             host_name=host_name,
             address=self._address,
@@ -196,6 +200,10 @@ class HubServer:
                 f"HostName={authority};SharedAccessKeyName={policy.name};SharedAccessKey={policy.keys[0]}"
             ),
             telemetry_url=f"https://{authority}/telemetry/events",
+            id_scope=self.switchboard.hub.provisioning.id_scope,
+            provisioning_connection_string=(
+                f"HostName={authority};SharedAccessKeyName={provisioning.name};SharedAccessKey={provisioning.keys[0]}"
+            ),
             certificates=certificates,
         )
 
@@ -217,4 +225,6 @@ def _note(endpoints: HubEndpoints) -> dict[str, Any]:
         "certificateFile": str(endpoints.certificates.certificate.absolute()),
         "keyFile": str(endpoints.certificates.key.absolute()),
         "telemetryUrl": endpoints.telemetry_url,
+        "idScope": endpoints.id_scope,
+        "provisioningConnectionString": endpoints.provisioning_connection_string,
     }

@@ -11,7 +11,7 @@ from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
 from simulators.iothub.errors import Fault, ServiceError
 from simulators.iothub.server.dialogue import Dialogue
-from simulators.iothub.server.mqtt_listener import CHECK_INTERVAL_S_MAX, CONNECTIONS_MAX, OUTBOUND_BYTES_MAX
+from simulators.iothub.server.mqtt_listener import CHECK_INTERVAL_S_MAX, OUTBOUND_BYTES_MAX, connections_max
 from simulators.iothub.server.rest_api.routing import Route
 from simulators.iothub.server.switchboard import Switchboard
 from simulators.iothub.server.tls import CLIENT_CERTIFICATES
@@ -28,11 +28,18 @@ CLOSE_TIMEOUT_S = 2.0
 
 
 class WebsocketOutlet:
-    """The `Outlet` of a dialogue: keeps what is written until a task of its own has sent it, one frame a batch."""
+    """The `Outlet` of a dialogue, which holds what is written until the switchboard lets go.
 
-    def __init__(self, websocket: web.WebSocketResponse, transport: asyncio.Transport) -> None:
+    Then a task of its own sends it, one frame a batch.
+    """
+
+    def __init__(
+        self, switchboard: Switchboard, websocket: web.WebSocketResponse, transport: asyncio.Transport
+    ) -> None:
+        self._switchboard = switchboard
         self._websocket = websocket
         self._transport = transport
+        self._held = bytearray()
         self._waiting = bytearray()
         self._sending_bytes = 0
         self._is_closing = False
@@ -42,17 +49,23 @@ class WebsocketOutlet:
 
     @property
     def waiting_bytes(self) -> int:
-        return len(self._waiting) + self._sending_bytes
+        return len(self._held) + len(self._waiting) + self._sending_bytes
 
     def write(self, data: bytes) -> None:
         if self._is_closing:
             return
-        self._waiting += data
+        if not self._held:
+            self._switchboard.hold(self)
+        self._held += data
         if self.waiting_bytes > OUTBOUND_BYTES_MAX:
             logger.warning("a client at a websocket reads too slowly: cut off")
             self.abort()
         elif self.waiting_bytes > UNREAD_BYTES_MAX:
             self._has_room.clear()
+
+    def release(self) -> None:
+        self._waiting += self._held
+        self._held.clear()
         self._changed.set()
 
     def close(self) -> None:
@@ -61,6 +74,7 @@ class WebsocketOutlet:
 
     def abort(self) -> None:
         self._is_closing = True
+        self._held.clear()
         self._waiting.clear()
         self._transport.abort()
         self._has_room.set()
@@ -73,7 +87,7 @@ class WebsocketOutlet:
     async def carry(self) -> None:
         """Send what is written, until the dialogue closes; then close the websocket."""
         try:
-            while self._waiting or not self._is_closing:
+            while self._waiting or self._held or not self._is_closing:
                 if not self._waiting:
                     self._changed.clear()
                     await self._changed.wait()
@@ -99,14 +113,15 @@ async def serve_mqtt(switchboard: Switchboard, request: web.Request) -> web.Stre
     if SUBPROTOCOL not in offered:
         raise ServiceError(Fault.ArgumentInvalid, f"{PATH} speaks the websocket subprotocol {SUBPROTOCOL!r} only")
     transport = request.transport
-    if switchboard.connection_count >= CONNECTIONS_MAX or transport is None:
-        raise ServiceError(Fault.ThrottlingException, f"{CONNECTIONS_MAX} connections are open")
+    if transport is None:
+        raise ServiceError(Fault.ArgumentInvalid, "the client has gone")
     websocket = web.WebSocketResponse(
         protocols=(SUBPROTOCOL,), max_msg_size=FRAME_BYTES_MAX, timeout=CLOSE_TIMEOUT_S, compress=False
     )
     await websocket.prepare(request)
-    outlet = WebsocketOutlet(websocket, transport)
+    outlet = WebsocketOutlet(switchboard, websocket, transport)
     dialogue = switchboard.open(outlet, lambda: transport.get_extra_info(CLIENT_CERTIFICATES, ()))
+    dialogue.has_room = switchboard.connection_count <= connections_max()
     carrying = asyncio.create_task(outlet.carry())
     try:
         await _read(switchboard, websocket, outlet, dialogue)

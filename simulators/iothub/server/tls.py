@@ -21,6 +21,8 @@ from simulators.iothub.server.certificates import CertificateFiles
 logger = logging.getLogger(__name__)
 
 HANDSHAKE_TIMEOUT_S = 30.0
+# A client that does not read loses what it has not read this long after the hub said goodbye.
+CLOSE_TIMEOUT_S = 5.0
 # A record holds 16 KB at most (RFC 8446, section 5.1).
 RECORD_BYTES = 16 * 1024
 OUTGOING_BYTES = 256 * 1024
@@ -101,7 +103,7 @@ class TlsProtocol(asyncio.Protocol):
     """The server's half of TLS on one socket: bytes of the wire below, plain bytes above."""
 
     __slots__ = (
-        "_connection", "_handshake_timer", "_is_delivering", "_plain", "above", "context", "is_closing", "is_reading",
+        "_connection", "_is_delivering", "_plain", "_timer", "above", "context", "is_closing", "is_reading",
         "raw", "transport",
     )  # fmt: skip
 
@@ -120,7 +122,7 @@ class TlsProtocol(asyncio.Protocol):
         self.raw = cast("asyncio.Transport", transport)
         self._connection = SSL.Connection(self.context, None)
         self._connection.set_accept_state()
-        self._handshake_timer = asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT_S, self._give_up)
+        self._timer = asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT_S, self._give_up)
 
     def data_received(self, data: bytes) -> None:
         if self.is_closing:
@@ -138,7 +140,7 @@ class TlsProtocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_closing = True
-        self._handshake_timer.cancel()
+        self._timer.cancel()
         if self.transport is not None:
             self.above.connection_lost(exc)
 
@@ -184,8 +186,7 @@ class TlsProtocol(asyncio.Protocol):
             self._connection.shutdown()
         except SSL.Error:
             logger.debug("a connection ends before its handshake has")
-        self._flush()
-        self.raw.close()
+        self._leave()
 
     def abort(self) -> None:
         self.is_closing = True
@@ -218,7 +219,7 @@ class TlsProtocol(asyncio.Protocol):
             self._fail()
             return False
         self._flush()
-        self._handshake_timer.cancel()
+        self._timer.cancel()
         self.transport = TlsTransport(self)
         self.above.connection_made(self.transport)
         return True
@@ -270,8 +271,15 @@ class TlsProtocol(asyncio.Protocol):
         """Close after the alert that says why, if there is one."""
         self.is_closing = True
         self._plain.clear()
+        self._leave()
+
+    def _leave(self) -> None:
+        """Close once what is under way has left, or was not taken for too long."""
         self._flush()
         self.raw.close()
+        if self.raw.get_write_buffer_size():
+            self._timer.cancel()
+            self._timer = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, self.raw.abort)
 
     def _give_up(self) -> None:
         logger.debug("a client did not finish its handshake in %s s", HANDSHAKE_TIMEOUT_S)

@@ -484,5 +484,11 @@ def test_the_table_of_the_dialogue_is_complete() -> None:
         ("OPEN", "Publish"),
         ("OPEN", "Subscribe"),
         ("OPEN", "Unsubscribe"),
+        ("PROVISIONING", "Disconnect"),
+        ("PROVISIONING", "Pingreq"),
+        ("PROVISIONING", "Puback"),
+        ("PROVISIONING", "Publish"),
+        ("PROVISIONING", "Subscribe"),
+        ("PROVISIONING", "Unsubscribe"),
     ]
     assert not [state for state, _ in TRANSITIONS if state is State.CLOSED]

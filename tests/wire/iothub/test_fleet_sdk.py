@@ -1,11 +1,13 @@
 """The unmodified azure-iot-hub: bulk, configurations, jobs and digital twins against the hub over real sockets."""
 
 import json
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -381,3 +383,38 @@ def test_the_registry_is_exported_and_imported(
     assert (job.status, "404" in job.failure_reason) == ("failed", True)
     assert [job.status for job in jobs.get_import_export_jobs()] == ["completed", "completed", "failed"]
     jobs.cancel_import_export_job(job.job_id)
+
+
+def test_configurations_and_jobs_outlive_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = f"127.{random.randint(1, 250)}.{random.randint(0, 250)}.{random.randint(1, 250)}"
+    hub = BackgroundHub(tmp_path, address, is_kept=True)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(hub.ca_file))
+    try:
+        registry = IoTHubRegistryManager.from_connection_string(hub.service_connection_string)
+        registry.create_device_with_sas("d0", *KEYS, "enabled")
+        registry.update_twin("d0", Twin(tags={"n": 0}))
+        configurations = IoTHubConfigurationManager.from_connection_string(hub.service_connection_string)
+        content = ConfigurationContent(device_content={"properties.desired.level": "info"})
+        configurations.create_configuration(Configuration(id="c1", content=content, target_condition="tags.n = 0"))
+        jobs = IoTHubJobManager.from_connection_string(hub.service_connection_string)
+        update = {"type": "scheduleUpdateTwin", "query_condition": "*"}
+        jobs.create_scheduled_job("past", JobRequest(job_id="past", update_twin=Twin(tags={"a": 1}), **update))
+        finished(jobs, "past")
+        soon = datetime.now(UTC) + timedelta(seconds=2)
+        later = JobRequest(job_id="next", update_twin=Twin(tags={"b": 2}), start_time=soon, **update)
+        jobs.create_scheduled_job("next", later)
+        before = configurations.get_configuration("c1").as_dict()
+        hub.stop()
+        hub = BackgroundHub(tmp_path, address, is_kept=True)
+        registry = IoTHubRegistryManager.from_connection_string(hub.service_connection_string)
+        configurations = IoTHubConfigurationManager.from_connection_string(hub.service_connection_string)
+        jobs = IoTHubJobManager.from_connection_string(hub.service_connection_string)
+        assert configurations.get_configuration("c1").as_dict() == before
+        assert registry.get_twin("d0").additional_properties["configurations"] == {"c1": {"status": "Applied"}}
+        assert finished(jobs, "past").device_job_statistics.succeeded_count == 1
+        assert finished(jobs, "next").device_job_statistics.succeeded_count == 1
+        assert registry.get_twin("d0").tags == {"n": 0, "a": 1, "b": 2}
+        configurations.delete_configuration("c1")
+        assert "level" not in registry.get_twin("d0").properties.desired
+    finally:
+        hub.stop()

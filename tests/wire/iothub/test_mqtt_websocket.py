@@ -17,9 +17,10 @@ from azure.iot.device.exceptions import CredentialError
 from simulators.iothub.core.access import make_token
 from simulators.iothub.core.methods import MethodRequest
 from simulators.iothub.core.registry import IdentityId
+from simulators.iothub.errors import StorageError
 from simulators.iothub.server.background import BackgroundHub
-from simulators.iothub.wire.client import ClientSession, Connected, Event, PingAnswered, Published, Subscribed
-from simulators.iothub.wire.mqtt import Connect
+from simulators.iothub.wire.client import ClientSession, Connected, Event, PingAnswered, Published, Refused, Subscribed
+from simulators.iothub.wire.mqtt import ConnackCode, Connect
 
 pytestmark = pytest.mark.wire
 DEADLINE_S = 20.0
@@ -292,6 +293,37 @@ def test_a_client_that_never_reads_is_not_read_either_and_harms_nobody(hub: Back
             assert asked > 10
             packet_id = good.session.publish("devices/good/messages/events/", b"x")
             assert await good.hear() == [Published(packet_id)]
+
+    run(story())
+
+
+class BrokenKeeper:
+    """A journal on a full disk."""
+
+    def flush(self) -> None:
+        raise StorageError("the disk is full")
+
+
+def test_what_cannot_be_written_down_is_not_acknowledged(hub: BackgroundHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        async with at_websocket(hub) as client:
+            await client.connect("d1")
+            monkeypatch.setattr(hub.server.switchboard, "_keeper", BrokenKeeper())
+            client.session.publish("devices/d1/messages/events/", b"lost")
+            await client.websocket.send_bytes(client.session.data_to_send())
+            message = await client.websocket.receive(DEADLINE_S)
+            assert message.type in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.ERROR)
+
+    run(story())
+
+
+def test_a_connection_too_many_is_refused_for_now(hub: BackgroundHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simulators.iothub.server.mqtt_websocket.connections_max", lambda: 1)
+
+    async def story() -> None:
+        async with at_websocket(hub) as first, at_websocket(hub) as second:
+            assert await first.connect("d1") == [Connected(is_session_present=False)]
+            assert await second.connect("d2") == [Refused(ConnackCode.SERVER_UNAVAILABLE)]
 
     run(story())
 

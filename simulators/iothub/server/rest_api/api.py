@@ -18,6 +18,7 @@ from simulators.iothub.server.rest_api import (
     feedback,
     identities,
     jobs,
+    provisioning,
     telemetry_stream,
     twins,
 )
@@ -40,6 +41,7 @@ ROUTES = (
     *feedback.ROUTES,
     *certificates.ROUTES,
     *mqtt_websocket.ROUTES,
+    *provisioning.ROUTES,
 )
 
 
