@@ -144,6 +144,8 @@ class Configurations:
     """
 
     def __init__(self, fleet: Fleet, touch: Callable[[str], None] = lambda _key: None) -> None:
+        # Of device and module configurations, and of edge deployments; a free hub has ten.
+        self.count_max = CONFIGURATIONS_MAX
         self._fleet = fleet
         self._touch = touch
         self._configurations: dict[str, Configuration] = {}
@@ -424,9 +426,9 @@ class Configurations:
     def _check_room_for(self, made: Configuration) -> None:
         is_edge = made.kind == "edge"
         count = sum((item.kind == "edge") == is_edge for item in self._configurations.values())
-        if count >= CONFIGURATIONS_MAX:
+        if count >= self.count_max:
             what = "edge deployments" if is_edge else "device and module configurations"
-            raise ServiceError(Fault.ConfigurationCountLimitExceeded, f"a hub has {CONFIGURATIONS_MAX} {what} at most")
+            raise ServiceError(Fault.ConfigurationCountLimitExceeded, f"a hub has {self.count_max} {what} at most")
 
 
 def _check_content_unchanged(configuration: Configuration, content: Any) -> None:

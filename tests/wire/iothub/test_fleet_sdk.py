@@ -307,6 +307,72 @@ def test_a_digital_twin_is_read_written_and_commanded(hub: BackgroundHub, regist
     assert refusal(lambda: twins.get_digital_twin("nobody")) == (404, "DeviceNotFound")
 
 
+EDGE_CONTENT = {
+    "modulesContent": {
+        "$edgeAgent": {"properties.desired": {"schemaVersion": "1.1", "modules": {}}},
+        "$edgeHub": {"properties.desired": {"schemaVersion": "1.1", "routes": {}}},
+    }
+}
+TWIN_JOB = {"type": "scheduleUpdateTwin", "updateTwin": {"etag": "*", "tags": {"a": 1}}, "queryCondition": "*"}
+# What the Azure CLI's IoT extension asks for: method, path, status, and what it sends.
+CLI_REQUESTS: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
+    ("PUT", "/devices/e1", 200, {"json": {"deviceId": "e1", "capabilities": {"iotEdge": True}, "status": "enabled"}}),
+    ("GET", "/devices?top=10", 200, {}),
+    ("GET", "/statistics/devices", 200, {}),
+    ("GET", "/statistics/service", 200, {}),
+    (
+        "POST",
+        "/devices/query",
+        200,
+        {"json": {"query": "select * from devices"}, "headers": {"x-ms-max-item-count": "9"}},
+    ),
+    ("PATCH", "/twins/e1", 200, {"json": {"tags": {"a": 1}, "etag": "*"}, "headers": {"If-Match": '"*"'}}),
+    (
+        "PUT",
+        "/configurations/deployment",
+        201,
+        {
+            "json": {
+                "id": "deployment",
+                "schemaVersion": "2.0",
+                "labels": None,
+                "content": EDGE_CONTENT,
+                "contentType": "assignment",
+                "targetCondition": "tags.a = 1",
+                "etag": "*",
+                "priority": 0,
+                "metrics": {"queries": {}},
+            }
+        },
+    ),
+    ("GET", "/configurations/deployment", 200, {}),
+    ("GET", "/configurations?top=20", 200, {}),
+    ("POST", "/configurations/testQueries", 200, {"json": {"targetCondition": "tags.a = 1"}}),
+    ("POST", "/devices/e1/applyConfigurationContent", 204, {"json": EDGE_CONTENT}),
+    ("DELETE", "/configurations/deployment", 204, {"headers": {"If-Match": '"*"'}}),
+    ("PUT", "/jobs/v2/j1", 200, {"json": {"jobId": "j1", **TWIN_JOB, "maxExecutionTimeInSeconds": 3600}}),
+    ("GET", "/jobs/v2/j1", 200, {}),
+    ("GET", "/jobs/v2/query?jobType=scheduleUpdateTwin", 200, {}),
+    ("GET", "/jobs", 200, {}),
+    ("POST", "/jobs/v2/j1/cancel", 200, {}),
+    ("GET", "/digitaltwins/e1", 200, {}),
+    ("PATCH", "/digitaltwins/e1", 202, {"json": [{"op": "add", "path": "/level", "value": 1}]}),
+    ("DELETE", "/devices/e1", 204, {"headers": {"If-Match": '"*"'}}),
+)
+
+
+@pytest.mark.parametrize("version", ["2021-04-12", "2024-03-31"])
+def test_the_requests_of_the_command_line_extension_are_answered(hub: BackgroundHub, version: str) -> None:
+    for method, path, status, settings in CLI_REQUESTS:
+        answer = call(hub, method, f"{path}{'&' if '?' in path else '?'}api-version={version}", **dict(settings))
+        assert (method, path, answer.status_code, answer.text[:200] if answer.status_code >= 400 else "") == (
+            method,
+            path,
+            status,
+            "",
+        )
+
+
 class Container(BaseHTTPRequestHandler):
     """As much of a blob container as put and get of a blob: real HTTP on a loopback port, a token in the query."""
 
