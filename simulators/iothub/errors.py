@@ -64,6 +64,7 @@ class Fault(enum.Enum):
     IotHubUnauthorizedAccess = FaultKind(401002, 401, "Unauthorized")
     IotHubUnauthorized = FaultKind(401003, 401, "Unauthorized")
     DeviceMaximumQueueDepthExceeded = FaultKind(403004, 403, "Forbidden")
+    DeviceMaximumActiveFileUploadLimitExceeded = FaultKind(403006, 403, "Forbidden")
     DeviceNotFound = FaultKind(404001, 404, "Not Found")
     ModuleNotFound = FaultKind(404010, 404, "Not Found")
     JobQuotaExceeded = FaultKind(403003, 403, "Forbidden")

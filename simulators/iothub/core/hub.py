@@ -45,6 +45,7 @@ from simulators.iothub.core.registry_exchange import RegistryExchange
 from simulators.iothub.core.sessions import ConnectionId, Session, Sessions
 from simulators.iothub.core.twin_index import TwinIndex
 from simulators.iothub.core.twins import Twin, Twins
+from simulators.iothub.core.uploads import Uploads
 from simulators.iothub.errors import Fault, ServiceError
 
 # https://learn.microsoft.com/azure/iot-hub/iot-hub-devguide-quotas-throttling: body, properties and their names.
@@ -92,6 +93,7 @@ class Hub:
         self.provisioning = Provisioning(self, id_scope, entropy, touching("provisioning"))
         self.events = EventLog()
         self.methods = MethodCalls()
+        self.uploads = Uploads(self.gatekeeper.policy("iothubowner").keys[0], entropy, touching("uploads"))
         self.feedback = feedback_queue(self.host_name, entropy, touching("feedback"))
         self.file_notifications = notification_queue(self.host_name, entropy, touching("fileNotifications"))
         self.cloud_to_device = CloudToDevice(
@@ -121,10 +123,11 @@ class Hub:
             ("feedback", self.feedback),
             ("fileNotifications", self.file_notifications),
             ("cloudToDevice", self.cloud_to_device),
+            ("uploads", self.uploads),
             ("configurations", self.configurations),
+            ("provisioning", self.provisioning),
             ("jobs", self.jobs),
             ("exchange", self.exchange),
-            ("provisioning", self.provisioning),
         ):
             self.ledger.enroll(name, component)
 
@@ -157,6 +160,7 @@ class Hub:
         if not identity_id.module_id:
             self.cloud_to_device.purge(identity_id.device_id, now)
             self.cloud_to_device.forget(identity_id.device_id)
+            self.uploads.forget(identity_id.device_id)
         for gone in self.registry.delete(identity_id, if_match):
             del self._twins[gone]
             self._changed(gone, now)
@@ -348,8 +352,10 @@ class Hub:
         Raises:
             ServiceError: MessageTooLarge.
         """
-        counted = (*system_properties.values(), *properties.keys(), *properties.values())
-        size = len(body) + sum(len(text.encode()) for text in counted)
+        size = len(body)
+        if system_properties or properties:
+            counted = (*system_properties.values(), *properties.keys(), *properties.values())
+            size += sum(len(text.encode()) for text in counted)
         if size > MESSAGE_BYTES_MAX:
             raise ServiceError(Fault.MessageTooLarge, f"the message is {size} bytes; {MESSAGE_BYTES_MAX} are allowed")
         identity = self.registry.get(identity_id)

@@ -16,6 +16,7 @@ from simulators.iothub.core.hub import Hub
 from simulators.iothub.core.ledger import Ledger
 from simulators.iothub.errors import HubStartError
 from simulators.iothub.server.blob_exchange import BlobExchange
+from simulators.iothub.server.blob_store import BlobStore
 from simulators.iothub.server.certificates import CertificateFiles, ensure_certificates
 from simulators.iothub.server.entropy import SystemEntropy
 from simulators.iothub.server.journal import Journal
@@ -133,7 +134,8 @@ class HubServer:
             certificates = ensure_certificates(self._state.directory, self._names, now)
             policies = self._state.policies(entropy)
             id_scope = self._state.id_scope(entropy)
-        except (OSError, ValueError, KeyError) as err:
+            blobs = BlobStore(self._state.directory / "uploads")
+        except (OSError, ValueError, KeyError, TypeError) as err:
             raise HubStartError(
                 f"cannot use the hub's files in {self._state.directory}: {err}",
                 hint="Move the directory away, or choose another with --state; the hub makes a new one.",
@@ -143,7 +145,7 @@ class HubServer:
             journal = Journal(self._state.directory / "journal", hub)
             journal.open()
             self._journal = journal
-        self.switchboard = Switchboard(hub, keeper=self._journal)
+        self.switchboard = Switchboard(hub, keeper=self._journal, blobs=blobs)
         self._exchange = BlobExchange(self.switchboard, certificates.ca)
         self.switchboard.run_exchange = self._exchange.launch
         self._tls = request_certificates(certificates)

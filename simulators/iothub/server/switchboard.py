@@ -21,6 +21,7 @@ from simulators.iothub.core.methods import MethodRequest, MethodResult
 from simulators.iothub.core.registry import IdentityId
 from simulators.iothub.core.sessions import ConnectionId
 from simulators.iothub.errors import StorageError
+from simulators.iothub.server.blob_store import BlobStore
 from simulators.iothub.server.dialogue import Dialogue, Outlet, State
 
 logger = logging.getLogger(__name__)
@@ -68,8 +69,15 @@ class Switchboard:
     and others write after `settle`. `storage_error` says that the last attempt to write failed.
     """
 
-    def __init__(self, hub: Hub, clock: Callable[[], float] = time.time, keeper: Keeper | None = None) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        clock: Callable[[], float] = time.time,
+        keeper: Keeper | None = None,
+        blobs: BlobStore | None = None,
+    ) -> None:
         self.hub = hub
+        self.blobs = blobs
         self.now = clock
         self.events_bell = Bell()
         self.is_stopping = False

@@ -120,5 +120,5 @@ def test_configurations_go_on_without_being_applied_again():
 def test_these_components_outlive_a_restart():
     assert set(new_hub().ledger.names) == {
         "authorities", "identities", "twins", "sessions", "feedback", "fileNotifications", "cloudToDevice",
-        "configurations", "jobs", "exchange", "provisioning",
+        "configurations", "provisioning", "jobs", "exchange", "uploads",
     }  # fmt: skip

@@ -10,6 +10,7 @@ from simulators.iothub.errors import Fault, ServiceError
 from simulators.iothub.server import mqtt_websocket
 from simulators.iothub.server.entropy import SystemEntropy
 from simulators.iothub.server.rest_api import (
+    blobs,
     bulk,
     certificates,
     configurations,
@@ -21,6 +22,7 @@ from simulators.iothub.server.rest_api import (
     provisioning,
     telemetry_stream,
     twins,
+    uploads,
 )
 from simulators.iothub.server.rest_api.routing import Route, answer
 from simulators.iothub.server.switchboard import Switchboard
@@ -39,6 +41,8 @@ ROUTES = (
     *telemetry_stream.ROUTES,
     *device_messages.ROUTES,
     *feedback.ROUTES,
+    *uploads.ROUTES,
+    *blobs.ROUTES,
     *certificates.ROUTES,
     *mqtt_websocket.ROUTES,
     *provisioning.ROUTES,
