@@ -2,7 +2,6 @@
 
 import asyncio
 import datetime
-import http.client
 import json
 import socket
 import ssl
@@ -286,13 +285,16 @@ def test_the_command_line_makes_a_certificate_with_which_a_device_comes_in(
     client.shutdown()
 
 
-def test_a_request_over_https_carries_the_certificate_too(hub: BackgroundHub, tmp_path: Path) -> None:
-    certificate, key = make_device_certificate("d1", NOW).write(tmp_path, "d1")
-    context = ssl.create_default_context(cafile=str(hub.ca_file))
-    context.load_cert_chain(certificate, key)
-    host, _, port = hub.authority.partition(":")
-    connection = http.client.HTTPSConnection(host, int(port or 443), context=context, timeout=20)
-    connection.request("GET", "/devices/d1")
-    # A service route takes tokens only; what matters is that the handshake passes.
-    assert connection.getresponse().status == 401
-    connection.close()
+def test_a_device_sends_over_https_with_its_certificate_and_is_refused_without(
+    hub: BackgroundHub, tmp_path: Path
+) -> None:
+    pair, other = make_device_certificate("d1", NOW), make_device_certificate("d1", NOW)
+    register(hub, "d1", "selfSigned", sha256_thumbprint(pair))
+    url = f"https://{hub.authority}/devices/d1/messages/events?api-version=2019-10-01"
+    statuses = []
+    for shown in (pair.write(tmp_path, "own"), other.write(tmp_path, "other"), None):
+        certificate = tuple(map(str, shown)) if shown else None
+        answer = requests.post(url, data=b"over https", cert=certificate, verify=str(hub.ca_file), timeout=20)
+        statuses.append(answer.status_code)
+    assert statuses == [204, 401, 401]
+    assert bodies(hub) == [b"over https"]
