@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from simulators.iothub.core.json_text import parse_json
 from simulators.iothub.core.registry import IdentityId, check_identifier
 from simulators.iothub.errors import Fault, ServiceError
 
@@ -59,6 +60,20 @@ def run_bulk(hub: Identities, body: Any, now: float) -> BulkResult:
         except ServiceError as err:
             errors.append(_error(item, err))
     return BulkResult(tuple(errors))
+
+
+def run_line(hub: Identities, line: bytes, now: float) -> dict[str, Any] | None:
+    """Carry out one line of an import; returns its error as the REST API shows errors, None where it was done."""
+    item: dict[str, Any] = {}
+    try:
+        read = parse_json(line, "the line")
+        if not isinstance(read, dict):
+            raise ServiceError(Fault.ArgumentInvalid, "the line is not a device")  # noqa: TRY301
+        item = read
+        run_item(hub, _identity_id(item, set()), item, now)
+    except ServiceError as err:
+        return _error(item, err)
+    return None
 
 
 def run_item(hub: Identities, identity_id: IdentityId, item: dict[str, Any], now: float) -> None:

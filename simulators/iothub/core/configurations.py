@@ -155,6 +155,7 @@ class Configurations:
         self._plans: dict[tuple[Kind, tuple[tuple[str, int], ...]], Plan] = {}
         self._revision = 0
         self._written_now: Target | None = None
+        self._is_restored = False
 
     # --- documents --------------------------------------------------------------------------------------------------
 
@@ -213,10 +214,12 @@ class Configurations:
     @property
     def is_pending(self) -> bool:
         """Whether targets wait to be looked at after a configuration changed."""
-        return bool(self._pending or self._sweeps)
+        return bool(self._pending or self._sweeps or self._is_restored)
 
     def step(self, now: float, count: int) -> bool:
         """Look at some `count` waiting targets; returns whether more wait."""
+        if self._is_restored:
+            self._resume()
         pending, self._pending = self._pending, {}
         for target, changed in pending.items():
             self._look_at(target, changed, now)
@@ -232,10 +235,14 @@ class Configurations:
             count -= len(part)
         return self.is_pending
 
-    def look_at_everyone(self) -> None:
-        """Look at every target again by and by, as after a restart that may have cut an evaluation short."""
+    def _resume(self) -> None:
+        """Look at every target again by and by: the restart may have cut an evaluation short."""
+        self._is_restored = False
         for configuration_id in self._configurations:
             self._look_again(configuration_id)
+        for target, standing in self._standings.items():
+            if not standing.matching <= self._configurations.keys():
+                self._pending[target] = ()
 
     def twin_changed(self, identity_id: IdentityId, now: float) -> None:
         """Look at a twin that was written, or at an identity that is new or gone."""
@@ -402,7 +409,8 @@ class Configurations:
         return standing.record() if standing else None
 
     def restore(self, key: str, record: Any) -> None:
-        """Take back what was kept; identities, twins and configurations come before standings."""
+        """Take back what was kept, in any order; identities and twins are there by then."""
+        self._is_restored = True
         kind, _, name = key.partition("/")
         if kind == "configuration":
             configuration = self._configurations[name] = restored_configuration(record)

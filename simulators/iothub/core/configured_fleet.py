@@ -73,6 +73,7 @@ class ConfiguredFleet:
 
     def show_statuses(self, identity_id: IdentityId, statuses: Statuses) -> None:
         self._hub.twin(identity_id).configurations = {name: {"status": status} for name, status in statuses.items()}
+        self._hub.index.changed(identity_id)
 
     def count_rows(self, query: str) -> int:
         return count_rows(query, self._hub.index.rows)

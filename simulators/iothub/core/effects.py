@@ -85,9 +85,16 @@ class EndMethod:
 
 
 @dataclass(frozen=True, slots=True)
+class RunExchange:
+    """Carry out an import or export of the registry."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class CloseConnection:
     connection: ConnectionId
     reason: str
 
 
-Effect = SendDesired | SendCloudMessage | SendInput | SendMethod | EndMethod | CloseConnection
+Effect = SendDesired | SendCloudMessage | SendInput | SendMethod | EndMethod | CloseConnection | RunExchange

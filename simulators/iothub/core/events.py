@@ -143,11 +143,11 @@ class EventLog:
     def _add(self, event: Event) -> None:
         self._events.append(event)
         self.partitions[event.partition].add(event)
-        self._bytes += len(event.body)
+        self._bytes += _weight(event)
         while len(self._events) > self._events_max or self._bytes > self._bytes_max:
             oldest = self._events.popleft()
             self.partitions[oldest.partition].drop_oldest()
-            self._bytes -= len(oldest.body)
+            self._bytes -= _weight(oldest)
 
     def counters(self) -> dict[str, Any]:
         """Where the log and its partitions have got to, as JSON."""
@@ -174,6 +174,15 @@ class EventLog:
     def read(self, after: int, count_max: int) -> list[Event]:
         """Up to `count_max` events of all partitions with a sequence above `after`, oldest first."""
         return _slice(self._events, after + 1 - self.first_sequence, count_max)
+
+
+def _weight(event: Event) -> int:
+    """What counts against the bound on bytes: a message may be all properties and no body."""
+    weight = len(event.body)
+    for properties in (event.system_properties, event.properties):
+        for key, value in properties.items():
+            weight += len(key) + len(value)
+    return weight
 
 
 def _slice(events: deque[Event], skip: int, count_max: int) -> list[Event]:

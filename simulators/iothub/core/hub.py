@@ -4,6 +4,7 @@ Calls change it at once and leave behind effects: what is to be sent or closed. 
 (`take_effects`) and carries them out, in order.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from simulators.iothub.core.effects import (
     EndMethod,
     InFlight,
     InputMessage,
+    RunExchange,
     SendDesired,
     SendInput,
     SendMethod,
@@ -28,6 +30,8 @@ from simulators.iothub.core.effects import (
 from simulators.iothub.core.events import Event, EventLog
 from simulators.iothub.core.feedback import feedback_queue, notification_queue
 from simulators.iothub.core.instants import wire_time
+from simulators.iothub.core.job_targets import JobTargets
+from simulators.iothub.core.jobs import Jobs
 from simulators.iothub.core.json_text import dump_json, parse_json
 from simulators.iothub.core.ledger import Ledger
 from simulators.iothub.core.methods import MethodCalls, MethodRequest, not_online
@@ -35,10 +39,13 @@ from simulators.iothub.core.ports import Entropy
 from simulators.iothub.core.provisioning import Provisioning
 from simulators.iothub.core.query import run_query
 from simulators.iothub.core.query.engine import Page
+from simulators.iothub.core.query.expressions import Row
 from simulators.iothub.core.registry import Identity, IdentityId, Registry, check_etag
+from simulators.iothub.core.registry_exchange import RegistryExchange
 from simulators.iothub.core.sessions import ConnectionId, Session, Sessions
 from simulators.iothub.core.twin_index import TwinIndex
 from simulators.iothub.core.twins import Twin, Twins
+from simulators.iothub.core.uploads import Uploads
 from simulators.iothub.errors import Fault, ServiceError
 
 # https://learn.microsoft.com/azure/iot-hub/iot-hub-devguide-quotas-throttling: body, properties and their names.
@@ -86,6 +93,7 @@ class Hub:
         self.provisioning = Provisioning(self, id_scope, entropy, touching("provisioning"))
         self.events = EventLog()
         self.methods = MethodCalls()
+        self.uploads = Uploads(self.gatekeeper.policy("iothubowner").keys[0], entropy, touching("uploads"))
         self.feedback = feedback_queue(self.host_name, entropy, touching("feedback"))
         self.file_notifications = notification_queue(self.host_name, entropy, touching("fileNotifications"))
         self.cloud_to_device = CloudToDevice(
@@ -99,6 +107,10 @@ class Hub:
         self.index = TwinIndex(self.registry, self._twins, _twin_document)
         self.fleet = ConfiguredFleet(self)
         self.configurations = Configurations(self.fleet, touching("configurations"))
+        self.jobs = Jobs(JobTargets(self), touching("jobs"))
+        self.exchange = RegistryExchange(
+            self, entropy, lambda job_id: self._effects.append(RunExchange(job_id)), touching("exchange")
+        )
         self._enroll()
 
     def _enroll(self) -> None:
@@ -111,14 +123,20 @@ class Hub:
             ("feedback", self.feedback),
             ("fileNotifications", self.file_notifications),
             ("cloudToDevice", self.cloud_to_device),
+            ("uploads", self.uploads),
             ("configurations", self.configurations),
             ("provisioning", self.provisioning),
+            ("jobs", self.jobs),
+            ("exchange", self.exchange),
         ):
             self.ledger.enroll(name, component)
 
     def take_effects(self) -> list[Effect]:
         """What earlier calls left to be done; asked for again, it is empty."""
         effects, self._effects = self._effects, []
+        for effect in effects:
+            if isinstance(effect, EndMethod):
+                self.jobs.method_ended(effect.result)
         return effects
 
     # --- identities -------------------------------------------------------------------------------------------------
@@ -142,6 +160,7 @@ class Hub:
         if not identity_id.module_id:
             self.cloud_to_device.purge(identity_id.device_id, now)
             self.cloud_to_device.forget(identity_id.device_id)
+            self.uploads.forget(identity_id.device_id)
         for gone in self.registry.delete(identity_id, if_match):
             del self._twins[gone]
             self._changed(gone, now)
@@ -203,9 +222,11 @@ class Hub:
 
     def query(self, text: Any, continuation: str | None, count_max: int, now: float | None = None) -> Page:
         """A page of a query's result; see `run_query`. `now` matters where the index lags."""
-        return run_query(
-            text, lambda collection, after: self.index.rows(collection, after, now), continuation, count_max
-        )
+
+        def rows(collection: str, after: int) -> Iterable[tuple[int, Row]]:
+            return self.jobs.rows(after) if collection == "devices.jobs" else self.index.rows(collection, after, now)
+
+        return run_query(text, rows, continuation, count_max)
 
     # --- connections ------------------------------------------------------------------------------------------------
 
@@ -331,8 +352,10 @@ class Hub:
         Raises:
             ServiceError: MessageTooLarge.
         """
-        counted = (*system_properties.values(), *properties.keys(), *properties.values())
-        size = len(body) + sum(len(text.encode()) for text in counted)
+        size = len(body)
+        if system_properties or properties:
+            counted = (*system_properties.values(), *properties.keys(), *properties.values())
+            size += sum(len(text.encode()) for text in counted)
         if size > MESSAGE_BYTES_MAX:
             raise ServiceError(Fault.MessageTooLarge, f"the message is {size} bytes; {MESSAGE_BYTES_MAX} are allowed")
         identity = self.registry.get(identity_id)
@@ -454,7 +477,8 @@ class Hub:
 
     def advance(self, now: float) -> bool:
         """Do a slice of what is done by and by; returns whether more waits."""
-        return self.configurations.step(now, WORK_SLICE)
+        is_more = self.jobs.advance(now, WORK_SLICE)
+        return self.configurations.step(now, WORK_SLICE) or is_more
 
 
 def _twin_document(identity: Identity, twin: Twin) -> dict[str, Any]:

@@ -61,6 +61,11 @@ class Ledger:
     def enroll(self, name: str, component: Component) -> None:
         self._components[name] = component
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The components, in the order in which they were enrolled."""
+        return tuple(self._components)
+
     def changes(self) -> list[Place]:
         """The places that changed, in the order of their first change; `settle` when they are written."""
         return list(self._touched)

@@ -80,6 +80,11 @@ class Dialogue:
         certificates: gives what the client showed in the TLS handshake, in DER, its own first.
     """
 
+    __slots__ = (
+        "_certificates", "_decoder", "_desk", "_hub", "_last_request", "_will", "connection", "expires_at", "has_room",
+        "identity_id", "idle_timeout_s", "outlet", "state",
+    )  # fmt: skip
+
     def __init__(
         self,
         hub: Hub,
@@ -98,18 +103,24 @@ class Dialogue:
         self._decoder = Decoder(PACKET_BYTES_MAX)
         self._will: Will | None = None
         self._desk: ProvisioningDesk | None = None
+        self._last_request: tuple[str, topics.Request] | None = None
         # Whether the hub has room for this connection; where it has none, CONNECT is refused.
         self.has_room = True
 
-    def receive(self, data: bytes, now: float) -> None:
-        """Take bytes from the client; whatever breaks a rule closes this connection and harms no other."""
+    def receive(self, data: bytes, now: float) -> bool:
+        """Take bytes from the client; whatever breaks a rule closes this connection and harms no other.
+
+        Returns:
+            Whether a packet was complete: only those keep a connection alive [MQTT-3.1.2-24].
+        """
         try:
             packets = self._decoder.feed(data)
         except ProtocolError as err:
             self._handle_all(err.decoded, now)
             self._refuse_stream(err, now)
-            return
+            return True
         self._handle_all(packets, now)
+        return bool(packets)
 
     def close(self, reason: str, now: float) -> None:
         """End the connection from our side; the client's will is published, since it did not say goodbye."""
@@ -288,10 +299,10 @@ class Dialogue:
     def _publish(self, packet: Publish, now: float) -> None:
         if packet.qos == 2:
             raise ProtocolError("the hub takes no message of QoS 2")
-        request = topics.parse_request(packet.topic)
+        request = self._request(packet.topic)
         if isinstance(request, topics.Telemetry):
             # The event is in the log before its PUBACK leaves.
-            self._accept_telemetry(packet, now)
+            self._accept_telemetry(request, packet, now)
             self._acknowledge(packet)
             return
         self._acknowledge(packet)
@@ -309,18 +320,27 @@ class Dialogue:
         if packet.packet_id is not None:
             self._send(Puback(packet.packet_id))
 
-    def _accept_telemetry(self, packet: Publish, now: float) -> None:
-        request = self._own_telemetry(packet.topic)
-        retain = {"mqtt-retain": "true"} if packet.retain else {}
-        self._hub.accept_event(
-            self._client, request.system_properties, {**request.properties, **retain}, packet.payload, now
-        )
+    def _accept_telemetry(self, request: topics.Telemetry, packet: Publish, now: float) -> None:
+        self._check_own(request, packet.topic)
+        properties = {**request.properties, "mqtt-retain": "true"} if packet.retain else request.properties
+        self._hub.accept_event(self._client, request.system_properties, properties, packet.payload, now)
+
+    def _request(self, topic: str) -> topics.Request:
+        """Read a topic; most devices publish to the same one again and again, so that the last one is remembered."""
+        if self._last_request is None or self._last_request[0] != topic:
+            self._last_request = (topic, topics.parse_request(topic))
+        return self._last_request[1]
 
     def _own_telemetry(self, topic: str) -> topics.Telemetry:
         request = topics.parse_request(topic)
-        if not isinstance(request, topics.Telemetry) or (request.device_id, request.module_id) != self._client:
-            raise ProtocolError(f"{self._client.client_id} may not publish to {topic!r}")
+        if not isinstance(request, topics.Telemetry):
+            raise ProtocolError(f"{topic!r} is no topic for telemetry")
+        self._check_own(request, topic)
         return request
+
+    def _check_own(self, request: topics.Telemetry, topic: str) -> None:
+        if (request.device_id, request.module_id) != self.identity_id:
+            raise ProtocolError(f"{self._name} may not publish to {topic!r}")
 
     def _answer_twin(self, request_id: str, now: float, act: Callable[[], tuple[int, int | None, bytes]]) -> None:
         """Run a twin request and answer it whatever happens: the device SDK waits for ever."""

@@ -15,6 +15,8 @@ from aiohttp import web
 from simulators.iothub.core.hub import Hub
 from simulators.iothub.core.ledger import Ledger
 from simulators.iothub.errors import HubStartError
+from simulators.iothub.server.blob_exchange import BlobExchange
+from simulators.iothub.server.blob_store import BlobStore
 from simulators.iothub.server.certificates import CertificateFiles, ensure_certificates
 from simulators.iothub.server.entropy import SystemEntropy
 from simulators.iothub.server.journal import Journal
@@ -105,6 +107,7 @@ class HubServer:
             await asyncio.gather(self._ticker, return_exceptions=True)
             self._ticker = None
             self.switchboard.stop()
+            self._exchange.stop()
         await self.go_away()
         if self._journal:
             self.switchboard.settle()
@@ -131,7 +134,8 @@ class HubServer:
             certificates = ensure_certificates(self._state.directory, self._names, now)
             policies = self._state.policies(entropy)
             id_scope = self._state.id_scope(entropy)
-        except (OSError, ValueError, KeyError) as err:
+            blobs = BlobStore(self._state.directory / "uploads")
+        except (OSError, ValueError, KeyError, TypeError) as err:
             raise HubStartError(
                 f"cannot use the hub's files in {self._state.directory}: {err}",
                 hint="Move the directory away, or choose another with --state; the hub makes a new one.",
@@ -141,7 +145,9 @@ class HubServer:
             journal = Journal(self._state.directory / "journal", hub)
             journal.open()
             self._journal = journal
-        self.switchboard = Switchboard(hub, keeper=self._journal)
+        self.switchboard = Switchboard(hub, keeper=self._journal, blobs=blobs)
+        self._exchange = BlobExchange(self.switchboard, certificates.ca)
+        self.switchboard.run_exchange = self._exchange.launch
         self._tls = request_certificates(certificates)
         await self._listen()
         self._ticker = asyncio.create_task(self._tick())

@@ -14,10 +14,14 @@ logger = logging.getLogger(__name__)
 
 # A client that does not read what it asked for is cut off beyond this.
 OUTBOUND_BYTES_MAX = 4 * 1024 * 1024
+# So much of one client is handled before it is somebody else's turn.
+TURN_BYTES_MAX = 32 * 1024
 # Less than this is not worth to ask the transport how much waits there.
 HELD_BYTES_CHECKED = 64 * 1024
 # Beyond these a client is let in as far as its CONNECT, which is refused with CONNACK 3.
 CONNECTIONS_MAX = 20_000
+# Clients that wait to be refused; more are cut without a word.
+REFUSALS_MAX = 100
 # Files, HTTPS connections and listeners need descriptors too.
 DESCRIPTORS_RESERVED = 256
 # Tokens may be good for years; timers are set for a day at most and then looked at again.
@@ -37,8 +41,8 @@ class MqttConnection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_dialogue", "_heard_at", "_held", "_held_bytes", "_is_closing", "_loop", "_switchboard", "_timer",
-        "_transport",
+        "_backlog", "_dialogue", "_heard_at", "_held", "_held_bytes", "_is_closing", "_is_writing_paused", "_loop",
+        "_switchboard", "_timer", "_transport",
     )  # fmt: skip
 
     def __init__(self, switchboard: Switchboard) -> None:
@@ -49,39 +53,72 @@ class MqttConnection(asyncio.Protocol):
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._is_closing = False
+        self._is_writing_paused = False
+        # What was read and not taken yet; nothing is read while there is any.
+        self._backlog = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's own is one in all but name.
         self._transport = cast("asyncio.Transport", transport)
         self._dialogue = self._switchboard.open(self, lambda: transport.get_extra_info(CLIENT_CERTIFICATES, ()))
-        self._dialogue.has_room = self._switchboard.connection_count <= connections_max()
+        excess = self._switchboard.connection_count - connections_max()
+        if excess > REFUSALS_MAX:
+            logger.warning("cutting a connection: %s are open", self._switchboard.connection_count)
+            self.abort()
+            return
+        self._dialogue.has_room = excess <= 0
         self._check()
 
     def data_received(self, data: bytes) -> None:
-        self._heard_at = self._loop.time()
+        if len(data) <= TURN_BYTES_MAX and not self._backlog:
+            self._take(data)
+            return
+        # A flood is taken bit by bit, so that others get their turns between.
+        if not self._backlog:
+            self._transport.pause_reading()
+            self._loop.call_soon(self._take_turn)
+        self._backlog += data
+
+    def _take_turn(self) -> None:
+        if not self._backlog:
+            return
+        data = bytes(self._backlog[:TURN_BYTES_MAX])
+        del self._backlog[:TURN_BYTES_MAX]
+        self._take(data)
+        if self._backlog:
+            self._loop.call_soon(self._take_turn)
+        elif not self._is_writing_paused and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _take(self, data: bytes) -> None:
         dialogue = self._dialogue
         idle_timeout_s, expires_at = dialogue.idle_timeout_s, dialogue.expires_at
-        dialogue.receive(data, self._switchboard.now())
+        if dialogue.receive(data, self._switchboard.now()):
+            self._heard_at = self._loop.time()
         self._switchboard.settle_soon()
         if dialogue.expires_at != expires_at or dialogue.idle_timeout_s != idle_timeout_s:
             self._check()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if exc:
+            logger.debug("connection %s ended with %r", self._dialogue.connection, exc)
+        while self._backlog:
+            self._take_turn()
         if self._timer:
             self._timer.cancel()
             self._timer = None
-        if exc:
-            logger.debug("connection %s ended with %r", self._dialogue.connection, exc)
         self._is_closing = True
         self._drop_held()
         self._switchboard.closed(self._dialogue)
 
     def pause_writing(self) -> None:
         # Who does not read is not read: what it asks for next waits in its own socket.
+        self._is_writing_paused = True
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        if not self._transport.is_closing():
+        self._is_writing_paused = False
+        if not self._backlog and not self._transport.is_closing():
             self._transport.resume_reading()
 
     @property

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from simulators.iothub.core.effects import (
     CloseConnection,
     EndMethod,
+    RunExchange,
     SendCloudMessage,
     SendDesired,
     SendInput,
@@ -20,6 +21,7 @@ from simulators.iothub.core.methods import MethodRequest, MethodResult
 from simulators.iothub.core.registry import IdentityId
 from simulators.iothub.core.sessions import ConnectionId
 from simulators.iothub.errors import StorageError
+from simulators.iothub.server.blob_store import BlobStore
 from simulators.iothub.server.dialogue import Dialogue, Outlet, State
 
 logger = logging.getLogger(__name__)
@@ -67,8 +69,15 @@ class Switchboard:
     and others write after `settle`. `storage_error` says that the last attempt to write failed.
     """
 
-    def __init__(self, hub: Hub, clock: Callable[[], float] = time.time, keeper: Keeper | None = None) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        clock: Callable[[], float] = time.time,
+        keeper: Keeper | None = None,
+        blobs: BlobStore | None = None,
+    ) -> None:
         self.hub = hub
+        self.blobs = blobs
         self.now = clock
         self.events_bell = Bell()
         self.is_stopping = False
@@ -77,6 +86,8 @@ class Switchboard:
         self._results: dict[str, asyncio.Future[MethodResult]] = {}
         self._rung_sequence = 0
         self._work: asyncio.Task[None] | None = None
+        # Carries out imports and exports; who serves the hub sets it.
+        self.run_exchange: Callable[[str], None] = lambda _job_id: None
         self._keeper = keeper
         self._held: list[HeldOutlet] = []
         self._is_flush_due = False
@@ -226,6 +237,9 @@ class Switchboard:
         if future is not None and not future.done():
             future.set_result(effect.result)
 
+    def _run_exchange(self, effect: RunExchange) -> None:
+        self.run_exchange(effect.job_id)
+
     def _dialogue(self, connection: ConnectionId) -> Dialogue | None:
         return self._dialogues.get(connection)
 
@@ -237,4 +251,5 @@ _CARRIERS: dict[type, Callable[[Switchboard, Any], None]] = {
     SendMethod: Switchboard._send_method,
     CloseConnection: Switchboard._close,
     EndMethod: Switchboard._end_method,
+    RunExchange: Switchboard._run_exchange,
 }

@@ -45,9 +45,13 @@ class Decoder:
             for a packet that would be refused.
     """
 
+    __slots__ = ("_buffer", "_failure", "_packet_bytes_max", "_wanted_bytes")
+
     def __init__(self, packet_bytes_max: int = REMAINING_LENGTH_MAX) -> None:
         self._packet_bytes_max = packet_bytes_max
         self._buffer = bytearray()
+        # What the packet whose beginning is in the buffer takes, as far as its header says.
+        self._wanted_bytes = 0
         self._failure: ProtocolError | None = None
 
     @property
@@ -63,44 +67,48 @@ class Decoder:
         """
         if self._failure is not None:
             raise ProtocolError(self._failure.message)
-        self._buffer += data
+        if self._buffer:
+            self._buffer += data
+            if len(self._buffer) < self._wanted_bytes:
+                return []
+            data = bytes(self._buffer)
+            self._buffer.clear()
+        # Most reads bring whole packets: they are cut from what was read, and only a rest is kept.
         packets: list[Packet] = []
-        position = 0
+        position, available = 0, len(data)
         try:
-            while (frame := self._frame_at(position)) is not None:
-                first_byte, start, end = frame
-                packets.append(_DECODERS[first_byte >> 4](first_byte & 0x0F, bytes(self._buffer[start:end])))
+            while position < available:
+                first_byte = data[position]
+                if first_byte not in _ALLOWED_FIRST_BYTES:
+                    raise _no_such_flags(first_byte)
+                start, end = self._frame_at(data, position)
+                if end > available:
+                    self._buffer += data[position:]
+                    self._wanted_bytes = end - position
+                    break
+                packets.append(_DECODERS[first_byte >> 4](first_byte & 0x0F, data[start:end]))
                 position = end
         except ProtocolError as err:
             err.decoded = tuple(packets)
             self._failure = err
-            self._buffer.clear()
             raise
-        del self._buffer[:position]
         return packets
 
-    def _frame_at(self, position: int) -> tuple[int, int, int] | None:
-        """First byte, start and end of the packet at `position`, or None while bytes are missing."""
-        buffer = self._buffer
-        available = len(buffer) - position
-        if available < 1:
-            return None
-        first_byte = buffer[position]
-        _check_first_byte(first_byte)
+    def _frame_at(self, data: bytes, position: int) -> tuple[int, int]:
+        """Where the body of the packet at `position` starts and ends; one byte beyond what is there while unknown."""
         length = 0
-        for index in range(1, min(available, 5)):
-            byte = buffer[position + index]
-            length |= (byte & 0x7F) << 7 * (index - 1)
+        for index, byte in enumerate(data[position + 1 : position + 5]):
+            length |= (byte & 0x7F) << 7 * index
             if not byte & 0x80:
                 break
-            if index == 4:
+            if index == 3:
                 raise ProtocolError("a remaining length is longer than four bytes [2.2.3]")
         else:
-            return None
+            return len(data), len(data) + 1
         if length > self._packet_bytes_max:
             raise ProtocolError(f"a packet of {length} bytes is larger than the {self._packet_bytes_max} accepted")
-        start = position + index + 1
-        return (first_byte, start, start + length) if len(buffer) >= start + length else None
+        start = position + index + 2
+        return start, start + length
 
 
 # Flags of the fixed header that are reserved for each type (table 2.2); PUBLISH uses its four.
@@ -124,12 +132,11 @@ _ALLOWED_FIRST_BYTES = _FIRST_BYTES | _PUBLISH_FIRST_BYTES
 _CONNACK_CODES = frozenset(code.value for code in ConnackCode)
 
 
-def _check_first_byte(first_byte: int) -> None:
-    if first_byte not in _ALLOWED_FIRST_BYTES:
-        raise ProtocolError(
-            f"a fixed header starts with 0x{first_byte:02x}: packet type {first_byte >> 4} has no such flags "
-            "[MQTT-2.2.2-2, MQTT-3.3.1-2, MQTT-3.3.1-4]"
-        )
+def _no_such_flags(first_byte: int) -> ProtocolError:
+    return ProtocolError(
+        f"a fixed header starts with 0x{first_byte:02x}: packet type {first_byte >> 4} has no such flags "
+        "[MQTT-2.2.2-2, MQTT-3.3.1-2, MQTT-3.3.1-4]"
+    )
 
 
 class _Reader:

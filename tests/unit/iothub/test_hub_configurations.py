@@ -473,12 +473,12 @@ def test_what_was_recorded_goes_on_where_it_ended(world: World) -> None:
     delete(world, "gone")
     before = configurations.documents(100)
     restored = world.hub.configurations = Configurations(world.hub.fleet)
-    for key in sorted(journal):
+    for key in sorted(journal, reverse=True):
         if journal[key] is not None:
             restored.restore(key, journal[key])
     assert restored.documents(100) == before
     assert statuses(world, "n1") == {"c1": "Applied"}
-    restored.look_at_everyone()
+    assert restored.is_pending
     work(world)
     assert restored.documents(100) == before
     delete(world, "c1")

@@ -1,4 +1,4 @@
-"""Service routes about messages to devices: feedback and purging; and the simulator's own for sending them.
+"""Service routes about messages to devices: feedback, file notifications, purging; and the simulator's own for sending.
 
 Sending is AMQP only at the service; ``/simulator/…`` is for people and tests without it.
 """
@@ -12,14 +12,20 @@ from aiohttp import web
 
 from simulators.iothub.core.access import Right
 from simulators.iothub.core.cloud_to_device import CloudMessage
+from simulators.iothub.core.feedback import ServiceQueue
 from simulators.iothub.core.instants import wire_time
 from simulators.iothub.errors import Fault, ServiceError
 from simulators.iothub.server.rest_api.routing import Route, answer, body_of, identity_id_of
 from simulators.iothub.server.switchboard import Switchboard
 
 
-async def receive_feedback(switchboard: Switchboard, _request: web.Request) -> web.Response:
-    batch = switchboard.hub.feedback.receive(switchboard.now())
+def _queue(switchboard: Switchboard, request: web.Request) -> ServiceQueue:
+    is_feedback = request.match_info["queue"].lower() == "feedback"
+    return switchboard.hub.feedback if is_feedback else switchboard.hub.file_notifications
+
+
+async def receive(switchboard: Switchboard, request: web.Request) -> web.Response:
+    batch = _queue(switchboard, request).receive(switchboard.now())
     if batch is None:
         return web.Response(status=204)
     return web.Response(
@@ -33,13 +39,13 @@ async def receive_feedback(switchboard: Switchboard, _request: web.Request) -> w
     )
 
 
-async def complete_feedback(switchboard: Switchboard, request: web.Request) -> web.Response:
-    switchboard.hub.feedback.complete(request.match_info["lock"].strip('"'))
+async def complete(switchboard: Switchboard, request: web.Request) -> web.Response:
+    _queue(switchboard, request).complete(request.match_info["lock"].strip('"'))
     return web.Response(status=204)
 
 
-async def abandon_feedback(switchboard: Switchboard, request: web.Request) -> web.Response:
-    switchboard.hub.feedback.abandon(request.match_info["lock"].strip('"'))
+async def abandon(switchboard: Switchboard, request: web.Request) -> web.Response:
+    _queue(switchboard, request).abandon(request.match_info["lock"].strip('"'))
     return web.Response(status=204)
 
 
@@ -106,12 +112,12 @@ def _read_instant(text: str | None) -> float | None:
         raise ServiceError(Fault.ArgumentInvalid, f"expiryTimeUtc is not a time: {err}") from err
 
 
-_FEEDBACK = "/messages/serviceBound/feedback"
+_QUEUE = "/messages/{bound:service[Bb]ound}/{queue:feedback|file[Nn]otifications}"
 
 ROUTES = (
-    Route("GET", _FEEDBACK, Right.SERVICE_CONNECT, receive_feedback),
-    Route("DELETE", f"{_FEEDBACK}/{{lock}}", Right.SERVICE_CONNECT, complete_feedback),
-    Route("POST", f"{_FEEDBACK}/{{lock}}/abandon", Right.SERVICE_CONNECT, abandon_feedback),
+    Route("GET", _QUEUE, Right.SERVICE_CONNECT, receive),
+    Route("DELETE", _QUEUE + "/{lock}", Right.SERVICE_CONNECT, complete),
+    Route("POST", _QUEUE + "/{lock}/abandon", Right.SERVICE_CONNECT, abandon),
     Route("DELETE", "/devices/{device}/commands", Right.SERVICE_CONNECT, purge),
     Route("POST", "/simulator/devices/{device}/messages", Right.SERVICE_CONNECT, send_message),
     Route("POST", "/simulator/devices/{device}/modules/{module}/inputs/{input}", Right.SERVICE_CONNECT, send_input),
