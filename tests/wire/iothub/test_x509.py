@@ -3,8 +3,10 @@
 import asyncio
 import datetime
 import json
+import shutil
 import socket
 import ssl
+import subprocess
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from simulators.cli import main
 from simulators.hub_client import HubNote
@@ -283,6 +286,54 @@ def test_the_command_line_makes_a_certificate_with_which_a_device_comes_in(
     client.connect()
     assert hub.connected_clients() == ["camera-1"]
     client.shutdown()
+
+
+@pytest.mark.parametrize("encoding", [Encoding.PEM, Encoding.DER])
+def test_the_command_line_registers_an_authority_of_ones_own(
+    hub: BackgroundHub, tmp_path: Path, encoding: Encoding
+) -> None:
+    def slipway_sim(*arguments: str) -> str:
+        result = CliRunner().invoke(main, ["certificate", *arguments, "--state", str(hub.ca_file.parent)])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    root = make_authority("my factory", NOW)
+    file = tmp_path / "root"
+    file.write_bytes(root.certificate.public_bytes(encoding))
+    register(hub, "d1", "certificateAuthority")
+    certificate, key = make_device_certificate("d1", NOW, root).write(tmp_path, "d1")
+    context = ssl.create_default_context(cafile=str(hub.ca_file))
+    context.load_cert_chain(certificate, key)
+    refused, accepted = b"\x20\x02\x00\x05", b"\x20\x02\x00\x00"
+    assert connack_of(hub, context, "d1") == refused
+    slipway_sim("add", "mine", str(file))
+    assert [entry["name"] for entry in json.loads(slipway_sim("list", "--json"))] == ["mine"]
+    assert connack_of(hub, context, "d1") == accepted
+    slipway_sim("delete", "mine")
+    assert connack_of(hub, context, "d1") == refused
+
+
+def make_with_openssl(directory: Path, device_id: str, *key_kind: str) -> tuple[Path, Path]:
+    """A self-signed certificate as people make it by hand."""
+    certificate, key = directory / f"{device_id}.pem", directory / f"{device_id}-key.pem"
+    subject = ("-subj", f"/CN={device_id}", "-days", "2", "-nodes", "-keyout", str(key), "-out", str(certificate))
+    subprocess.run(["openssl", "req", "-x509", "-newkey", *key_kind, *subject], check=True, capture_output=True)
+    return certificate, key
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="the openssl program is not here")
+@pytest.mark.parametrize(
+    "key_kind", [("rsa:2048",), ("ec", "-pkeyopt", "ec_paramgen_curve:P-384"), ("ed25519",)], ids=lambda kind: kind[0]
+)
+def test_certificates_that_openssl_made_are_as_good(
+    hub: BackgroundHub, tmp_path: Path, key_kind: tuple[str, ...]
+) -> None:
+    certificate, key = make_with_openssl(tmp_path, "d1", *key_kind)
+    register(hub, "d1", "selfSigned", sha1_thumbprint(KeyPair(certificate.read_bytes(), b"")))
+    context = ssl.create_default_context(cafile=str(hub.ca_file))
+    context.load_cert_chain(certificate, key)
+    # OpenSSL dates a certificate from the very second in which it is made.
+    assert connack_of(hub, context, "d1") == b"\x20\x02\x00\x00"
 
 
 def test_a_device_sends_over_https_with_its_certificate_and_is_refused_without(
