@@ -1,5 +1,6 @@
 """A running hub as other programs on this machine find it: by its state directory, over its HTTPS API."""
 
+import base64
 import json
 import time
 from collections.abc import Iterator
@@ -51,6 +52,8 @@ class HubNote:
     certificate_file: str
     key_file: str
     telemetry_url: str
+    id_scope: str
+    provisioning_connection_string: str
 
     @classmethod
     def read(cls, directory: Path) -> Self:
@@ -68,6 +71,8 @@ class HubNote:
                 certificate_file=note["certificateFile"],
                 key_file=note["keyFile"],
                 telemetry_url=note["telemetryUrl"],
+                id_scope=note["idScope"],
+                provisioning_connection_string=note["provisioningConnectionString"],
             )
         except FileNotFoundError as err:
             raise _not_running(directory, f"there is no {path}") from err
@@ -77,19 +82,19 @@ class HubNote:
             ) from err
 
     @property
-    def _parts(self) -> dict[str, str]:
-        return dict(part.split("=", 1) for part in self.service_connection_string.split(";"))
-
-    @property
     def authority(self) -> str:
         """Host name, and port where it is not 443."""
-        return self._parts["HostName"]
+        return _parts(self.service_connection_string)["HostName"]
 
-    def token(self) -> str:
-        """A fresh service token, good for an hour."""
-        parts = self._parts
+    def token(self, connection_string: str = "") -> str:
+        """A fresh service token, good for an hour; for another policy with its connection string."""
+        parts = _parts(connection_string or self.service_connection_string)
         expires_at = int(time.time()) + TOKEN_LIFETIME_S
         return make_token(parts["SharedAccessKey"], parts["HostName"], expires_at, parts["SharedAccessKeyName"])
+
+
+def _parts(connection_string: str) -> dict[str, str]:
+    return dict(part.split("=", 1) for part in connection_string.split(";"))
 
 
 def _not_running(directory: Path, seen: str) -> SimulatorError:
@@ -123,10 +128,19 @@ class HubClient:
             raise
         return True
 
-    def create(self, device_id: str, module_id: str = "") -> dict[str, Any]:
-        body = {"deviceId": device_id, **({"moduleId": module_id} if module_id else {})}
+    def create(
+        self, device_id: str, module_id: str = "", authentication: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Register an identity; it gets symmetric keys unless `authentication` says otherwise."""
+        body: dict[str, Any] = {"deviceId": device_id, **({"moduleId": module_id} if module_id else {})}
+        if authentication:
+            body["authentication"] = authentication
         identity: dict[str, Any] = self._call("PUT", _path("devices", device_id, module_id), body)
         return identity
+
+    def trust_authority(self, name: str, certificate: str) -> None:
+        """Let devices in whose certificate (`certificate`, PEM) this authority has issued."""
+        self._call("PUT", f"/certificates/{quote(name, safe='')}", {"properties": {"certificate": certificate}})
 
     def delete(self, device_id: str, module_id: str = "") -> None:
         self._call("DELETE", _path("devices", device_id, module_id), headers={"If-Match": "*"})
@@ -153,6 +167,28 @@ class HubClient:
         result: dict[str, Any] = self._call("POST", path, body, timeout_s=timeout_s + REQUEST_TIMEOUT_S)
         return result
 
+    def send_message(self, device_id: str, body: bytes, document: dict[str, Any]) -> dict[str, Any]:
+        """Queue a cloud-to-device message; `document` holds what the message has besides its body."""
+        path = f"/simulator{_path('devices', device_id, '')}/messages"
+        sent: dict[str, Any] = self._call("POST", path, {**document, "body": base64.b64encode(body).decode()})
+        return sent
+
+    def send_input(self, device_id: str, module_id: str, name: str, body: bytes, document: dict[str, Any]) -> None:
+        path = f"/simulator{_path('devices', device_id, module_id)}/inputs/{quote(name, safe='')}"
+        self._call("POST", path, {**document, "body": base64.b64encode(body).decode()})
+
+    def feedback(self) -> Iterator[dict[str, Any]]:
+        """Take the feedback records that wait; a batch is complete once its last record was taken."""
+        path = "/messages/serviceBound/feedback"
+        while (batch := self._send("GET", f"https://{self.note.authority}{path}")).content:
+            yield from batch.json()
+            lock_token = batch.headers["ETag"].strip('"')
+            self._call("DELETE", f"{path}/{quote(lock_token, safe='')}")
+
+    def purge(self, device_id: str) -> dict[str, Any]:
+        purged: dict[str, Any] = self._call("DELETE", f"{_path('devices', device_id, '')}/commands")
+        return purged
+
     def query(self, text: str) -> Iterator[dict[str, Any]]:
         """All rows of a query's result, page by page."""
         continuation = None
@@ -176,6 +212,9 @@ class HubClient:
                         yield json.loads(line)
             except requests.RequestException as err:
                 raise _not_running(self._directory, f"the stream of events broke off ({err})") from err
+
+    def _token(self) -> str:
+        return self.note.token()
 
     def _call(
         self,
@@ -204,7 +243,7 @@ class HubClient:
                 method,
                 url,
                 json=body,
-                headers={"Authorization": self.note.token(), **(headers or {})},
+                headers={"Authorization": self._token(), **(headers or {})},
                 timeout=(REQUEST_TIMEOUT_S, STREAM_SILENCE_S_MAX if is_stream else timeout_s),
                 verify=self.note.ca_file,
                 stream=is_stream,
@@ -216,6 +255,43 @@ class HubClient:
         return response
 
 
+class ProvisioningClient(HubClient):
+    """Calls the provisioning service of the hub; a collection is enrollments, enrollmentGroups or registrations."""
+
+    def get(self, collection: str, name: str) -> dict[str, Any]:
+        document: dict[str, Any] = self._call("GET", f"/{collection}/{quote(name, safe='')}")
+        return document
+
+    def put(self, collection: str, name: str, body: dict[str, Any]) -> dict[str, Any]:
+        document: dict[str, Any] = self._call("PUT", f"/{collection}/{quote(name, safe='')}", body)
+        return document
+
+    def remove(self, collection: str, name: str) -> None:
+        self._call("DELETE", f"/{collection}/{quote(name, safe='')}", headers={"If-Match": "*"})
+
+    def attestation(self, collection: str, name: str) -> dict[str, Any]:
+        """How devices prove themselves, keys and all."""
+        path = f"/{collection}/{quote(name, safe='')}/attestationmechanism"
+        document: dict[str, Any] = self._call("POST", path)
+        return document
+
+    def every(self, collection: str) -> list[dict[str, Any]]:
+        """All enrollments or groups, page by page."""
+        documents: list[dict[str, Any]] = []
+        headers = {"x-ms-max-item-count": "1000"}
+        while True:
+            url = f"https://{self.note.authority}/{collection}/query"
+            response = self._send("POST", url, {"query": "SELECT *"}, headers)
+            documents += response.json()
+            continuation = response.headers.get("x-ms-continuation")
+            if not continuation:
+                return documents
+            headers["x-ms-continuation"] = continuation
+
+    def _token(self) -> str:
+        return self.note.token(self.note.provisioning_connection_string)
+
+
 def _path(collection: str, device_id: str, module_id: str) -> str:
     path = f"/{collection}/{quote(device_id, safe='')}"
     return f"{path}/modules/{quote(module_id, safe='')}" if module_id else path
@@ -224,13 +300,14 @@ def _path(collection: str, device_id: str, module_id: str) -> str:
 def _refusal(response: requests.Response) -> SimulatorError:
     code = response.headers.get("iothub-errorcode", response.reason)
     try:
-        message = response.json()["Message"].partition(";")[2]
+        document = response.json()
+        message = document["message"] if "message" in document else document["Message"].partition(";")[2]
     except (ValueError, KeyError, AttributeError):
         message = response.text
     hints = {
         "DeviceNotFound": "See which there are with: slipway-sim device list",
         "ModuleNotFound": "See which there are with: slipway-sim device list",
-        "DeviceNotOnline": "A direct method needs a connected device; start it and try again.",
+        "DeviceNotOnline": "This needs a device or module that is connected and listens; start it and try again.",
         "DeviceAlreadyExists": "Delete it first, or ask for its key with: slipway-sim device connection-string",
     }
     return SimulatorError(

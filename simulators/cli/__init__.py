@@ -8,8 +8,10 @@ import click
 
 from simulators.cli.device import device
 from simulators.cli.digits import digits
+from simulators.cli.dps import dps
 from simulators.cli.events import events
 from simulators.cli.hub import env, hub
+from simulators.cli.message import message
 from simulators.cli.twin import method, query, twin
 from simulators.hub_client import SimulatorError
 
@@ -36,5 +38,5 @@ def main(debug: bool) -> None:
     """An Azure IoT Hub on this machine: the vendor's SDKs connect to it unchanged."""
 
 
-for command in (hub, env, device, twin, method, query, events, digits):
+for command in (hub, env, device, twin, method, query, message, events, dps, digits):
     main.add_command(command)

@@ -1,5 +1,6 @@
 """Identities."""
 
+import datetime
 import json
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import click
 from manifests.exit_codes import ExitCode
 from simulators.cli.options import json_option, module_option, print_json, state_option
 from simulators.hub_client import HubClient, SimulatorError
+
+# The name under which the hub knows the authority of its state directory.
+DEVICE_AUTHORITY = "slipway-sim-devices"
 
 
 @click.group()
@@ -19,23 +23,51 @@ def device() -> None:
 @click.argument("device_id")
 @module_option
 @click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="A tag on the device's twin; repeatable.")
+@click.option(
+    "--x509",
+    "certificate_directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    is_flag=False,
+    flag_value=".",
+    help="Make a certificate and a key in DIR (default: here) instead of symmetric keys.",
+)
+@click.option("--ca", "is_issued", is_flag=True, help="With --x509: issued by an authority, not self-signed.")
 @json_option
 @state_option
-def device_create(device_id: str, module_id: str, tags: tuple[str, ...], as_json: bool, directory: Path) -> None:
+def device_create(
+    device_id: str,
+    module_id: str,
+    tags: tuple[str, ...],
+    certificate_directory: Path | None,
+    is_issued: bool,
+    as_json: bool,
+    directory: Path,
+) -> None:
     """Register a device, with --module a module on it too, and print the connection string.
+
+    With --x509 it prints the files with which the device proves itself.
 
     \b
     Example:
       slipway-sim device create camera-1 --module slipway --tag site=north
+      slipway-sim device create camera-2 --x509 ./certs
     """
     values = _read_tags(tags)
+    if is_issued and certificate_directory is None:
+        raise SimulatorError("--ca says who issues a certificate: it needs --x509", exit_code=ExitCode.USAGE)
     client = HubClient(directory)
-    if not module_id or not client.exists(device_id):
-        client.create(device_id)
-    if module_id:
-        client.create(device_id, module_id)
+    if certificate_directory is not None:
+        made = _create_with_certificate(client, directory, device_id, module_id, certificate_directory, is_issued)
+    else:
+        if not module_id or not client.exists(device_id):
+            client.create(device_id)
+        if module_id:
+            client.create(device_id, module_id)
     if values:
         client.patch_twin(device_id, "", {"tags": values})
+    if certificate_directory is not None:
+        _show_certificate(made, as_json=as_json)
+        return
     connection_string = client.connection_string(device_id, module_id)
     if as_json:
         print_json({"deviceId": device_id, "moduleId": module_id, "connectionString": connection_string})
@@ -107,6 +139,50 @@ def device_connection_string(device_id: str, module_id: str, directory: Path) ->
       slipway-sim device connection-string camera-1 --module slipway
     """
     click.echo(HubClient(directory).connection_string(device_id, module_id))
+
+
+def _create_with_certificate(
+    client: HubClient, directory: Path, device_id: str, module_id: str, certificate_directory: Path, is_issued: bool
+) -> dict[str, str]:
+    """Make key and certificate, and register the identity that they belong to; returns what to tell of it."""
+    from simulators.iothub.server.device_certificates import (
+        ensure_device_authority,
+        make_device_certificate,
+        sha256_thumbprint,
+    )
+
+    now = datetime.datetime.now(datetime.UTC)
+    client_id = f"{device_id}/{module_id}" if module_id else device_id
+    authority = ensure_device_authority(directory, now) if is_issued else None
+    pair = make_device_certificate(client_id, now, authority)
+    if module_id and not client.exists(device_id):
+        client.create(device_id)
+    if authority:
+        client.trust_authority(DEVICE_AUTHORITY, authority.pem)
+        client.create(device_id, module_id, {"type": "certificateAuthority"})
+    else:
+        thumbprint = sha256_thumbprint(pair)
+        client.create(device_id, module_id, {"type": "selfSigned", "x509Thumbprint": {"primaryThumbprint": thumbprint}})
+    certificate, key = pair.write(certificate_directory, client_id.replace("/", "-"))
+    return {
+        "deviceId": device_id,
+        "moduleId": module_id,
+        "hostName": client.note.host_name,
+        "certificateFile": str(certificate.absolute()),
+        "keyFile": str(key.absolute()),
+        "thumbprint": sha256_thumbprint(pair),
+    }
+
+
+def _show_certificate(made: dict[str, str], *, as_json: bool) -> None:
+    if as_json:
+        print_json(made)
+        return
+    module = f"/{made['moduleId']}" if made["moduleId"] else ""
+    click.echo(f"Created {made['deviceId']}{module}, which proves itself with a certificate.", err=True)
+    click.echo(f"Host name: {made['hostName']}")
+    click.echo(f"Certificate: {made['certificateFile']}")
+    click.echo(f"Key: {made['keyFile']}")
 
 
 def _read_tags(tags: tuple[str, ...]) -> dict[str, str]:

@@ -103,17 +103,16 @@ def wave_words(wave: WaveView, rollout: RolloutView) -> str:
 
 
 def wave_table(rollout: RolloutView) -> Table:
+    names = [f"wave {wave.number}" for wave in rollout.waves]
+    sizes = [f"{len(wave.devices)} device{'s' if len(wave.devices) != 1 else ''}" for wave in rollout.waves]
     table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column("wave", no_wrap=True)
-    table.add_column("devices", no_wrap=True, justify="right")
+    # Without a least width a long evidence would squeeze these two to nothing on a narrow screen.
+    table.add_column("wave", no_wrap=True, min_width=max(map(len, names), default=0))
+    table.add_column("devices", no_wrap=True, justify="right", min_width=max(map(len, sizes), default=0))
     table.add_column("evidence", no_wrap=True, overflow="ellipsis")
-    for wave in rollout.waves:
+    for wave, name, size in zip(rollout.waves, names, sizes, strict=True):
         style = {"advance": "green", "stop": "red"}.get(wave.verdict, "yellow" if wave.opened_at else "dim")
-        table.add_row(
-            Text(f"wave {wave.number}", style=style),
-            f"{len(wave.devices)} device{'s' if len(wave.devices) != 1 else ''}",
-            Text(wave_words(wave, rollout), style=style),
-        )
+        table.add_row(Text(name, style=style), size, Text(wave_words(wave, rollout), style=style))
     return table
 
 

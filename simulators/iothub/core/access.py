@@ -8,7 +8,7 @@ import binascii
 import enum
 import hashlib
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
@@ -23,6 +23,7 @@ class Right(enum.Flag):
     REGISTRY_WRITE = enum.auto()
     SERVICE_CONNECT = enum.auto()
     DEVICE_CONNECT = enum.auto()
+    PROVISIONING = enum.auto()
 
 
 ALL_RIGHTS = Right.REGISTRY_READ | Right.REGISTRY_WRITE | Right.SERVICE_CONNECT | Right.DEVICE_CONNECT
@@ -35,6 +36,8 @@ DEFAULT_POLICIES = {
     "registryRead": Right.REGISTRY_READ,
     "registryReadWrite": Right.REGISTRY_READ | Right.REGISTRY_WRITE,
 }
+# Those of its provisioning service.
+PROVISIONING_POLICIES = {"provisioningserviceowner": Right.PROVISIONING}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +49,9 @@ class Policy:
     keys: tuple[str, str]
 
 
-def new_policies(entropy: Entropy) -> tuple[Policy, ...]:
-    """The default policies with fresh keys."""
-    return tuple(Policy(name, rights, (entropy.key(), entropy.key())) for name, rights in DEFAULT_POLICIES.items())
+def new_policies(entropy: Entropy, rights_by_name: Mapping[str, Right] = DEFAULT_POLICIES) -> tuple[Policy, ...]:
+    """The default policies, or others, with fresh keys."""
+    return tuple(Policy(name, rights, (entropy.key(), entropy.key())) for name, rights in rights_by_name.items())
 
 
 @dataclass(frozen=True, slots=True)

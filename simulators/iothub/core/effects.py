@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+from simulators.iothub.core.cloud_to_device import CloudMessage
 from simulators.iothub.core.methods import MethodResult
+from simulators.iothub.core.registry import IdentityId
 from simulators.iothub.core.sessions import ConnectionId
 
 
@@ -25,6 +27,49 @@ class SendDesired:
 
 
 @dataclass(frozen=True, slots=True)
+class CloudDelivery:
+    """A cloud-to-device message on its way: the device's PUBACK completes it."""
+
+    sequence: int
+    lock_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class InputMessage:
+    """A message for an input of a module, its properties as the module gets them."""
+
+    name: str
+    properties: dict[str, str]
+    body: bytes
+
+
+# What is under way to a client until its PUBACK.
+InFlight = DesiredPatch | CloudDelivery | InputMessage
+
+
+@dataclass(frozen=True, slots=True)
+class SendCloudMessage:
+    """Publish a cloud-to-device message; `packet_id` is None at QoS 0."""
+
+    connection: ConnectionId
+    device_id: str
+    message: CloudMessage
+    packet_id: int | None
+    is_duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SendInput:
+    """Publish a message to a module's input; `packet_id` is None at QoS 0."""
+
+    connection: ConnectionId
+    identity_id: IdentityId
+    message: InputMessage
+    packet_id: int | None
+    is_duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class SendMethod:
     connection: ConnectionId
     request_id: str
@@ -40,9 +85,16 @@ class EndMethod:
 
 
 @dataclass(frozen=True, slots=True)
+class RunExchange:
+    """Carry out an import or export of the registry."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class CloseConnection:
     connection: ConnectionId
     reason: str
 
 
-Effect = SendDesired | SendMethod | EndMethod | CloseConnection
+Effect = SendDesired | SendCloudMessage | SendInput | SendMethod | EndMethod | CloseConnection | RunExchange

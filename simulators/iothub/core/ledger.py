@@ -61,6 +61,11 @@ class Ledger:
     def enroll(self, name: str, component: Component) -> None:
         self._components[name] = component
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The components, in the order in which they were enrolled."""
+        return tuple(self._components)
+
     def changes(self) -> list[Place]:
         """The places that changed, in the order of their first change; `settle` when they are written."""
         return list(self._touched)
@@ -74,10 +79,14 @@ class Ledger:
         self._touched.clear()
 
     def restore(self, records: Iterable[tuple[Place, Any]]) -> None:
-        """Give the components what was written. Components that are no more are passed over."""
+        """Give the components what was written, in the order in which they were enrolled.
+
+        So a component finds those before it whole. What was written for a component that is no more is passed over.
+        """
+        by_name: dict[str, list[tuple[str, Any]]] = {}
         for (name, key), record in records:
-            component = self._components.get(name)
-            # A component may be a collection, and empty.
-            if component is not None:
+            by_name.setdefault(name, []).append((key, record))
+        for name, component in self._components.items():
+            for key, record in by_name.get(name, ()):
                 component.restore(key, record)
         self._touched.clear()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from simulators.iothub.core.access import is_key
+from simulators.iothub.core.certificates import plain_thumbprint
 from simulators.iothub.core.instants import NEVER, wire_time
 from simulators.iothub.core.ledger import forget
 from simulators.iothub.core.ports import Entropy
@@ -69,6 +70,7 @@ class Identity:
     is_connected: bool = False
     connection_updated_at: str = NEVER
     last_activity_at: str = NEVER
+    message_count: int = 0
 
     @property
     def sas_keys(self) -> tuple[str, ...]:
@@ -87,7 +89,7 @@ class Identity:
             "connectionState": self.connection_state,
             "connectionStateUpdatedTime": self.connection_updated_at,
             "lastActivityTime": self.last_activity_at,
-            "cloudToDeviceMessageCount": 0,
+            "cloudToDeviceMessageCount": self.message_count,
             "authentication": {
                 "symmetricKey": {"primaryKey": self.keys[0], "secondaryKey": self.keys[1]},
                 "x509Thumbprint": {
@@ -173,6 +175,14 @@ class Registry:
     def modules_of(self, device_id: str) -> list[Identity]:
         self.get(IdentityId(device_id))
         return list(self._modules[device_id].values())
+
+    def generation_of(self, device_id: str) -> str:
+        return self.get(IdentityId(device_id)).generation_id
+
+    def count(self, device_id: str, messages: int) -> None:
+        """Note how many messages wait for a device."""
+        if device := self._devices.get(device_id):
+            device.message_count = messages
 
     def is_enabled(self, identity_id: IdentityId) -> bool:
         """A module is enabled while its device is."""
@@ -346,6 +356,9 @@ def _read_authentication(authentication: dict[str, Any]) -> dict[str, Any]:
         "type": kind,
         "thumbprints": (thumbprint.get("primaryThumbprint"), thumbprint.get("secondaryThumbprint")),
     }
+    shown = [text for text in changes["thumbprints"] if text]
+    if kind == "selfSigned" and not (shown and all(plain_thumbprint(text) for text in shown)):
+        raise ServiceError(Fault.ArgumentInvalid, "selfSigned needs a thumbprint of 40 or 64 hexadecimal digits")
     symmetric = _dictionary(authentication, "symmetricKey")
     keys = (symmetric.get("primaryKey"), symmetric.get("secondaryKey"))
     if any(keys):

@@ -45,9 +45,9 @@ class Session(Generic[T]):
         self.in_flight[packet_id] = delivery
         return packet_id
 
-    def land(self, packet_id: int) -> None:
-        """Take a PUBACK; one for an unknown packet id is a repetition and means nothing."""
-        self.in_flight.pop(packet_id, None)
+    def land(self, packet_id: int) -> T | None:
+        """Take a PUBACK and return what it is for; one for an unknown packet id is a repetition and means nothing."""
+        return self.in_flight.pop(packet_id, None)
 
 
 @dataclass(frozen=True, slots=True)

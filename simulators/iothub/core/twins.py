@@ -50,6 +50,7 @@ class Twin:
     version: int = 2
     writes: int = 1
     model_id: str = ""
+    configurations: Values = field(default_factory=dict)
 
     @property
     def etag(self) -> str:

@@ -67,18 +67,18 @@ def write_private(path: Path, content: bytes) -> None:
 def _is_current_ca(files: CertificateFiles, now: datetime.datetime) -> bool:
     if not files.ca.exists() or not files.ca_key.exists():
         return False
-    return _read(files.ca).not_valid_after_utc - LEAF_LIFETIME > now
+    return read_pem(files.ca).not_valid_after_utc - LEAF_LIFETIME > now
 
 
 def _is_current_leaf(files: CertificateFiles, host_names: tuple[str, ...], now: datetime.datetime) -> bool:
     if not files.certificate.exists() or not files.key.exists():
         return False
-    leaf = _read(files.certificate)
+    leaf = read_pem(files.certificate)
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return leaf.not_valid_after_utc - RENEW_BEFORE > now and set(names) == set(_alternative_names(host_names))
 
 
-def _read(path: Path) -> x509.Certificate:
+def read_pem(path: Path) -> x509.Certificate:
     return x509.load_pem_x509_certificate(path.read_bytes())
 
 
@@ -88,37 +88,37 @@ def _make_ca(files: CertificateFiles, now: datetime.datetime) -> None:
     # The serial in the name keeps two authorities of one machine apart in a trust store.
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"slipway-sim CA {serial % 16**8:08x}")])
     certificate = (
-        _builder(name, name, key, serial, now, CA_LIFETIME)
+        certificate_builder(name, name, key, serial, now, CA_LIFETIME)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
+        .add_extension(key_usage(key_cert_sign=True, crl_sign=True), critical=True)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
-    write_private(files.ca_key, _key_text(key))
-    _write_public(files.ca, certificate.public_bytes(serialization.Encoding.PEM))
+    write_private(files.ca_key, key_text(key))
+    write_public(files.ca, certificate.public_bytes(serialization.Encoding.PEM))
 
 
 def _make_leaf(files: CertificateFiles, host_names: tuple[str, ...], now: datetime.datetime) -> None:
-    authority = _read(files.ca)
+    authority = read_pem(files.ca)
     authority_key = serialization.load_pem_private_key(files.ca_key.read_bytes(), password=None)
     if not isinstance(authority_key, ec.EllipticCurvePrivateKey):
         raise TypeError(f"{files.ca_key} holds no elliptic curve key")
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host_names[0])])
     certificate = (
-        _builder(name, authority.subject, key, x509.random_serial_number(), now, LEAF_LIFETIME)
+        certificate_builder(name, authority.subject, key, x509.random_serial_number(), now, LEAF_LIFETIME)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(digital_signature=True), critical=True)
+        .add_extension(key_usage(digital_signature=True), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.SubjectAlternativeName(_alternative_names(host_names)), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False)
         .sign(authority_key, hashes.SHA256())
     )
-    write_private(files.key, _key_text(key))
-    _write_public(files.certificate, certificate.public_bytes(serialization.Encoding.PEM))
+    write_private(files.key, key_text(key))
+    write_public(files.certificate, certificate.public_bytes(serialization.Encoding.PEM))
 
 
-def _builder(
+def certificate_builder(
     subject: x509.Name,
     issuer: x509.Name,
     key: ec.EllipticCurvePrivateKey,
@@ -138,9 +138,7 @@ def _builder(
     )
 
 
-def _key_usage(
-    *, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False
-) -> x509.KeyUsage:
+def key_usage(*, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=digital_signature,
         content_commitment=False,
@@ -164,13 +162,13 @@ def _alternative_names(host_names: tuple[str, ...]) -> list[x509.GeneralName]:
     return names
 
 
-def _key_text(key: ec.EllipticCurvePrivateKey) -> bytes:
+def key_text(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
 
 
-def _write_public(path: Path, content: bytes) -> None:
+def write_public(path: Path, content: bytes) -> None:
     temporary = path.with_name(path.name + ".new")
     temporary.write_bytes(content)
     temporary.replace(path)

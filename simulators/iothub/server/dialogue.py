@@ -9,13 +9,15 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from simulators.iothub.core.effects import SendDesired, SendMethod
+from simulators.iothub.core.cloud_to_device import cloud_message_bag
+from simulators.iothub.core.effects import SendCloudMessage, SendDesired, SendInput, SendMethod
 from simulators.iothub.core.hub import TWIN_RESPONSES, Admission, Hub
 from simulators.iothub.core.instants import wire_time
 from simulators.iothub.core.json_text import dump_json
 from simulators.iothub.core.registry import IdentityId
 from simulators.iothub.core.sessions import ConnectionId
 from simulators.iothub.errors import Fault, ProtocolError, ServiceError, UnsupportedProtocolLevelError
+from simulators.iothub.server.provisioning_desk import ProvisioningDesk
 from simulators.iothub.wire import topics
 from simulators.iothub.wire.mqtt import (
     Connack,
@@ -67,27 +69,40 @@ class Outlet(Protocol):
 class State(enum.Enum):
     AWAITING_CONNECT = "awaiting CONNECT"
     OPEN = "open"
+    PROVISIONING = "open for provisioning"
     CLOSED = "closed"
 
 
 class Dialogue:
-    """The hub's side of one MQTT connection."""
+    """The hub's side of one MQTT connection.
+
+    Args:
+        certificates: gives what the client showed in the TLS handshake, in DER, its own first.
+    """
 
     __slots__ = (
-        "_decoder", "_hub", "_last_request", "_will", "connection", "expires_at", "has_room", "identity_id",
-        "idle_timeout_s", "outlet", "state",
+        "_certificates", "_decoder", "_desk", "_hub", "_last_request", "_will", "connection", "expires_at", "has_room",
+        "identity_id", "idle_timeout_s", "outlet", "state",
     )  # fmt: skip
 
-    def __init__(self, hub: Hub, connection: ConnectionId, outlet: Outlet) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        connection: ConnectionId,
+        outlet: Outlet,
+        certificates: Callable[[], tuple[bytes, ...]] = tuple,
+    ) -> None:
         self.connection = connection
         self.state = State.AWAITING_CONNECT
         self.idle_timeout_s = CONNECT_TIMEOUT_S
         self.expires_at: float | None = None
         self.identity_id: IdentityId | None = None
         self._hub = hub
+        self._certificates = certificates
         self.outlet = outlet
         self._decoder = Decoder(PACKET_BYTES_MAX)
         self._will: Will | None = None
+        self._desk: ProvisioningDesk | None = None
         self._last_request: tuple[str, topics.Request] | None = None
         # Whether the hub has room for this connection; where it has none, CONNECT is refused.
         self.has_room = True
@@ -128,17 +143,16 @@ class Dialogue:
             self._end(now)
 
     def send_desired(self, effect: SendDesired) -> None:
-        qos = 0 if effect.packet_id is None else 1
-        topic = topics.desired_patch_topic(effect.patch.version)
-        self._send(
-            Publish(
-                topic=topic,
-                payload=effect.patch.body,
-                qos=qos,
-                packet_id=effect.packet_id,
-                duplicate=effect.is_duplicate,
-            )
-        )
+        self._deliver(topics.desired_patch_topic(effect.patch.version), effect.patch.body, effect)
+
+    def send_cloud_message(self, effect: SendCloudMessage) -> None:
+        topic = topics.cloud_message_topic(effect.device_id, cloud_message_bag(effect.message))
+        self._deliver(topic, effect.message.body, effect)
+
+    def send_input(self, effect: SendInput) -> None:
+        message = effect.message
+        topic = topics.module_input_topic(*effect.identity_id, message.name, message.properties)
+        self._deliver(topic, message.body, effect)
 
     def send_method(self, effect: SendMethod) -> None:
         self._send(Publish(topic=topics.method_topic(effect.name, effect.request_id), payload=effect.payload))
@@ -167,6 +181,17 @@ class Dialogue:
                 handler(self, packet, now)
             except (ProtocolError, ServiceError) as err:
                 self.close(err.message, now)
+
+    def _deliver(self, topic: str, body: bytes, effect: SendDesired | SendCloudMessage | SendInput) -> None:
+        self._send(
+            Publish(
+                topic=topic,
+                payload=body,
+                qos=0 if effect.packet_id is None else 1,
+                packet_id=effect.packet_id,
+                duplicate=effect.is_duplicate,
+            )
+        )
 
     def _refuse_stream(self, err: ProtocolError, now: float) -> None:
         if isinstance(err, UnsupportedProtocolLevelError) and self.state is State.AWAITING_CONNECT:
@@ -201,6 +226,10 @@ class Dialogue:
             self._refuse(ConnackCode.SERVER_UNAVAILABLE, "too many connections are open", now)
             return
         try:
+            login = topics.parse_provisioning_login(packet.username or "")
+            if login is not None and not self._hub.gatekeeper.knows_host(login.id_scope):
+                self._open_desk(packet, login, now)
+                return
             admission = self._admit(packet, now)
         except ServiceError as err:
             self._refuse(ConnackCode.NOT_AUTHORIZED, err.message, now)
@@ -210,12 +239,26 @@ class Dialogue:
             return
         self.identity_id = admission.identity_id
         self.expires_at = admission.expires_at
-        keep_alive_s = min(packet.keep_alive_s * 1.5, KEEP_ALIVE_S_MAX) if packet.keep_alive_s else KEEP_ALIVE_S_MAX
-        self.idle_timeout_s = keep_alive_s
+        self.idle_timeout_s = _idle_timeout_s(packet)
         self.state = State.OPEN
         logger.info("%s connected", self._name)
         self._send(Connack(session_present=admission.is_session_present))
         self._hub.resume(admission.identity_id, now)
+
+    def _open_desk(self, packet: Connect, login: topics.ProvisioningLogin, now: float) -> None:
+        """Let a device in that comes for provisioning; nothing of it is kept between connections."""
+        self._desk = ProvisioningDesk(self._hub.provisioning, packet, login, self._certificates)
+        self.expires_at = self._desk.open(now)
+        self.idle_timeout_s = _idle_timeout_s(packet)
+        self.state = State.PROVISIONING
+        logger.info("%s came to be provisioned", login.registration_id)
+        self._send(Connack())
+
+    def _ask_desk(self, packet: Publish | Subscribe | Unsubscribe | Puback, now: float) -> None:
+        if self._desk is None:
+            raise RuntimeError("nobody came to be provisioned on this connection")
+        for answer in self._desk.answer(packet, now):
+            self._send(answer)
 
     def _admit(self, packet: Connect, now: float) -> Admission:
         login = topics.parse_login(packet.username or "")
@@ -225,9 +268,16 @@ class Dialogue:
             raise ServiceError(Fault.IotHubUnauthorizedAccess, f"this hub is not {login.host_name}")
         identity_id = IdentityId(login.device_id, login.module_id)
         self._check_will(packet.will, identity_id)
-        # A device without a password would have to show a certificate, which this hub does not ask for yet.
+        # Who has a password has no need of a certificate: the service takes one or the other.
         credential = (packet.password or b"").decode(errors="replace")
-        admission = self._hub.connect(identity_id, credential, self.connection, is_clean=packet.clean_session, now=now)
+        admission = self._hub.connect(
+            identity_id,
+            credential,
+            self.connection,
+            is_clean=packet.clean_session,
+            now=now,
+            certificates=() if credential else self._certificates(),
+        )
         if model_id := login.parameters.get("model-id"):
             self._hub.set_model(identity_id, model_id)
         self._will = packet.will
@@ -302,8 +352,8 @@ class Dialogue:
         if self._hub.hears(self._client, TWIN_RESPONSES):
             self._send(Publish(topic=topics.twin_response_topic(status, request_id, version), payload=body))
 
-    def _puback(self, packet: Puback, _now: float) -> None:
-        self._hub.acknowledge(self._client, packet.packet_id)
+    def _puback(self, packet: Puback, now: float) -> None:
+        self._hub.acknowledge(self._client, packet.packet_id, now)
 
     def _subscribe(self, packet: Subscribe, now: float) -> None:
         features = [(self._feature(topic_filter), qos) for topic_filter, qos in packet.filters]
@@ -332,6 +382,10 @@ class Dialogue:
         self.close("the client disconnected", now)
 
 
+def _idle_timeout_s(packet: Connect) -> float:
+    return min(packet.keep_alive_s * 1.5, KEEP_ALIVE_S_MAX) if packet.keep_alive_s else KEEP_ALIVE_S_MAX
+
+
 # Every packet that a client may send, by state; for any other pair the connection is closed (MQTT-3.1.0-1, -2).
 TRANSITIONS: dict[tuple[State, type], Callable[[Dialogue, Any, float], None]] = {
     (State.AWAITING_CONNECT, Connect): Dialogue._connect,
@@ -341,4 +395,10 @@ TRANSITIONS: dict[tuple[State, type], Callable[[Dialogue, Any, float], None]] = 
     (State.OPEN, Unsubscribe): Dialogue._unsubscribe,
     (State.OPEN, Pingreq): Dialogue._ping,
     (State.OPEN, Disconnect): Dialogue._goodbye,
+    (State.PROVISIONING, Publish): Dialogue._ask_desk,
+    (State.PROVISIONING, Puback): Dialogue._ask_desk,
+    (State.PROVISIONING, Subscribe): Dialogue._ask_desk,
+    (State.PROVISIONING, Unsubscribe): Dialogue._ask_desk,
+    (State.PROVISIONING, Pingreq): Dialogue._ping,
+    (State.PROVISIONING, Disconnect): Dialogue._goodbye,
 }

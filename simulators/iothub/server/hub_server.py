@@ -5,7 +5,6 @@ import datetime
 import errno
 import logging
 import os
-import ssl
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ from aiohttp import web
 from simulators.iothub.core.hub import Hub
 from simulators.iothub.core.ledger import Ledger
 from simulators.iothub.errors import HubStartError
+from simulators.iothub.server.blob_exchange import BlobExchange
+from simulators.iothub.server.blob_store import BlobStore
 from simulators.iothub.server.certificates import CertificateFiles, ensure_certificates
 from simulators.iothub.server.entropy import SystemEntropy
 from simulators.iothub.server.journal import Journal
@@ -23,6 +24,7 @@ from simulators.iothub.server.mqtt_listener import MqttListener
 from simulators.iothub.server.rest_api.api import RestApi
 from simulators.iothub.server.state_directory import StateDirectory
 from simulators.iothub.server.switchboard import Switchboard
+from simulators.iothub.server.tls import TlsSite, request_certificates
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +46,8 @@ class HubEndpoints:
     https_port: int
     service_connection_string: str
     telemetry_url: str
+    id_scope: str
+    provisioning_connection_string: str
     certificates: CertificateFiles
 
 
@@ -103,6 +107,7 @@ class HubServer:
             await asyncio.gather(self._ticker, return_exceptions=True)
             self._ticker = None
             self.switchboard.stop()
+            self._exchange.stop()
         await self.go_away()
         if self._journal:
             self.switchboard.settle()
@@ -128,18 +133,22 @@ class HubServer:
             now = datetime.datetime.now(datetime.UTC)
             certificates = ensure_certificates(self._state.directory, self._names, now)
             policies = self._state.policies(entropy)
-        except (OSError, ValueError, KeyError) as err:
+            id_scope = self._state.id_scope(entropy)
+            blobs = BlobStore(self._state.directory / "uploads")
+        except (OSError, ValueError, KeyError, TypeError) as err:
             raise HubStartError(
                 f"cannot use the hub's files in {self._state.directory}: {err}",
                 hint="Move the directory away, or choose another with --state; the hub makes a new one.",
             ) from err
-        hub = Hub(self._names, policies, entropy, Ledger(is_kept=self._is_kept))
+        hub = Hub(self._names, policies, entropy, Ledger(is_kept=self._is_kept), id_scope)
         if self._is_kept:
             journal = Journal(self._state.directory / "journal", hub)
             journal.open()
             self._journal = journal
-        self.switchboard = Switchboard(hub, keeper=self._journal)
-        self._tls = _tls_context(certificates)
+        self.switchboard = Switchboard(hub, keeper=self._journal, blobs=blobs)
+        self._exchange = BlobExchange(self.switchboard, certificates.ca)
+        self.switchboard.run_exchange = self._exchange.launch
+        self._tls = request_certificates(certificates)
         await self._listen()
         self._ticker = asyncio.create_task(self._tick())
         return self._endpoints(certificates)
@@ -156,13 +165,13 @@ class HubServer:
     async def _start_https(self, runner: web.AppRunner) -> int:
         if self._https_port is None:
             try:
-                await web.TCPSite(runner, self._address, HTTPS_PORT, ssl_context=self._tls).start()
+                await TlsSite(runner, self._tls, self._address, HTTPS_PORT).start()
             except OSError as err:
                 logger.info("port %s cannot be had (%s); using %s", HTTPS_PORT, err.strerror, HTTPS_PORT_UNPRIVILEGED)
             else:
                 return HTTPS_PORT
         port = self._https_port or HTTPS_PORT_UNPRIVILEGED
-        await self._bind(web.TCPSite(runner, self._address, port, ssl_context=self._tls).start(), "HTTPS", port)
+        await self._bind(TlsSite(runner, self._tls, self._address, port).start(), "HTTPS", port)
         return port
 
     async def _bind(self, listening: Coroutine[Any, Any, None], what: str, port: int) -> None:
@@ -182,7 +191,8 @@ class HubServer:
     def _endpoints(self, certificates: CertificateFiles) -> HubEndpoints:
         host_name, https_port = self._names[0], self._https_port or HTTPS_PORT
         authority = host_name if https_port == HTTPS_PORT else f"{host_name}:{https_port}"
-        policy = self.switchboard.hub.gatekeeper.policy("iothubowner")
+        gatekeeper = self.switchboard.hub.gatekeeper
+        policy, provisioning = gatekeeper.policy("iothubowner"), gatekeeper.policy("provisioningserviceowner")
         return HubEndpoints(
             host_name=host_name,
             address=self._address,
@@ -192,6 +202,10 @@ class HubServer:
                 f"HostName={authority};SharedAccessKeyName={policy.name};SharedAccessKey={policy.keys[0]}"
             ),
             telemetry_url=f"https://{authority}/telemetry/events",
+            id_scope=self.switchboard.hub.provisioning.id_scope,
+            provisioning_connection_string=(
+                f"HostName={authority};SharedAccessKeyName={provisioning.name};SharedAccessKey={provisioning.keys[0]}"
+            ),
             certificates=certificates,
         )
 
@@ -213,11 +227,6 @@ def _note(endpoints: HubEndpoints) -> dict[str, Any]:
         "certificateFile": str(endpoints.certificates.certificate.absolute()),
         "keyFile": str(endpoints.certificates.key.absolute()),
         "telemetryUrl": endpoints.telemetry_url,
+        "idScope": endpoints.id_scope,
+        "provisioningConnectionString": endpoints.provisioning_connection_string,
     }
-
-
-def _tls_context(certificates: CertificateFiles) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(certificates.certificate, certificates.key)
-    return context

@@ -3,10 +3,12 @@
 import asyncio
 import logging
 import resource
-import ssl
 from typing import cast
 
+from OpenSSL import SSL
+
 from simulators.iothub.server.switchboard import Switchboard
+from simulators.iothub.server.tls import CLIENT_CERTIFICATES, serve_tls
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +24,6 @@ CONNECTIONS_MAX = 20_000
 REFUSALS_MAX = 100
 # Files, HTTPS connections and listeners need descriptors too.
 DESCRIPTORS_RESERVED = 256
-TLS_HANDSHAKE_TIMEOUT_S = 30.0
-TLS_SHUTDOWN_TIMEOUT_S = 2.0
 # Tokens may be good for years; timers are set for a day at most and then looked at again.
 CHECK_INTERVAL_S_MAX = 86_400.0
 
@@ -60,7 +60,7 @@ class MqttConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's own is one in all but name.
         self._transport = cast("asyncio.Transport", transport)
-        self._dialogue = self._switchboard.open(self)
+        self._dialogue = self._switchboard.open(self, lambda: transport.get_extra_info(CLIENT_CERTIFICATES, ()))
         excess = self._switchboard.connection_count - connections_max()
         if excess > REFUSALS_MAX:
             logger.warning("cutting a connection: %s are open", self._switchboard.connection_count)
@@ -185,22 +185,14 @@ class MqttConnection(asyncio.Protocol):
 class MqttListener:
     """Accepts MQTT connections on one address."""
 
-    def __init__(self, switchboard: Switchboard, tls: ssl.SSLContext) -> None:
+    def __init__(self, switchboard: Switchboard, tls: SSL.Context) -> None:
         self._switchboard = switchboard
         self._tls = tls
         self._server: asyncio.Server | None = None
 
     async def start(self, address: str, port: int) -> None:
         """Listen; raises OSError where the port cannot be had."""
-        self._server = await asyncio.get_running_loop().create_server(
-            lambda: MqttConnection(self._switchboard),
-            address,
-            port,
-            ssl=self._tls,
-            ssl_handshake_timeout=TLS_HANDSHAKE_TIMEOUT_S,
-            ssl_shutdown_timeout=TLS_SHUTDOWN_TIMEOUT_S,
-            backlog=1024,
-        )
+        self._server = await serve_tls(self._tls, lambda: MqttConnection(self._switchboard), address, port)
 
     async def stop(self) -> None:
         """Stop accepting and close every connection."""

@@ -6,12 +6,13 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
-from simulators.iothub.core.access import DEFAULT_POLICIES, Policy, new_policies
+from simulators.iothub.core.access import DEFAULT_POLICIES, PROVISIONING_POLICIES, Policy, Right, new_policies
 from simulators.iothub.core.ports import Entropy
 from simulators.iothub.errors import HubStartError
 from simulators.iothub.server.certificates import write_private
 
 NOTE_NAME = "hub.json"
+ALL_POLICIES = {**DEFAULT_POLICIES, **PROVISIONING_POLICIES}
 
 
 class StateDirectory:
@@ -56,12 +57,28 @@ class StateDirectory:
     def policies(self, entropy: Entropy) -> tuple[Policy, ...]:
         """The hub's policies: their keys are made once, so that connection strings outlive a restart."""
         path = self.directory / "policies.json"
+        known: dict[str, Right] = {}
+        policies: tuple[Policy, ...] = ()
         if path.exists():
             stored = json.loads(path.read_text())
-            return tuple(Policy(name, rights, tuple(stored[name])) for name, rights in DEFAULT_POLICIES.items())
-        policies = new_policies(entropy)
+            known = {name: rights for name, rights in ALL_POLICIES.items() if name in stored}
+            policies = tuple(Policy(name, rights, tuple(stored[name])) for name, rights in known.items())
+        # A directory of an older release lacks the policies that were added since.
+        missing = {name: rights for name, rights in ALL_POLICIES.items() if name not in known}
+        if not missing:
+            return policies
+        policies += new_policies(entropy, missing)
         write_private(path, json.dumps({policy.name: policy.keys for policy in policies}, indent=2).encode())
         return policies
+
+    def id_scope(self, entropy: Entropy) -> str:
+        """The id scope of the hub's provisioning service, made once."""
+        path = self.directory / "id-scope"
+        if path.exists():
+            return path.read_text().strip()
+        id_scope = f"0ne{entropy.identifier().replace('-', '')[:8].upper()}"
+        write_private(path, id_scope.encode())
+        return id_scope
 
     def write_note(self, note: dict[str, Any]) -> None:
         """Say where the hub is met; it holds a key, so it is private."""

@@ -7,12 +7,21 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from simulators.iothub.core.effects import CloseConnection, EndMethod, SendDesired, SendMethod
+from simulators.iothub.core.effects import (
+    CloseConnection,
+    EndMethod,
+    RunExchange,
+    SendCloudMessage,
+    SendDesired,
+    SendInput,
+    SendMethod,
+)
 from simulators.iothub.core.hub import Hub
 from simulators.iothub.core.methods import MethodRequest, MethodResult
 from simulators.iothub.core.registry import IdentityId
 from simulators.iothub.core.sessions import ConnectionId
 from simulators.iothub.errors import StorageError
+from simulators.iothub.server.blob_store import BlobStore
 from simulators.iothub.server.dialogue import Dialogue, Outlet, State
 
 logger = logging.getLogger(__name__)
@@ -60,8 +69,15 @@ class Switchboard:
     and others write after `settle`. `storage_error` says that the last attempt to write failed.
     """
 
-    def __init__(self, hub: Hub, clock: Callable[[], float] = time.time, keeper: Keeper | None = None) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        clock: Callable[[], float] = time.time,
+        keeper: Keeper | None = None,
+        blobs: BlobStore | None = None,
+    ) -> None:
         self.hub = hub
+        self.blobs = blobs
         self.now = clock
         self.events_bell = Bell()
         self.is_stopping = False
@@ -69,6 +85,9 @@ class Switchboard:
         self._ids = itertools.count(1)
         self._results: dict[str, asyncio.Future[MethodResult]] = {}
         self._rung_sequence = 0
+        self._work: asyncio.Task[None] | None = None
+        # Carries out imports and exports; who serves the hub sets it.
+        self.run_exchange: Callable[[str], None] = lambda _job_id: None
         self._keeper = keeper
         self._held: list[HeldOutlet] = []
         self._is_flush_due = False
@@ -78,9 +97,9 @@ class Switchboard:
     def connection_count(self) -> int:
         return len(self._dialogues)
 
-    def open(self, outlet: Outlet) -> Dialogue:
-        """Start a dialogue on a new connection."""
-        dialogue = Dialogue(self.hub, next(self._ids), outlet)
+    def open(self, outlet: Outlet, certificates: Callable[[], tuple[bytes, ...]] = tuple) -> Dialogue:
+        """Start a dialogue on a new connection, whose client has shown these certificates."""
+        dialogue = Dialogue(self.hub, next(self._ids), outlet, certificates)
         self._dialogues[dialogue.connection] = dialogue
         return dialogue
 
@@ -150,11 +169,30 @@ class Switchboard:
     def tick(self) -> None:
         """What time alone brings about."""
         self.hub.expire_methods(self.now())
+        self.hub.expire_messages(self.now())
+        if self._work is None and self.hub.advance(self.now()):
+            self.start_work()
+        self.settle()
+
+    def start_work(self) -> None:
+        """Do a slice of what is done by and by at once, and the rest between other things."""
+        if self._work is None and self.hub.advance(self.now()):
+            self._work = asyncio.get_running_loop().create_task(self._do_work())
+
+    async def _do_work(self) -> None:
+        try:
+            while self.hub.advance(self.now()):
+                self.settle()
+                await asyncio.sleep(0)
+        finally:
+            self._work = None
         self.settle()
 
     def stop(self) -> None:
         """Let whoever waits for news go home."""
         self.is_stopping = True
+        if self._work:
+            self._work.cancel()
         self.events_bell.ring()
 
     def dialogues_of(self, client_id: str | None) -> list[Dialogue]:
@@ -178,6 +216,14 @@ class Switchboard:
         if dialogue := self._dialogue(effect.connection):
             dialogue.send_desired(effect)
 
+    def _send_cloud_message(self, effect: SendCloudMessage) -> None:
+        if dialogue := self._dialogue(effect.connection):
+            dialogue.send_cloud_message(effect)
+
+    def _send_input(self, effect: SendInput) -> None:
+        if dialogue := self._dialogue(effect.connection):
+            dialogue.send_input(effect)
+
     def _send_method(self, effect: SendMethod) -> None:
         if dialogue := self._dialogue(effect.connection):
             dialogue.send_method(effect)
@@ -191,13 +237,19 @@ class Switchboard:
         if future is not None and not future.done():
             future.set_result(effect.result)
 
+    def _run_exchange(self, effect: RunExchange) -> None:
+        self.run_exchange(effect.job_id)
+
     def _dialogue(self, connection: ConnectionId) -> Dialogue | None:
         return self._dialogues.get(connection)
 
 
 _CARRIERS: dict[type, Callable[[Switchboard, Any], None]] = {
     SendDesired: Switchboard._send_desired,
+    SendCloudMessage: Switchboard._send_cloud_message,
+    SendInput: Switchboard._send_input,
     SendMethod: Switchboard._send_method,
     CloseConnection: Switchboard._close,
     EndMethod: Switchboard._end_method,
+    RunExchange: Switchboard._run_exchange,
 }

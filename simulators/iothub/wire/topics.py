@@ -50,6 +50,25 @@ class Login:
 
 
 @dataclass(frozen=True, slots=True)
+class ProvisioningLogin:
+    """The user name of a device that comes to be provisioned."""
+
+    id_scope: str
+    registration_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class OperationStatus:
+    request_id: str
+    operation_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Telemetry:
     device_id: str
     module_id: str
@@ -88,6 +107,41 @@ def parse_login(username: str) -> Login:
     if not host_name or not device_id or "/" in module_id:
         raise ProtocolError(f"user name {username!r} is not {{host}}/{{device}}[/{{module}}]/?api-version=…")
     return Login(host_name, device_id, module_id, parse_properties(query))
+
+
+PROVISIONING_RESPONSES = "$dps/registrations/res/#"
+
+
+def parse_provisioning_login(username: str) -> ProvisioningLogin | None:
+    """Read ``{idScope}/registrations/{registrationId}/api-version=…``, without a question mark; None for any other."""
+    match username.split("/", 3):
+        case [id_scope, "registrations", registration_id, query] if (
+            id_scope and registration_id and query.removeprefix("?").startswith("api-version=")
+        ):
+            return ProvisioningLogin(id_scope, unquote(registration_id))
+    return None
+
+
+def parse_provisioning_request(topic: str) -> Register | OperationStatus:
+    """What a device asks of the provisioning service by publishing to `topic`.
+
+    Raises:
+        ProtocolError: no such topic; the connection is closed.
+    """
+    head, _, query = topic.partition("/?")
+    parameters = parse_properties(query)
+    request_id = parameters.get("$rid", "")
+    if request_id and head == "$dps/registrations/PUT/iotdps-register":
+        return Register(request_id)
+    operation_id = parameters.get("operationId", "")
+    if request_id and operation_id and head == "$dps/registrations/GET/iotdps-get-operationstatus":
+        return OperationStatus(request_id, operation_id)
+    raise ProtocolError(f"topic {topic!r} is none of the provisioning service's")
+
+
+def provisioning_response_topic(status: int, request_id: str, retry_after_s: int | None = None) -> str:
+    suffix = f"&retry-after={retry_after_s}" if retry_after_s is not None else ""
+    return f"$dps/registrations/res/{status}/?$rid={quote(request_id, safe='')}{suffix}"
 
 
 def feature_of(topic_filter: str, device_id: str, module_id: str) -> Feature | None:
@@ -160,6 +214,14 @@ def parse_properties(bag: str) -> dict[str, str]:
 def format_properties(properties: dict[str, str]) -> str:
     """Write a property bag so that no key or value can end its topic level or its pair."""
     return "&".join(f"{quote(key, safe='')}={quote(value, safe='')}" for key, value in properties.items())
+
+
+def cloud_message_topic(device_id: str, properties: dict[str, str]) -> str:
+    return f"devices/{device_id}/messages/devicebound/{format_properties(properties)}"
+
+
+def module_input_topic(device_id: str, module_id: str, name: str, properties: dict[str, str]) -> str:
+    return f"devices/{device_id}/modules/{module_id}/inputs/{quote(name, safe='')}/{format_properties(properties)}"
 
 
 def method_topic(name: str, request_id: str) -> str:

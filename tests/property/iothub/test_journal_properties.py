@@ -91,8 +91,8 @@ def create(hub: Hub, identity_id: IdentityId, number: int) -> None:
     hub.put_identity(identity_id, document, None, NOON + number)
 
 
-def delete(hub: Hub, identity_id: IdentityId, _number: int) -> None:
-    hub.delete_identity(identity_id, None)
+def delete(hub: Hub, identity_id: IdentityId, number: int) -> None:
+    hub.delete_identity(identity_id, None, NOON + number)
 
 
 def patch(hub: Hub, identity_id: IdentityId, number: int) -> None:

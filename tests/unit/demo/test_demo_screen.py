@@ -22,6 +22,7 @@ from simulators.demo.picture import (
     times_line,
     trial_words,
     versions_table,
+    wave_table,
     wave_words,
 )
 from simulators.demo.plan import CLAIMS, Plan, fast
@@ -115,6 +116,21 @@ def test_the_scene_shows_each_device_and_each_wave_within_eighty_columns():
 def test_a_full_fleet_with_its_rollout_fits_a_terminal_of_24_lines():
     states = [state(device, phase="committed", loaded_version=1) for device in DEVICES]
     assert len(drawn(scene(states, ROLLOUT))) <= 20
+
+
+def test_a_long_evidence_leaves_the_wave_and_its_devices_to_be_read():
+    decision = {
+        "verdict": "advance",
+        "reasons": ["10 of 10 devices committed, which is a long way to say that all did"],
+    }
+    view = read_rollout(
+        {
+            "id": "r-0001",
+            "state": "running",
+            "waves": [{"number": 1, "devices": [f"dev-{number}" for number in range(10)], "decision": decision}],
+        }
+    )
+    assert drawn(wave_table(view), width=40)[0].startswith("wave 1  10 devices  advance: ")
 
 
 def test_a_decided_wave_gives_the_gates_own_words():

@@ -110,9 +110,9 @@ class Client:
         self.dialogue: Dialogue | None = None
         self.events: list[Event] = []
 
-    def connect(self, **changes: Any) -> list[Event]:
+    def connect(self, *, certificates: tuple[bytes, ...] = (), **changes: Any) -> list[Event]:
         self.pipe = Pipe()
-        self.dialogue = self.world.switchboard.open(self.pipe)
+        self.dialogue = self.world.switchboard.open(self.pipe, lambda: certificates)
         self.session.connect(self.world.connect_packet(self.identity_id, **changes))
         return self.exchange()
 

@@ -130,7 +130,7 @@ def test_a_disabled_device_is_cut_off_and_not_let_in_again_nor_are_its_modules(w
 
 def test_a_deleted_device_is_cut_off(world: World, client: Client) -> None:
     subscribed(client, DESIRED)
-    world.hub.delete_identity(IdentityId("d1"), None)
+    world.hub.delete_identity(IdentityId("d1"), None, world.clock.now)
     world.switchboard.settle()
     assert (client.pipe.is_closed, world.hub.service_statistics()) == (True, {"connectedDeviceCount": 0})
 
@@ -484,5 +484,11 @@ def test_the_table_of_the_dialogue_is_complete() -> None:
         ("OPEN", "Publish"),
         ("OPEN", "Subscribe"),
         ("OPEN", "Unsubscribe"),
+        ("PROVISIONING", "Disconnect"),
+        ("PROVISIONING", "Pingreq"),
+        ("PROVISIONING", "Puback"),
+        ("PROVISIONING", "Publish"),
+        ("PROVISIONING", "Subscribe"),
+        ("PROVISIONING", "Unsubscribe"),
     ]
     assert not [state for state, _ in TRANSITIONS if state is State.CLOSED]

@@ -1,12 +1,14 @@
 """The query language: what selects, what is refused, and pages."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from simulators.iothub.core.query import run_query
 from simulators.iothub.core.query.expressions import UNDEFINED, compare
+from simulators.iothub.core.query.grammar import GRAMMAR
 from simulators.iothub.errors import ServiceError
 
 FLEET: list[dict[str, Any]] = [
@@ -21,9 +23,10 @@ FLEET: list[dict[str, Any]] = [
 ]
 
 
-def source(collection: str) -> list[tuple[int, dict[str, Any]]]:
+def source(collection: str, after: int = 0) -> list[tuple[int, dict[str, Any]]]:
     modules = [(9, {"deviceId": "n1", "moduleId": "m1"})]
-    return list(enumerate(FLEET, start=10)) if collection == "devices" else modules
+    rows = list(enumerate(FLEET, start=10)) if collection == "devices" else modules
+    return [entry for entry in rows if entry[0] > after]
 
 
 def selected(condition: str) -> list[str]:
@@ -130,7 +133,7 @@ REFUSED: dict[Any, str] = {
     5: "no query",
     "SELECT": "ends too early",
     "SELECT * FROM jobs": "not understood at column 15",
-    "SELECT * FROM devices.jobs": "cannot query devices.jobs",
+    "SELECT * FROM devices.nodes": "cannot query devices.nodes",
     "SELECT * FROM devices WHERE": "ends too early",
     "SELECT * FROM devices WHERE tags.site == 'x'": "not understood at column 40",
     "SELECT * FROM devices WHERE tags.site = 'x": "not understood at column 41",
@@ -178,8 +181,8 @@ def test_top_counts_over_pages() -> None:
 def test_a_page_goes_on_after_the_last_row_although_rows_came_and_went() -> None:
     first = run_query("SELECT * FROM devices", source, None, 2)
 
-    def later(_collection: str) -> list[tuple[int, dict[str, Any]]]:
-        return [entry for entry in source("devices") if entry[0] != 10] + [(99, {"deviceId": "new"})]
+    def later(_collection: str, after: int) -> list[tuple[int, dict[str, Any]]]:
+        return [entry for entry in source("devices", after) if entry[0] != 10] + [(99, {"deviceId": "new"})]
 
     second = run_query("SELECT * FROM devices", later, first.continuation, 100)
     assert [row["deviceId"] for row in second.rows] == ["s1", "o'x", "new"]
@@ -202,3 +205,97 @@ def test_a_continuation_of_another_query_is_refused() -> None:
 def test_only_primitives_compare(sign: str, value: Any) -> None:
     assert compare(value, sign, value) is UNDEFINED
     assert compare(1, sign, value) is UNDEFINED
+
+
+CALCULATIONS: dict[str, list[str]] = {
+    "tags.floor + 1 = 2": ["n1"],
+    "tags.floor+1=3": ["n2"],
+    "tags.floor -1 = 0.5": ["s1"],
+    "1 + 2 * 3 = 7 AND deviceId = 'n1'": ["n1"],
+    "(1 + 2) * 3 = 9 AND deviceId = 'n1'": ["n1"],
+    "10 - 4 - 3 = 3 AND deviceId = 'n1'": ["n1"],
+    "7 % 4 = 3 AND -7 % 4 = -3 AND deviceId = 'n1'": ["n1"],
+    "5 / 2 = tags.floor + 0.5": ["n2"],
+    "tags.floor / 0 > 0": [],
+    "NOT tags.floor / 0 > 0": [],
+    "tags.site + 1 != 0": [],
+    "- - tags.floor = 2": ["n2"],
+    "-tags.floor < -1.5": ["n2"],
+    "+tags.floor = 2": ["n2"],
+    "tags.floor * 1e308 * 10 > 0": [],
+    "tags.floor IN [3 - 1, 7]": ["n2"],
+    "tags.nothing IN [undefined]": [],
+    "DEVICEID = 'n1'": ["n1"],
+    "Tags.site = 'south'": ["s1"],
+    "tags.Site = 'south'": [],
+    "STARTSWITH(deviceId, 'n')": ["n1", "n2"],
+    "starts_with(deviceId, 's') OR ENDSWITH(deviceId, '2')": ["n2", "s1"],
+    "ends_with(tags.site, 'th') AND CONTAINS(tags.site, 'ou')": ["s1"],
+    "NOT STARTSWITH(tags.floor, '1')": [],
+    "UPPER(tags.site) = 'NORTH' AND LOWER('N1') = deviceId": ["n1"],
+    "LENGTH(deviceId) = 3 AND LENGTH(CONCAT(deviceId, '-', deviceId)) = 7": ["o'x"],
+    "LENGTH(tags) > 0": [],
+    "SUBSTRING(tags.site, 1, 2) = 'or' AND SUBSTRING(tags.site, 3) = 'th'": ["n1", "n2"],
+    "SUBSTRING(tags.site, -1) = 'h'": [],
+    "INDEX_OF(tags.site, 'u') = 2": ["s1"],
+    "INDEX_OF(tags.site, 'z') = -1": ["n1", "n2", "s1"],
+    "ABS(-2) = 2 AND SIGN(-3) = -1 AND deviceId = 'n1'": ["n1"],
+    "POWER(2, 10) = 1024 AND SQUARE(3) = 9 AND SQRT(16) = 4 AND EXP(0) = 1 AND deviceId = 'n1'": ["n1"],
+    "CEILING(tags.floor) = 2 AND FLOOR(tags.floor) = 1": ["s1"],
+    "SQRT(-1) = 0 OR EXP(100000) > 0 OR POWER(0, -1) > 0": [],
+    "AS_NUMBER('1.5') = tags.floor": ["s1"],
+    "AS_NUMBER('x') = 1 OR AS_NUMBER('1e999') > 1 OR AS_NUMBER(true) = 1": [],
+    "IS_BOOL(properties.reported.up)": ["n1", "n2"],
+    "IS_NUMBER(properties.reported.up)": [],
+    "IS_NUMBER(tags.floor) AND IS_STRING(tags.site) AND NOT IS_STRING(tags.floor)": ["n1", "n2", "s1"],
+    "IS_NULL(tags.owner)": ["s1"],
+    "IS_OBJECT(tags) AND NOT IS_OBJECT(deviceId)": ["n1", "n2", "s1"],
+    "IS_ARRAY([1, 2]) AND IS_PRIMITIVE(tags.owner)": ["s1"],
+    "NOT IS_DEFINED(tags)": ["o'x"],
+    "IS_DEFINED(tags.floor + 1)": ["n1", "n2", "s1"],
+}
+
+
+@pytest.mark.parametrize(("condition", "expected"), CALCULATIONS.items())
+def test_a_condition_calculates(condition: str, expected: list[str]) -> None:
+    assert selected(condition) == expected
+
+
+REFUSED_CONDITIONS: dict[str, str] = {
+    "ROUND(tags.floor) = 1": "not understood",
+    "STARTSWITH(deviceId) = true": "STARTSWITH takes 2 arguments, not 1",
+    "SUBSTRING(a, 1, 2, 3) = ''": "SUBSTRING takes 2 to 3 arguments, not 4",
+    "deviceId IN ('a', 'b')": "not understood",
+    "deviceId LIKE 'a%'": "not understood",
+    "COUNT(tags.a) = 1": "not understood",
+    "a = " + "9" * 400: "beyond what a double holds",
+    "a = 0x" + "F" * 400: "beyond what a double holds",
+    "a = " + "-" * 200 + "1": "nests deeper",
+    "a IN " + "[ " * 101 + "]" * 101: "nests deeper",
+}
+
+
+@pytest.mark.parametrize(
+    ("condition", "refusal"), REFUSED_CONDITIONS.items(), ids=[text[:30] for text in REFUSED_CONDITIONS]
+)
+def test_a_condition_is_refused(condition: str, refusal: str) -> None:
+    with pytest.raises(ServiceError, match=re.escape(refusal)) as refused:
+        selected(condition)
+    assert refused.value.fault.name == "ArgumentInvalid"
+
+
+def test_the_documented_grammar_is_the_one_that_runs() -> None:
+    page = (Path(__file__).parents[3] / "docs/query-grammar.md").read_text()
+    assert page.split("```lark\n")[1].split("\n```")[0] == GRAMMAR.strip()
+
+
+def test_conditions_on_jobs_may_name_the_collection() -> None:
+    def jobs(collection: str, after: int) -> list[tuple[int, dict[str, Any]]]:
+        assert collection == "devices.jobs"
+        return [(number, {"jobId": f"j{number}", "status": "completed"}) for number in (1, 2) if number > after]
+
+    page = run_query("SELECT * FROM devices.jobs WHERE devices.jobs.jobId = 'j2'", jobs, None, 10)
+    assert (page.rows, page.item_type) == ([{"jobId": "j2", "status": "completed"}], "DeviceJob")
+    assert run_query("SELECT * FROM devices.jobs WHERE jobId = 'j2'", jobs, None, 10) == page
+    with pytest.raises(ServiceError, match=r"SELECT \* only"):
+        run_query("SELECT COUNT() AS n FROM devices.jobs", jobs, None, 10)

@@ -12,7 +12,7 @@ import pytest
 
 from simulators.iothub.core.access import make_token
 from simulators.iothub.core.registry import IdentityId
-from simulators.iothub.server import mqtt_listener
+from simulators.iothub.server import mqtt_listener, tls
 from simulators.iothub.server.background import BackgroundHub
 from simulators.iothub.wire.client import ClientSession, Connected, Event, Published, Refused
 from simulators.iothub.wire.mqtt import ConnackCode, Connect, Pingreq, Publish, encode
@@ -211,7 +211,7 @@ def test_a_storm_of_connections_that_come_and_go_leaves_nothing_behind(hub: Back
 
 
 def test_a_handshake_that_does_not_end_is_ended(hub: BackgroundHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mqtt_listener, "TLS_HANDSHAKE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(tls, "HANDSHAKE_TIMEOUT_S", 0.5)
     hub.go_away()
     hub.come_back()
     good = Client(hub, "good")

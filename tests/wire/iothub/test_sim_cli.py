@@ -90,8 +90,10 @@ def test_a_hub_says_where_it_is_and_leaves_no_trace_of_running(tmp_path: Path, a
         "certificateFile",
         "keyFile",
         "telemetryUrl",
+        "idScope",
+        "provisioningConnectionString",
     }
-    for name in ("hub.json", "policies.json", "hub-key.pem", "ca-key.pem"):
+    for name in ("hub.json", "policies.json", "hub-key.pem", "ca-key.pem", "id-scope"):
         assert stat.S_IMODE((tmp_path / "hub" / name).stat().st_mode) == 0o600, name
     code, out, err = stop(process)
     assert code == 0

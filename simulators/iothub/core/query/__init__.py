@@ -1,4 +1,4 @@
-"""The hub's query language over twins: grammar, meaning of expressions, and paging.
+"""The hub's query language over twins and jobs: grammar, meaning of expressions, and paging.
 
 Source: https://learn.microsoft.com/azure/iot-hub/iot-hub-devguide-query-language.
 """

@@ -1,25 +1,30 @@
-"""Query text to a `Query`, by a written grammar."""
+"""Query text to a `Query`, by a written grammar. docs/query-grammar.md explains it."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from lark import Lark, Token, Transformer, v_args
+from lark import Lark, Token, v_args
 from lark.exceptions import LarkError, UnexpectedInput, UnexpectedToken, VisitError
+from lark.visitors import Transformer_NonRecursive
 
 from simulators.iothub.core.query import expressions
 from simulators.iothub.core.query.expressions import Expression, Path
+from simulators.iothub.core.query.functions import FUNCTIONS, called
 from simulators.iothub.errors import Fault, ServiceError
 
 QUERY_CHARACTERS_MAX = 8192
 # Conditions nest as the parser's stack does; no query of a person comes near.
 DEPTH_MAX = 100
+COLLECTIONS = ("devices", "devices.modules", "devices.jobs")
 
 GRAMMAR = r"""
 query: SELECT top? selection FROM source where? group?
 
 top: TOP INTEGER
-?selection: "*"             -> everything
+?selection: STAR                  -> everything
           | column ("," column)*  -> columns
 column: (aggregate | path) (AS name)?
 aggregate: AGGREGATE "(" path? ")"
@@ -27,20 +32,30 @@ source: DEVICES ("." name)?
 where: WHERE disjunction
 group: GROUP BY path ("," path)*
 
+target: STAR -> all_targets
+      | disjunction -> device_targets
+      | FROM source where? -> collection_targets
+
 ?disjunction: conjunction (OR conjunction)*   -> any_of
 ?conjunction: negation (AND negation)*        -> all_of
 ?negation: NOT negation                       -> negated
          | comparison
-?comparison: operand COMPARISON operand       -> compared
-           | operand IN list                  -> contained
-           | operand NIN list                 -> not_contained
-           | operand
+?comparison: sum COMPARISON sum               -> compared
+           | sum IN sum                       -> contained
+           | sum NIN sum                      -> not_contained
+           | sum
+?sum: product ((PLUS | MINUS) product)*       -> calculated
+?product: signed ((STAR | SLASH | PERCENT) signed)*  -> calculated
+?signed: MINUS signed                         -> opposite
+       | PLUS signed                          -> unchanged
+       | operand
 ?operand: literal
         | function
         | path
+        | array
         | "(" disjunction ")"
-function: FUNCTION "(" path ")"
-list: "[" (literal ("," literal)*)? "]"
+function: FUNCTION "(" disjunction ("," disjunction)* ")"
+array: "[" (disjunction ("," disjunction)*)? "]"
 
 ?literal: STRING  -> string
         | NUMBER  -> number
@@ -55,8 +70,13 @@ name: NAME -> plain
     | ESCAPED -> escaped
 
 COMPARISON: "=" | "!=" | "<>" | "<=" | ">=" | "<" | ">"
-AGGREGATE.2: /(count|sum|avg|min|max)(?=\s*\()/i
-FUNCTION.2: /is_defined(?=\s*\()/i
+STAR: "*"
+SLASH: "/"
+PERCENT: "%"
+PLUS: "+"
+MINUS: "-"
+AGGREGATE.3: /(count|sum|avg|min|max)(?=\s*\()/i
+FUNCTION.2: /(<functions>)(?=\s*\()/i
 SELECT.1: /select(?![\w$])/i
 TOP.1: /top(?=\s+\d)/i
 FROM.1: /from(?![\w$])/i
@@ -74,15 +94,20 @@ TRUE.1: /true(?![\w$])/i
 FALSE.1: /false(?![\w$])/i
 NULL.1: /null(?![\w$])/i
 UNDEFINED.1: /undefined(?![\w$])/i
-NUMBER.1: /-?(0x[0-9a-f]+|\d+\.\d+(e[-+]?\d+)?|\d+e[-+]?\d+)(?![\w$])/i
-INTEGER: /-?\d+(?![\w$])/
+NUMBER.1: /(0x[0-9a-f]+|\d+\.\d+(e[-+]?\d+)?|\d+e[-+]?\d+)(?![\w$])/i
+INTEGER: /\d+(?![\w$])/
 STRING: /'(\\.|''|[^'\\])*'|"(\\.|[^"\\])*"/
 NAME: /[^\W\d][\w$]*|\$\w[\w$]*/
 ESCAPED: /\[\[[^\[\]]+\]\]/
 %ignore /\s+/
-"""
+""".replace("<functions>", "|".join(FUNCTIONS))
 
-_PARSER = Lark(GRAMMAR, start="query", parser="lalr", maybe_placeholders=False)
+_QUOTED = re.compile(r"""'(\\.|''|[^'\\])*'|"(\\.|[^"\\])*\"""", re.DOTALL)
+_NEGATIONS = re.compile(r"\bnot\b", re.IGNORECASE)
+# A sign after an operator, a bracket or a comma belongs to one operand, and such signs nest.
+_SIGNS = re.compile(r"(?<=[-+*/%=<>(,\[])\s*[-+]")
+
+_PARSER = Lark(GRAMMAR, start=["query", "target"], parser="lalr", maybe_placeholders=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,40 +139,86 @@ class Query:
         return bool(self.group) or any(isinstance(column.source, Aggregate) for column in self.columns)
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which rows of a collection a configuration or a job is for; `condition` is None where it is for all."""
+
+    collection: str
+    condition: Expression | None = None
+
+    def holds(self, row: expressions.Row) -> bool:
+        return self.condition is None or self.condition(row) is True
+
+
+@lru_cache(maxsize=256)
+def _parsed_query(text: str) -> Query:
+    query: Query = _parsed(text, "query", "query")
+    _check(query)
+    return query
+
+
 def parse_query(text: Any) -> Query:
     """Read a query; raises ServiceError ArgumentInvalid, and where it is not one."""
     if not isinstance(text, str) or not text.strip():
         raise ServiceError(Fault.ArgumentInvalid, "the body has no query")
+    return _parsed_query(text)
+
+
+def parse_target(text: Any) -> Target:
+    """Read a target condition: ``*``, the WHERE part of a query over devices, or ``FROM devices.modules WHERE ...``.
+
+    Raises:
+        ServiceError: ArgumentInvalid, and where it is none.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise ServiceError(Fault.ArgumentInvalid, "the condition is empty")
+    target: Target = _parsed(text, "target", "condition")
+    if target.collection not in COLLECTIONS[:2]:
+        raise ServiceError(Fault.ArgumentInvalid, f"cannot target {target.collection}; {' and '.join(COLLECTIONS[:2])}")
+    return target
+
+
+def _parsed(text: str, start: str, what: str) -> Any:
     if len(text) > QUERY_CHARACTERS_MAX:
-        raise ServiceError(Fault.ArgumentInvalid, f"the query is longer than {QUERY_CHARACTERS_MAX} characters")
-    if text.count("(") > DEPTH_MAX or text.lower().count("not") > DEPTH_MAX:
-        raise ServiceError(Fault.ArgumentInvalid, f"the query nests deeper than {DEPTH_MAX} levels")
+        raise ServiceError(Fault.ArgumentInvalid, f"the {what} is longer than {QUERY_CHARACTERS_MAX} characters")
+    _check_depth(text, what)
     try:
-        query: Query = _Reader().transform(_PARSER.parse(text))
+        return _Reader().transform(_PARSER.parse(text, start=start))
     except UnexpectedInput as err:
-        raise ServiceError(Fault.ArgumentInvalid, _explained(err, text)) from err
+        raise ServiceError(Fault.ArgumentInvalid, _explained(err, text, what)) from err
     except VisitError as err:
         if isinstance(err.orig_exc, ServiceError):
             raise err.orig_exc from err
         raise
     except LarkError as err:
-        raise ServiceError(Fault.ArgumentInvalid, f"the query is not understood: {err}") from err
-    _check(query)
-    return query
+        raise ServiceError(Fault.ArgumentInvalid, f"the {what} is not understood: {err}") from err
 
 
-def _explained(err: UnexpectedInput, text: str) -> str:
+def _check_depth(text: str, what: str) -> None:
+    """Refuse what nests deeper than the stack of this process may bear, before it is read."""
+    plain = _QUOTED.sub("''", text)
+    depth = deepest = 0
+    for character in plain:
+        depth += (character in "([") - (character in ")]")
+        deepest = max(deepest, depth)
+    if max(deepest, len(_NEGATIONS.findall(plain)), len(_SIGNS.findall(plain))) > DEPTH_MAX:
+        raise ServiceError(Fault.ArgumentInvalid, f"the {what} nests deeper than {DEPTH_MAX} levels")
+
+
+def _explained(err: UnexpectedInput, text: str, what: str) -> str:
     if isinstance(err, UnexpectedToken) and err.token.type == "$END":
-        return "the query ends too early"
+        return f"the {what} ends too early"
     position = err.pos_in_stream or 0
-    return f"the query is not understood at column {position + 1}, from {text[position : position + 20]!r}"
+    return f"the {what} is not understood at column {position + 1}, from {text[position : position + 20]!r}"
 
 
 def _check(query: Query) -> None:
-    if query.collection not in ("devices", "devices.modules"):
+    if query.collection not in COLLECTIONS:
         raise ServiceError(
-            Fault.ArgumentInvalid, f"cannot query {query.collection}; devices and devices.modules are there"
+            Fault.ArgumentInvalid, f"cannot query {query.collection}; {', '.join(COLLECTIONS)} are there"
         )
+    if query.collection == "devices.jobs" and (query.columns or query.group):
+        raise ServiceError(Fault.ArgumentInvalid, "devices.jobs has SELECT * only: no columns, aggregates or GROUP BY")
     if query.is_aggregate and not query.columns:
         raise ServiceError(Fault.ArgumentInvalid, "GROUP BY needs columns, not *")
     for column in query.columns:
@@ -158,8 +229,8 @@ def _check(query: Query) -> None:
         raise ServiceError(Fault.ArgumentInvalid, "two columns have the same name; give one of them another with AS")
 
 
-class _Reader(Transformer[Token, Any]):
-    """Builds a `Query` from the parse tree, conditions as functions of a document."""
+class _Reader(Transformer_NonRecursive[Token, Any]):
+    """Builds a `Query` or a `Target` from the parse tree, conditions as functions of a row."""
 
     @v_args(inline=True)
     def plain(self, name: Token) -> str:
@@ -170,11 +241,12 @@ class _Reader(Transformer[Token, Any]):
         return str(name)[2:-2]
 
     def path(self, names: list[str]) -> Path:
-        return tuple(names)
+        # Conditions on jobs may name the collection.
+        return tuple(names[2:] if names[:2] == ["devices", "jobs"] and len(names) > 2 else names)
 
     @v_args(inline=True)
     def top(self, _keyword: Token, count: Token) -> tuple[str, int]:
-        return "top", int(count)
+        return "top", int(count[:10])
 
     def everything(self, _children: list[Any]) -> tuple[str, tuple[Column, ...]]:
         return "columns", ()
@@ -207,11 +279,23 @@ class _Reader(Transformer[Token, Any]):
     def query(self, parts: list[Any]) -> Query:
         return Query(**dict(part for part in parts if not isinstance(part, Token)))
 
+    def all_targets(self, _parts: list[Any]) -> Target:
+        return Target("devices")
+
+    @v_args(inline=True)
+    def device_targets(self, condition: Any) -> Target:
+        return Target("devices", _expression(condition))
+
+    def collection_targets(self, parts: list[Any]) -> Target:
+        return Target(**dict(part for part in parts if not isinstance(part, Token)))
+
     def any_of(self, parts: list[Any]) -> Expression:
-        return expressions.any_of([_expression(part) for part in _operands(parts)])
+        operands = _operands(parts)
+        return expressions.any_of(operands) if len(operands) > 1 else operands[0]
 
     def all_of(self, parts: list[Any]) -> Expression:
-        return expressions.all_of([_expression(part) for part in _operands(parts)])
+        operands = _operands(parts)
+        return expressions.all_of(operands) if len(operands) > 1 else operands[0]
 
     @v_args(inline=True)
     def negated(self, _keyword: Token, operand: Any) -> Expression:
@@ -222,19 +306,30 @@ class _Reader(Transformer[Token, Any]):
         return expressions.compared(_expression(left), str(operator), _expression(right))
 
     @v_args(inline=True)
-    def contained(self, operand: Any, _keyword: Token, values: list[Any]) -> Expression:
-        return expressions.contained(_expression(operand), values)
+    def contained(self, operand: Any, _keyword: Token, values: Any) -> Expression:
+        return expressions.contained(_expression(operand), _expression(values))
 
     @v_args(inline=True)
-    def not_contained(self, operand: Any, _keyword: Token, values: list[Any]) -> Expression:
-        return expressions.negated(expressions.contained(_expression(operand), values))
+    def not_contained(self, operand: Any, _keyword: Token, values: Any) -> Expression:
+        return expressions.negated(expressions.contained(_expression(operand), _expression(values)))
+
+    def calculated(self, parts: list[Any]) -> Expression:
+        operands = [_expression(part) for part in parts[::2]]
+        return expressions.calculated(operands, list(map(str, parts[1::2]))) if len(operands) > 1 else operands[0]
 
     @v_args(inline=True)
-    def function(self, name: Token, path: Path) -> Expression:
-        return expressions.FUNCTIONS[name.lower()](path)
+    def opposite(self, _sign: Token, operand: Any) -> Expression:
+        return expressions.opposite(_expression(operand))
 
-    def list(self, literals: list[Expression]) -> list[Any]:
-        return [literal({}) for literal in literals]
+    @v_args(inline=True)
+    def unchanged(self, _sign: Token, operand: Any) -> Expression:
+        return expressions.opposite(expressions.opposite(_expression(operand)))
+
+    def function(self, parts: list[Any]) -> Expression:
+        return called(str(parts[0]), [_expression(part) for part in parts[1:]])
+
+    def array(self, elements: list[Any]) -> Expression:
+        return expressions.array([_expression(element) for element in elements])
 
     @v_args(inline=True)
     def string(self, text: Token) -> Expression:
@@ -257,13 +352,14 @@ class _Reader(Transformer[Token, Any]):
         return expressions.constant(expressions.UNDEFINED)
 
 
-def _operands(parts: list[Any]) -> list[Any]:
-    return [part for part in parts if not isinstance(part, Token)]
+def _operands(parts: list[Any]) -> list[Expression]:
+    """What is between the words AND or OR; one alone is a value of any type, such as an element of an array."""
+    return [_expression(part) for part in parts if not isinstance(part, Token)]
 
 
 def _expression(part: Any) -> Expression:
-    """A path stands for the value that a document has there."""
+    """A path stands for the value that a row has there."""
     if isinstance(part, tuple):
         return expressions.at(part)
-    expression: Callable[[dict[str, Any]], Any] = part
+    expression: Callable[[expressions.Row], Any] = part
     return expression

@@ -7,8 +7,23 @@ from aiohttp import web
 
 from simulators.iothub.core.instants import wire_time
 from simulators.iothub.errors import Fault, ServiceError
+from simulators.iothub.server import mqtt_websocket
 from simulators.iothub.server.entropy import SystemEntropy
-from simulators.iothub.server.rest_api import identities, telemetry_stream, twins
+from simulators.iothub.server.rest_api import (
+    blobs,
+    bulk,
+    certificates,
+    configurations,
+    device_messages,
+    digital_twins,
+    feedback,
+    identities,
+    jobs,
+    provisioning,
+    telemetry_stream,
+    twins,
+    uploads,
+)
 from simulators.iothub.server.rest_api.routing import Route, answer
 from simulators.iothub.server.switchboard import Switchboard
 
@@ -16,7 +31,22 @@ logger = logging.getLogger(__name__)
 
 BODY_BYTES_MAX = 1024 * 1024
 
-ROUTES = (*identities.ROUTES, *twins.ROUTES, *telemetry_stream.ROUTES)
+ROUTES = (
+    *identities.ROUTES,
+    *bulk.ROUTES,
+    *configurations.ROUTES,
+    *jobs.ROUTES,
+    *digital_twins.ROUTES,
+    *twins.ROUTES,
+    *telemetry_stream.ROUTES,
+    *device_messages.ROUTES,
+    *feedback.ROUTES,
+    *uploads.ROUTES,
+    *blobs.ROUTES,
+    *certificates.ROUTES,
+    *mqtt_websocket.ROUTES,
+    *provisioning.ROUTES,
+)
 
 
 class RestApi:

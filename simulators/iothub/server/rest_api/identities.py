@@ -21,7 +21,7 @@ async def put_identity(switchboard: Switchboard, request: web.Request) -> web.Re
 
 
 async def delete_identity(switchboard: Switchboard, request: web.Request) -> web.Response:
-    switchboard.hub.delete_identity(identity_id_of(request), request.headers.get("If-Match"))
+    switchboard.hub.delete_identity(identity_id_of(request), request.headers.get("If-Match"), switchboard.now())
     return web.Response(status=204)
 
 

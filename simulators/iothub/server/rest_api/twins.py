@@ -8,6 +8,7 @@ from aiohttp import web
 from simulators.iothub.core.access import Right
 from simulators.iothub.core.methods import MethodRequest
 from simulators.iothub.core.query.engine import PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX
+from simulators.iothub.server.rest_api.module_invoke import check_caller
 from simulators.iothub.server.rest_api.routing import Route, answer, body_of, count_of, identity_id_of, tagged_answer
 from simulators.iothub.server.switchboard import Switchboard
 
@@ -35,7 +36,7 @@ async def query(switchboard: Switchboard, request: web.Request) -> web.Response:
     body = await body_of(request)
     count = count_of(request.headers.get("x-ms-max-item-count"), "the page size", PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX)
     text = body.get("query") if isinstance(body, dict) else None
-    page = switchboard.hub.query(text, request.headers.get("x-ms-continuation"), count)
+    page = switchboard.hub.query(text, request.headers.get("x-ms-continuation"), count, switchboard.now())
     headers = {"x-ms-item-type": page.item_type}
     if page.continuation:
         headers["x-ms-continuation"] = page.continuation
@@ -43,6 +44,7 @@ async def query(switchboard: Switchboard, request: web.Request) -> web.Response:
 
 
 async def invoke_method(switchboard: Switchboard, request: web.Request) -> web.Response:
+    check_caller(switchboard, request)
     method = MethodRequest.read(await body_of(request))
     result = await switchboard.invoke(identity_id_of(request), method)
     if result.error:
@@ -59,7 +61,7 @@ ROUTES = (
             Route("GET", path, Right.SERVICE_CONNECT, get_twin),
             Route("PATCH", path, Right.SERVICE_CONNECT, patch_twin),
             Route("PUT", path, Right.SERVICE_CONNECT, replace_twin),
-            Route("POST", f"{path}/methods", Right.SERVICE_CONNECT, invoke_method),
+            Route("POST", f"{path}/methods", None, invoke_method),
         )
     ),
 )
