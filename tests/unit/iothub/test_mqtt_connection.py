@@ -116,10 +116,13 @@ def test_what_cannot_be_written_down_is_not_acknowledged_and_the_connection_is_c
     story(tell)
 
 
-def test_a_flood_is_taken_in_turns_and_nothing_more_is_read_meanwhile() -> None:
+@pytest.mark.parametrize("record_bytes", [120_000, 16_000])
+def test_a_flood_is_taken_in_turns_and_nothing_more_is_read_meanwhile(record_bytes: int) -> None:
     async def tell(line: Line) -> None:
         count = 60_000
-        line.connection.data_received(PING * count)
+        flood = PING * count
+        for position in range(0, len(flood), record_bytes):
+            line.connection.data_received(flood[position : position + record_bytes])
         answered = []
         while sum(map(len, line.transport.writes)) < 2 * count:
             assert not line.transport.is_reading or len(answered) >= 3
