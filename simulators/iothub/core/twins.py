@@ -4,6 +4,7 @@ Source: https://learn.microsoft.com/azure/iot-hub/iot-hub-devguide-device-twins.
 """
 
 import base64
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,6 +20,8 @@ STRING_BYTES_MAX = 4096
 KEY_BYTES_MAX = 1024
 DEPTH_MAX = 10
 INTEGER_MIN, INTEGER_MAX = -4503599627370496, 4503599627370495
+
+_FORBIDDEN_IN_KEYS = re.compile(r"[.$ \x00-\x1f\x7f-\x9f]")
 
 Values = dict[str, Any]
 SectionName = Literal["tags", "desired", "reported"]
@@ -235,7 +238,7 @@ def _check_value(value: Any, path: str, depth: int) -> None:
 
 
 def _checked_key(key: str, path: str) -> str:
-    if not key or any(character in ".$ " or _is_control(character) for character in key):
+    if not key or _FORBIDDEN_IN_KEYS.search(key):
         raise ServiceError(
             Fault.ArgumentInvalid,
             f"{path} has the key {key!r}: a key is not empty and holds no '.', '$', space or control",
