@@ -40,8 +40,10 @@ class Bell:
 
     async def wait(self, timeout_s: float) -> bool:
         """Returns False when nothing rang for so long."""
+        # Not `wait_for`: before Python 3.12 it loses a cancellation that comes in the turn in which the bell rings.
         try:
-            await asyncio.wait_for(self._event.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._event.wait()
         except TimeoutError:
             return False
         return True
