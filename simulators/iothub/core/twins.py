@@ -66,7 +66,7 @@ class Twin:
         Raises:
             ServiceError: 400 for a bad patch, 412 for a stale ETag; the twin is then as it was.
         """
-        tags, desired = _read_update(body)
+        tags, desired = read_update(body)
         check_etag(if_match, self.etag, "the twin")
         tags_after = self.tags if tags is None else _merged_tags(self.tags, tags)
         if desired is not None:
@@ -75,7 +75,7 @@ class Twin:
 
     def replace(self, body: Any, if_match: str | None, now: float) -> Values:
         """Replace tags and desired properties whole; returns the new desired properties to notify the device of."""
-        tags, desired = _read_update(body)
+        tags, desired = read_update(body)
         check_etag(if_match, self.etag, "the twin")
         tags_after = _merged_tags({}, tags or {}, size_before=_size(self.tags))
         section = _merged_section(
@@ -188,7 +188,7 @@ def _merged_tags(tags: Values, patch: Values, size_before: int | None = None) ->
     return values
 
 
-def _read_update(body: Any) -> tuple[Values | None, Values | None]:
+def read_update(body: Any) -> tuple[Values | None, Values | None]:
     """Tags and desired properties of a service's twin document; read-only parts are ignored as the service does."""
     body = _patch_object(body, "twin")
     properties = body.get("properties")
