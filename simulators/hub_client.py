@@ -144,9 +144,18 @@ class HubClient:
         identity: dict[str, Any] = self._call("PUT", _path("devices", device_id, module_id), body)
         return identity
 
-    def trust_authority(self, name: str, certificate: str) -> None:
-        """Let devices in whose certificate (`certificate`, PEM) this authority has issued."""
-        self._call("PUT", f"/certificates/{quote(name, safe='')}", {"properties": {"certificate": certificate}})
+    def trust_authority(self, name: str, certificate: str) -> dict[str, Any]:
+        """Let devices in whose certificate this authority has issued; `certificate` is PEM, or DER in base64."""
+        body = {"properties": {"certificate": certificate}}
+        document: dict[str, Any] = self._call("PUT", f"/certificates/{quote(name, safe='')}", body)
+        return document
+
+    def authorities(self) -> list[dict[str, Any]]:
+        documents: list[dict[str, Any]] = self._call("GET", "/certificates")["value"]
+        return documents
+
+    def forget_authority(self, name: str) -> None:
+        self._call("DELETE", f"/certificates/{quote(name, safe='')}")
 
     def delete(self, device_id: str, module_id: str = "") -> None:
         self._call("DELETE", _path("devices", device_id, module_id), headers={"If-Match": "*"})
