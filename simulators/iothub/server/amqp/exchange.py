@@ -141,8 +141,10 @@ class AmqpExchange:
 
     async def _wait(self, timeout_s: float) -> None:
         if not self._woken.is_set():
+            # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the event.
             try:
-                await asyncio.wait_for(self._woken.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._woken.wait()
             except TimeoutError:
                 return
         self._woken.clear()
