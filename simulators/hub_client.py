@@ -144,9 +144,18 @@ class HubClient:
         identity: dict[str, Any] = self._call("PUT", _path("devices", device_id, module_id), body)
         return identity
 
-    def trust_authority(self, name: str, certificate: str) -> None:
-        """Let devices in whose certificate (`certificate`, PEM) this authority has issued."""
-        self._call("PUT", f"/certificates/{quote(name, safe='')}", {"properties": {"certificate": certificate}})
+    def trust_authority(self, name: str, certificate: str) -> dict[str, Any]:
+        """Let devices in whose certificate this authority has issued; `certificate` is PEM, or DER in base64."""
+        body = {"properties": {"certificate": certificate}}
+        document: dict[str, Any] = self._call("PUT", f"/certificates/{quote(name, safe='')}", body)
+        return document
+
+    def authorities(self) -> list[dict[str, Any]]:
+        documents: list[dict[str, Any]] = self._call("GET", "/certificates")["value"]
+        return documents
+
+    def forget_authority(self, name: str) -> None:
+        self._call("DELETE", f"/certificates/{quote(name, safe='')}")
 
     def delete(self, device_id: str, module_id: str = "") -> None:
         self._call("DELETE", _path("devices", device_id, module_id), headers={"If-Match": "*"})
@@ -208,9 +217,9 @@ class HubClient:
             if not continuation:
                 return
 
-    def events(self, after: int, *, is_following: bool) -> Iterator[dict[str, Any]]:
-        """Telemetry events after a sequence number, without end when following."""
-        url = f"{self.note.telemetry_url}?from={after}&follow={'true' if is_following else 'false'}"
+    def events(self, after: int, *, is_following: bool, source: str = "Telemetry") -> Iterator[dict[str, Any]]:
+        """Events after a sequence number, without end when following; `source` may be ``*`` for all."""
+        url = f"{self.note.telemetry_url}?from={after}&follow={'true' if is_following else 'false'}&source={source}"
         with self._send("GET", url, is_stream=True) as response:
             try:
                 for line in response.iter_lines(chunk_size=None):

@@ -93,6 +93,8 @@ class Switchboard:
         self._keeper = keeper
         self._held: list[HeldOutlet] = []
         self._is_flush_due = False
+        # Grows with each turn of the loop that brought something.
+        self.turn = 0
         self.storage_error: StorageError | None = None
 
     @property
@@ -130,6 +132,7 @@ class Switchboard:
     def flush(self) -> None:
         """Write down what changed, then let the answers go; where it cannot be written, nobody gets an answer."""
         self._is_flush_due = False
+        self.turn += 1
         held, self._held = self._held, []
         try:
             if self._keeper:
