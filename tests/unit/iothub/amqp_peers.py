@@ -64,6 +64,8 @@ class Peer:
 @pytest.fixture
 def world() -> World:
     world = World()
+    # So that what a test sends is all that there is.
+    world.hub.own_events.sources = frozenset()
     world.register("d1")
     return world
 
