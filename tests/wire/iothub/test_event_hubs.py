@@ -118,7 +118,7 @@ def following(
 
 @pytest.fixture
 def device(hub: BackgroundHub) -> str:
-    # So that what a test sends is all that there is.
+    """A device whose partition holds what it sends and nothing that the hub tells of itself."""
     hub.call(lambda: setattr(hub.server.switchboard.hub.own_events, "sources", frozenset()))
     hub.create_device("d1")
     return "d1"
@@ -484,3 +484,19 @@ def test_connections_have_a_bound(hub: BackgroundHub, device: str, monkeypatch: 
         with plain_socket(hub) as third:
             assert is_closed_by_hub(third, DEADLINE_S)
         assert not is_closed_by_hub(first, 0.2)
+
+
+def test_what_the_hub_tells_of_itself_is_read_beside_telemetry(hub: BackgroundHub) -> None:
+    hub.create_device("d1", {"site": "north"})
+    send(hub, b"x")
+    with following(hub) as follower:
+        events = [follower.next()[1] for _ in range(3)]
+    assert [event.system_properties[b"iothub-message-source"] for event in events] == [
+        b"deviceLifecycleEvents",
+        b"twinChangeEvents",
+        b"Telemetry",
+    ]
+    lifecycle, change, _ = events
+    assert (lifecycle.properties[b"opType"], change.properties[b"opType"]) == (b"createDeviceIdentity", b"updateTwin")
+    assert change.properties[b"iothub-message-schema"] == b"twinChangeNotification"
+    assert (change.content_type, change.body_as_json()["tags"]) == ("application/json", {"site": "north"})
