@@ -52,6 +52,9 @@ class HubNote:
     certificate_file: str
     key_file: str
     telemetry_url: str
+    amqp_port: int
+    amqps_port: int
+    event_hub_connection_string: str
     id_scope: str
     provisioning_connection_string: str
 
@@ -71,6 +74,9 @@ class HubNote:
                 certificate_file=note["certificateFile"],
                 key_file=note["keyFile"],
                 telemetry_url=note["telemetryUrl"],
+                amqp_port=note["amqpPort"],
+                amqps_port=note["amqpsPort"],
+                event_hub_connection_string=note["eventHubConnectionString"],
                 id_scope=note["idScope"],
                 provisioning_connection_string=note["provisioningConnectionString"],
             )
@@ -211,9 +217,9 @@ class HubClient:
             if not continuation:
                 return
 
-    def events(self, after: int, *, is_following: bool) -> Iterator[dict[str, Any]]:
-        """Telemetry events after a sequence number, without end when following."""
-        url = f"{self.note.telemetry_url}?from={after}&follow={'true' if is_following else 'false'}"
+    def events(self, after: int, *, is_following: bool, source: str = "Telemetry") -> Iterator[dict[str, Any]]:
+        """Events after a sequence number, without end when following; `source` may be ``*`` for all."""
+        url = f"{self.note.telemetry_url}?from={after}&follow={'true' if is_following else 'false'}&source={source}"
         with self._send("GET", url, is_stream=True) as response:
             try:
                 for line in response.iter_lines(chunk_size=None):

@@ -165,12 +165,12 @@ class Journal:
             self._events.append(_encode_events(events))
             self._written_sequence = events[-1].sequence
         if self._events.size_bytes > self._segment_bytes_max:
-            self._closed.append((self._events.number, self._written_sequence))
+            closed = (self._events.number, self._written_sequence)
             self._start_event_segment(self._events.number + 1)
+            self._closed.append(closed)
 
     def _start_event_segment(self, number: int) -> None:
-        self._events.open(number)
-        self._events.append(msgspec.json.encode(self._hub.events.counters()))
+        self._events.open(number, first=msgspec.json.encode(self._hub.events.counters()))
         while self._closed and self._closed[0][1] < self._hub.events.first_sequence:
             self._events.remove(self._closed.popleft()[0])
 

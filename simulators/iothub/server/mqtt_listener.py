@@ -42,7 +42,7 @@ class MqttConnection(asyncio.Protocol):
 
     __slots__ = (
         "_backlog", "_dialogue", "_heard_at", "_held", "_held_bytes", "_is_closing", "_is_writing_paused", "_loop",
-        "_switchboard", "_timer", "_transport",
+        "_switchboard", "_timer", "_transport", "_turn", "_turn_bytes",
     )  # fmt: skip
 
     def __init__(self, switchboard: Switchboard) -> None:
@@ -56,6 +56,8 @@ class MqttConnection(asyncio.Protocol):
         self._is_writing_paused = False
         # What was read and not taken yet; nothing is read while there is any.
         self._backlog = bytearray()
+        # What was taken in one turn of the loop.
+        self._turn = self._turn_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's own is one in all but name.
@@ -70,7 +72,11 @@ class MqttConnection(asyncio.Protocol):
         self._check()
 
     def data_received(self, data: bytes) -> None:
-        if len(data) <= TURN_BYTES_MAX and not self._backlog:
+        # TLS delivers records of 16 KB, many in one turn of the loop.
+        if self._turn != self._switchboard.turn:
+            self._turn, self._turn_bytes = self._switchboard.turn, 0
+        self._turn_bytes += len(data)
+        if self._turn_bytes <= TURN_BYTES_MAX and not self._backlog:
             self._take(data)
             return
         # A flood is taken bit by bit, so that others get their turns between.
@@ -82,6 +88,7 @@ class MqttConnection(asyncio.Protocol):
     def _take_turn(self) -> None:
         if not self._backlog:
             return
+        self._turn_bytes = 0
         data = bytes(self._backlog[:TURN_BYTES_MAX])
         del self._backlog[:TURN_BYTES_MAX]
         self._take(data)

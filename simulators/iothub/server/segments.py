@@ -57,12 +57,22 @@ class Segments:
         logger.warning("%s: %s bytes of an unfinished write are cut off", path, len(content) - position)
         os.truncate(path, position)
 
-    def open(self, number: int) -> None:
-        """Write to a segment from now on; it is made where it is missing."""
+    def open(self, number: int, first: bytes | None = None) -> None:
+        """Write to a segment from now on; a new one starts with the frame `first`.
+
+        Raises:
+            OSError: it cannot be opened or written; the segment before it is then still the one that is written to.
+        """
+        descriptor = os.open(self._path(number), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            size_bytes = os.fstat(descriptor).st_size
+            if first is not None and not size_bytes:
+                size_bytes = _append(descriptor, first, 0)
+        except BaseException:
+            os.close(descriptor)
+            raise
         self.close()
-        self._descriptor = os.open(self._path(number), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        self.size_bytes = os.fstat(self._descriptor).st_size
-        self.number = number
+        self._descriptor, self.size_bytes, self.number = descriptor, size_bytes, number
 
     def append(self, content: bytes) -> None:
         """Add a frame; where that fails, nothing of it stays. Raises OSError.
@@ -70,15 +80,7 @@ class Segments:
         It is in the file when this returns, and so outlives this process; only the machine may still lose it, since
         nothing waits for the disk here.
         """
-        frame = _HEADER.pack(len(content), zlib.crc32(content)) + content
-        view = memoryview(frame)
-        try:
-            while view:
-                view = view[os.write(self._descriptor, view) :]
-        except OSError:
-            os.ftruncate(self._descriptor, self.size_bytes)
-            raise
-        self.size_bytes += len(frame)
+        self.size_bytes = _append(self._descriptor, content, self.size_bytes)
 
     def remove(self, number: int) -> None:
         self._path(number).unlink(missing_ok=True)
@@ -90,6 +92,19 @@ class Segments:
 
     def _path(self, number: int) -> Path:
         return self._directory / f"{self._name}-{number:06d}.log"
+
+
+def _append(descriptor: int, content: bytes, size_bytes: int) -> int:
+    """Add a frame to a file of this size; returns the size it then has."""
+    frame = _HEADER.pack(len(content), zlib.crc32(content)) + content
+    view = memoryview(frame)
+    try:
+        while view:
+            view = view[os.write(descriptor, view) :]
+    except OSError:
+        os.ftruncate(descriptor, size_bytes)
+        raise
+    return size_bytes + len(frame)
 
 
 def _frame_at(content: bytes, position: int) -> bytes | None:

@@ -1,5 +1,6 @@
 """The journal under generated histories: the process dies after any byte, and nothing that was answered is missing."""
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -172,12 +173,12 @@ def test_after_a_death_at_any_byte_all_that_was_answered_is_there(lives: list[tu
 
 @settings(deadline=None, max_examples=100)
 @given(history=HISTORIES)
-def test_a_full_disk_keeps_answers_back_and_loses_nothing(history: list[list[Step]]) -> None:
+def test_a_full_disk_or_too_few_descriptors_keep_answers_back_and_lose_nothing(history: list[list[Step]]) -> None:
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as monkeypatch:
         hub = new_hub()
         journal = Journal(Path(name), hub, SEGMENT_BYTES_MAX)
         journal.open()
-        answered, write = Answered(hub), os.write
+        answered, write, open_file = Answered(hub), os.write, os.open
         monkeypatch.setattr(journal_module, "COPIED_MAX", 2)
 
         def write_half(descriptor: int, data: Any) -> int:
@@ -185,16 +186,24 @@ def test_a_full_disk_keeps_answers_back_and_loses_nothing(history: list[list[Ste
                 return write(descriptor, data[: len(data) // 2])
             raise OSError(28, "No space left on device")
 
+        def refuse(*_arguments: Any) -> int:
+            raise OSError(24, "Too many open files")
+
         for number, batch in enumerate(history):
             is_full = number % 3 == 1
+            is_out_of_files = number % 3 == 2
+            monkeypatch.setattr(segments.os, "open", refuse if is_out_of_files else open_file)
             monkeypatch.setattr(segments.os, "write", write_half if is_full else write)
             if is_full:
                 with pytest.raises(StorageError):
                     # Something always has to be written here, also where the batch itself is refused.
                     answered.live(hub, journal, [[*batch, (create, f"full-{number}")]], number * 1_000)
             else:
-                answered.live(hub, journal, [batch], number * 1_000)
+                # Without a descriptor no new segment can be begun, which may or may not be due.
+                with contextlib.suppress(StorageError if is_out_of_files else ()):
+                    answered.live(hub, journal, [batch], number * 1_000)
         monkeypatch.setattr(segments.os, "write", write)
+        monkeypatch.setattr(segments.os, "open", open_file)
         journal.flush()
         journal.close()
         again = new_hub()

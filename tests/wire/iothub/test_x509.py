@@ -82,7 +82,8 @@ def run(story: Awaitable[None]) -> None:
 
 
 def bodies(hub: BackgroundHub) -> list[bytes]:
-    return hub.call(lambda: [event.body for event in hub.server.switchboard.hub.events.read(0, 1000)])
+    events = hub.call(lambda: hub.server.switchboard.hub.events.read(0, 1000))
+    return [event.body for event in events if event.source == "Telemetry"]
 
 
 @pytest.mark.parametrize("websockets", [False, True], ids=["tcp", "websocket"])
