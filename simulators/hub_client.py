@@ -52,6 +52,9 @@ class HubNote:
     certificate_file: str
     key_file: str
     telemetry_url: str
+    amqp_port: int
+    amqps_port: int
+    event_hub_connection_string: str
     id_scope: str
     provisioning_connection_string: str
 
@@ -71,6 +74,9 @@ class HubNote:
                 certificate_file=note["certificateFile"],
                 key_file=note["keyFile"],
                 telemetry_url=note["telemetryUrl"],
+                amqp_port=note["amqpPort"],
+                amqps_port=note["amqpsPort"],
+                event_hub_connection_string=note["eventHubConnectionString"],
                 id_scope=note["idScope"],
                 provisioning_connection_string=note["provisioningConnectionString"],
             )
@@ -138,9 +144,18 @@ class HubClient:
         identity: dict[str, Any] = self._call("PUT", _path("devices", device_id, module_id), body)
         return identity
 
-    def trust_authority(self, name: str, certificate: str) -> None:
-        """Let devices in whose certificate (`certificate`, PEM) this authority has issued."""
-        self._call("PUT", f"/certificates/{quote(name, safe='')}", {"properties": {"certificate": certificate}})
+    def trust_authority(self, name: str, certificate: str) -> dict[str, Any]:
+        """Let devices in whose certificate this authority has issued; `certificate` is PEM, or DER in base64."""
+        body = {"properties": {"certificate": certificate}}
+        document: dict[str, Any] = self._call("PUT", f"/certificates/{quote(name, safe='')}", body)
+        return document
+
+    def authorities(self) -> list[dict[str, Any]]:
+        documents: list[dict[str, Any]] = self._call("GET", "/certificates")["value"]
+        return documents
+
+    def forget_authority(self, name: str) -> None:
+        self._call("DELETE", f"/certificates/{quote(name, safe='')}")
 
     def delete(self, device_id: str, module_id: str = "") -> None:
         self._call("DELETE", _path("devices", device_id, module_id), headers={"If-Match": "*"})
@@ -202,9 +217,9 @@ class HubClient:
             if not continuation:
                 return
 
-    def events(self, after: int, *, is_following: bool) -> Iterator[dict[str, Any]]:
-        """Telemetry events after a sequence number, without end when following."""
-        url = f"{self.note.telemetry_url}?from={after}&follow={'true' if is_following else 'false'}"
+    def events(self, after: int, *, is_following: bool, source: str = "Telemetry") -> Iterator[dict[str, Any]]:
+        """Events after a sequence number, without end when following; `source` may be ``*`` for all."""
+        url = f"{self.note.telemetry_url}?from={after}&follow={'true' if is_following else 'false'}&source={source}"
         with self._send("GET", url, is_stream=True) as response:
             try:
                 for line in response.iter_lines(chunk_size=None):

@@ -51,6 +51,7 @@ def _announce(endpoints: HubEndpoints, directory: Path) -> None:
         f"Hub: {endpoints.host_name} ({endpoints.address}), MQTT {endpoints.mqtt_port}, HTTPS {endpoints.https_port}"
     )
     click.echo(f"Service connection string: {endpoints.service_connection_string}")
+    click.echo(f"Event Hubs connection string: {endpoints.event_hub_connection_string}")
     click.echo(f"Provisioning: {endpoints.host_name}, id scope {endpoints.id_scope}")
     click.echo(f"CA file: {endpoints.certificates.ca}")
     click.echo(f"Telemetry: {endpoints.telemetry_url}")

@@ -123,7 +123,8 @@ class HttpTelemetry:
         """
         if not position.sequence:
             return position
-        with self._get(position.sequence - 1, follow=False) as response:
+        # All kinds of events are numbered together, so any kind under this number tells.
+        with self._get(position.sequence - 1, follow=False, source="*") as response:
             first = next(_lines(response), None)
         if first is not None:
             event, mark = read_line(first)
@@ -149,12 +150,12 @@ class HttpTelemetry:
                 reader.join(timeout=CONNECT_TIMEOUT_S)
 
     @contextlib.contextmanager
-    def _get(self, after: int, follow: bool) -> Iterator[requests.Response]:
+    def _get(self, after: int, follow: bool, source: str = "Telemetry") -> Iterator[requests.Response]:
         token = service_token(self._connection_string, int(time.time()) + TOKEN_LIFETIME_S)
         try:
             response = requests.get(
                 self._url,
-                params={"from": str(after), "follow": "true" if follow else "false"},
+                params={"from": str(after), "follow": "true" if follow else "false", "source": source},
                 headers={"Authorization": token},
                 stream=True,
                 timeout=(CONNECT_TIMEOUT_S, SILENCE_MAX_S),

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from simulators.cli.certificate import certificate
 from simulators.cli.device import device
 from simulators.cli.digits import digits
 from simulators.cli.dps import dps
@@ -38,5 +39,5 @@ def main(debug: bool) -> None:
     """An Azure IoT Hub on this machine: the vendor's SDKs connect to it unchanged."""
 
 
-for command in (hub, env, device, twin, method, query, message, events, dps, digits):
+for command in (hub, env, device, twin, method, query, message, events, dps, certificate, digits):
     main.add_command(command)

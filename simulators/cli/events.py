@@ -1,4 +1,4 @@
-"""What devices sent."""
+"""What devices sent, and what the hub says about them."""
 
 import base64
 import json
@@ -18,18 +18,25 @@ EVENT_TEXT_MAX = 160
 @click.command()
 @click.option("--follow", is_flag=True, help="Go on until Ctrl-C.")
 @click.option("--from", "after", type=click.IntRange(min=0), default=0, help="Only events after this sequence number.")
+@click.option(
+    "--source",
+    type=click.Choice(["Telemetry", "twinChangeEvents", "deviceLifecycleEvents", "deviceConnectionStateEvents", "all"]),
+    default="Telemetry",
+    show_default=True,
+    help="What devices sent, or what the hub itself tells of twins, identities and connections.",
+)
 @json_option
 @state_option
-def events(follow: bool, after: int, as_json: bool, directory: Path) -> None:
+def events(follow: bool, after: int, source: str, as_json: bool, directory: Path) -> None:
     """Print what devices sent, oldest first.
 
     \b
     Example:
-      slipway-sim events --follow
+      slipway-sim events --follow --source all
     """
     client = HubClient(directory)
     try:
-        for event in client.events(after, is_following=follow):
+        for event in client.events(after, is_following=follow, source="*" if source == "all" else source):
             click.echo(json.dumps(event) if as_json else _event_line(event))
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -45,4 +52,5 @@ def _event_line(event: dict[str, Any]) -> str:
     if len(text) > EVENT_TEXT_MAX:
         text = f"{text[:EVENT_TEXT_MAX]}… ({len(body)} bytes)"
     properties = f"  {event['properties']}" if event["properties"] else ""
-    return f"{event['sequence']}  {event['enqueuedTime']}  {source}  {text}{properties}"
+    kind = "" if event["source"] == "Telemetry" else f"  {event['source']}"
+    return f"{event['sequence']}  {event['enqueuedTime']}  {source}{kind}  {text}{properties}"

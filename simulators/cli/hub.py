@@ -64,6 +64,7 @@ def env(directory: Path) -> None:
     note = HubNote.read(directory)
     values = {
         "IOTHUB_CONNECTION_STRING": note.service_connection_string,
+        "EVENTHUB_CONNECTION_STRING": note.event_hub_connection_string,
         "SLIPWAY_CA_FILE": note.ca_file,
         "REQUESTS_CA_BUNDLE": note.ca_file,
         "SSL_CERT_FILE": note.ca_file,

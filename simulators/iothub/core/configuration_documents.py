@@ -71,13 +71,13 @@ class Configuration:
         if self.kind == "module":
             where = re.sub(r"(?is)^\s*from\s+devices\.modules(\s+where)?\s*", "", condition)
             return {
-                "targetedCount": _counted("select deviceId, moduleId from devices.modules", where),
+                "targetedCount": _targeted("select deviceId, moduleId from devices.modules", condition, where),
                 "appliedCount": _counted("select deviceId, moduleId from devices.modules", status),
             }
         where = "" if condition == "*" else condition
         if self.kind == "device":
             return {
-                "targetedCount": _counted("select deviceId from devices", where),
+                "targetedCount": _targeted("select deviceId from devices", condition, where),
                 "appliedCount": _counted("select deviceId from devices", status),
             }
         edge = f"capabilities.iotEdge = true and ({where})" if where else "capabilities.iotEdge = true"
@@ -87,7 +87,7 @@ class Configuration:
             " and properties.reported.lastDesiredStatus.code"
         )
         return {
-            "targetedCount": _counted("select deviceId from devices", edge) if condition else "",
+            "targetedCount": _targeted("select deviceId from devices", condition, edge),
             "appliedCount": applied,
             "reportedSuccessfulCount": f"{applied} and {code} = 200",
             "reportedFailedCount": f"{applied} and {code} != 200",
@@ -318,6 +318,11 @@ def _complaint(parse: Any, text: Any) -> str | None:
     except ServiceError as err:
         return err.message
     return None
+
+
+def _targeted(select: str, condition: str, where: str) -> str:
+    """The query of those who are targeted; an empty condition targets nobody, which no query says."""
+    return _counted(select, where) if condition else ""
 
 
 def _counted(select: str, where: str) -> str:

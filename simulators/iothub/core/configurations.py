@@ -27,6 +27,8 @@ from simulators.iothub.errors import Fault, ServiceError
 # https://learn.microsoft.com/azure/iot-hub/iot-hub-devguide-quotas-throttling, for device and module configurations
 # and for edge deployments each.
 CONFIGURATIONS_MAX = 100
+# Different sets of configurations whose outcome is remembered.
+COURSES_MAX = 1000
 APPLIED, TARGETED = "Applied", "Targeted"
 
 Statuses = dict[str, str]
@@ -63,6 +65,22 @@ class Plan:
 
     settings: dict[str, Settings] | None
     statuses: Statuses
+
+    @property
+    def written(self) -> dict[str, tuple[Path, ...]]:
+        """The paths that are the configurations' own once this is carried out, by module."""
+        settings = self.settings or {}
+        return {name: tuple(path for path, _ in added) for name, added in settings.items() if added}
+
+
+@dataclass(frozen=True, slots=True)
+class _Course:
+    """A plan and the standing that it leads to, one object for all targets alike, so that a fleet stays small."""
+
+    plan: Plan
+    matching: frozenset[str]
+    key: tuple[tuple[str, int], ...]
+    written: dict[str, tuple[Path, ...]]
 
 
 @dataclass(slots=True)
@@ -144,6 +162,8 @@ class Configurations:
     """
 
     def __init__(self, fleet: Fleet, touch: Callable[[str], None] = lambda _key: None) -> None:
+        # Of device and module configurations, and of edge deployments; a free hub has ten.
+        self.count_max = CONFIGURATIONS_MAX
         self._fleet = fleet
         self._touch = touch
         self._configurations: dict[str, Configuration] = {}
@@ -152,7 +172,7 @@ class Configurations:
         self._applied: dict[str, set[Target]] = {}
         self._pending: dict[Target, tuple[str, ...]] = {}
         self._sweeps: deque[_Sweep] = deque()
-        self._plans: dict[tuple[Kind, tuple[tuple[str, int], ...]], Plan] = {}
+        self._courses: dict[tuple[Kind, tuple[tuple[str, int], ...]], _Course] = {}
         self._revision = 0
         self._written_now: Target | None = None
         self._is_restored = False
@@ -288,40 +308,40 @@ class Configurations:
                 return
             standing = self._standings[target] = Standing()
         if key != standing.key:
-            self._apply(target, standing, frozenset(matching), key, now)
+            self._apply(target, standing, self._course(kind, key), now)
 
-    def _apply(
-        self,
-        target: Target,
-        standing: Standing,
-        matching: frozenset[str],
-        key: tuple[tuple[str, int], ...],
-        now: float,
-    ) -> None:
-        kind, _ = target
-        plan = self._plans.get((kind, key))
-        if plan is None:
-            if len(self._plans) > 1000:
-                self._plans.clear()
-            plan = self._plans[kind, key] = plan_of(kind, [self._configurations[item] for item in matching])
-        standing.matching, standing.key = matching, key
+    def _course(self, kind: Kind, key: tuple[tuple[str, int], ...]) -> _Course:
+        course = self._courses.get((kind, key))
+        if course is None:
+            if len(self._courses) >= COURSES_MAX:
+                self._courses.clear()
+            matching = frozenset(item for item, _ in key)
+            plan = plan_of(kind, [self._configurations[item] for item in matching])
+            course = self._courses[kind, key] = _Course(plan, matching, key, plan.written)
+        return course
+
+    def _apply(self, target: Target, standing: Standing, course: _Course, now: float) -> None:
+        plan = course.plan
+        standing.matching, standing.key = course.matching, course.key
         self._written_now = target
         try:
             statuses = plan.statuses
             if plan.settings is not None:
                 self._write(target, standing, plan.settings, now)
+                standing.written = course.written
         except ServiceError:
             # A twin that has no room: its configurations stay targeted, and are tried again when either changes.
             statuses = dict.fromkeys(plan.statuses, TARGETED)
         finally:
             self._written_now = None
         self._show(target, standing, statuses)
-        if not matching:
+        if not standing.matching:
             self._standings.pop(target, None)
         self._touch(_standing_key(target))
 
     def _write(self, target: Target, standing: Standing, settings: dict[str, Settings], now: float) -> None:
         _, identity_id = target
+        standing.written = dict(standing.written)
         for name in (*settings, *(name for name in standing.written if name not in settings)):
             twin_id = identity_id._replace(module_id=name) if name else identity_id
             added = settings.get(name, ())
@@ -335,15 +355,19 @@ class Configurations:
                 standing.written.pop(name, None)
 
     def _show(self, target: Target, standing: Standing, statuses: Statuses) -> None:
-        for item in standing.statuses:
-            self._targets.get(item, set()).discard(target)
-            self._applied.get(item, set()).discard(target)
+        self._uncount(target, standing)
         for item, status in statuses.items():
             self._targets.setdefault(item, set()).add(target)
             if status == APPLIED:
                 self._applied.setdefault(item, set()).add(target)
         standing.statuses = statuses
         self._show_on_twins(target)
+
+    def _uncount(self, target: Target, standing: Standing) -> None:
+        for item in standing.statuses:
+            for counted in (self._targets, self._applied):
+                if item in counted:
+                    counted[item].discard(target)
 
     def _show_on_twins(self, target: Target) -> None:
         kind, identity_id = target
@@ -360,16 +384,16 @@ class Configurations:
             targets = (("module", identity_id),)
             if identity_id.module_id == "$edgeAgent":
                 targets += (("edge", identity_id.device),)
-        standings = (self._standings.get(target) for target in targets)
-        return {item: status for standing in standings if standing for item, status in standing.statuses.items()}
+        shown = [standing.statuses for target in targets if (standing := self._standings.get(target))]
+        if len(shown) == 1:
+            return shown[0]
+        return {item: status for statuses in shown for item, status in statuses.items()}
 
     def _forget(self, target: Target) -> None:
         standing = self._standings.pop(target, None)
         if standing is None:
             return
-        for item in standing.statuses:
-            self._targets.get(item, set()).discard(target)
-            self._applied.get(item, set()).discard(target)
+        self._uncount(target, standing)
         self._touch(_standing_key(target))
 
     # --- metrics ----------------------------------------------------------------------------------------------------
@@ -424,9 +448,9 @@ class Configurations:
     def _check_room_for(self, made: Configuration) -> None:
         is_edge = made.kind == "edge"
         count = sum((item.kind == "edge") == is_edge for item in self._configurations.values())
-        if count >= CONFIGURATIONS_MAX:
+        if count >= self.count_max:
             what = "edge deployments" if is_edge else "device and module configurations"
-            raise ServiceError(Fault.ConfigurationCountLimitExceeded, f"a hub has {CONFIGURATIONS_MAX} {what} at most")
+            raise ServiceError(Fault.ConfigurationCountLimitExceeded, f"a hub has {self.count_max} {what} at most")
 
 
 def _check_content_unchanged(configuration: Configuration, content: Any) -> None:

@@ -12,6 +12,8 @@ from simulators.iothub.core.twin_index import TwinIndex, TwinView
 from simulators.iothub.core.twins import Twin
 from simulators.iothub.errors import Fault, ServiceError
 
+SHOWN_MAX = 1000
+
 
 class HubParts(Protocol):
     """The parts of a hub that this needs."""
@@ -34,6 +36,8 @@ class ConfiguredFleet:
 
     def __init__(self, hub: HubParts) -> None:
         self._hub = hub
+        # One object for all twins that show the same.
+        self._shown: dict[tuple[tuple[str, str], ...], dict[str, Any]] = {}
 
     def configuration_targets(self, collection: str) -> list[IdentityId]:
         registry = self._hub.registry
@@ -72,7 +76,13 @@ class ConfiguredFleet:
             self._hub.put_identity(identity_id, document, None, now)
 
     def show_statuses(self, identity_id: IdentityId, statuses: Statuses) -> None:
-        self._hub.twin(identity_id).configurations = {name: {"status": status} for name, status in statuses.items()}
+        key = tuple(statuses.items())
+        shown = self._shown.get(key)
+        if shown is None:
+            if len(self._shown) >= SHOWN_MAX:
+                self._shown.clear()
+            shown = self._shown[key] = {name: {"status": status} for name, status in key}
+        self._hub.twin(identity_id).configurations = shown
         self._hub.index.changed(identity_id)
 
     def count_rows(self, query: str) -> int:

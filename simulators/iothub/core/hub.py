@@ -29,6 +29,7 @@ from simulators.iothub.core.effects import (
 )
 from simulators.iothub.core.events import Event, EventLog
 from simulators.iothub.core.feedback import feedback_queue, notification_queue
+from simulators.iothub.core.hub_events import HubEvents
 from simulators.iothub.core.instants import wire_time
 from simulators.iothub.core.job_targets import JobTargets
 from simulators.iothub.core.jobs import Jobs
@@ -92,6 +93,7 @@ class Hub:
         self.registry = Registry(entropy, touching("identities"))
         self.provisioning = Provisioning(self, id_scope, entropy, touching("provisioning"))
         self.events = EventLog()
+        self.own_events = HubEvents(self.host_name, self.events)
         self.methods = MethodCalls()
         self.uploads = Uploads(self.gatekeeper.policy("iothubowner").keys[0], entropy, touching("uploads"))
         self.feedback = feedback_queue(self.host_name, entropy, touching("feedback"))
@@ -145,6 +147,7 @@ class Hub:
         """Create or replace a device or module; see `Registry.put`."""
         for identity in self.registry.put(identity_id, document, if_match, now):
             self._twins[identity.id] = Twin()
+            self.own_events.created(identity, self._twins[identity.id], now)
             self._changed(identity.id, now)
         if not self.registry.is_enabled(identity_id):
             for affected in (self.registry.get(identity_id.device), *self.registry.modules_of(identity_id.device_id)):
@@ -161,7 +164,9 @@ class Hub:
             self.cloud_to_device.purge(identity_id.device_id, now)
             self.cloud_to_device.forget(identity_id.device_id)
             self.uploads.forget(identity_id.device_id)
+        leaving = {identity.id: identity for identity in self.registry.family(identity_id)}
         for gone in self.registry.delete(identity_id, if_match):
+            self.own_events.deleted(leaving[gone], self._twins[gone], now)
             del self._twins[gone]
             self._changed(gone, now)
             self._end_calls(gone)
@@ -186,15 +191,19 @@ class Hub:
         return self.twin_document(identity_id)
 
     def write_twin(self, identity_id: IdentityId, body: Any, if_match: str | None, now: float) -> None:
-        patch = self.twin(identity_id).patch(body, if_match, now)
+        twin = self.twin(identity_id)
+        patch = twin.patch(body, if_match, now)
         self._twins.touch(identity_id)
+        self.own_events.updated(self.registry.get(identity_id), twin, body, now)
         if patch is not None:
             self._notify_desired(identity_id, patch)
         self._changed(identity_id, now)
 
     def replace_twin(self, identity_id: IdentityId, body: Any, if_match: str | None, now: float) -> dict[str, Any]:
-        desired = self.twin(identity_id).replace(body, if_match, now)
+        twin = self.twin(identity_id)
+        desired = twin.replace(body, if_match, now)
         self._twins.touch(identity_id)
+        self.own_events.replaced(self.registry.get(identity_id), twin, now)
         self._notify_desired(identity_id, desired)
         self._changed(identity_id, now)
         return self.twin_document(identity_id)
@@ -208,8 +217,10 @@ class Hub:
     def report(self, identity_id: IdentityId, payload: bytes, now: float) -> int:
         """Merge a device's reported patch; returns the section's new version."""
         self._note_activity(identity_id, now)
-        version = self.twin(identity_id).report(parse_json(payload, "the reported patch"), now)
+        twin, patch = self.twin(identity_id), parse_json(payload, "the reported patch")
+        version = twin.report(patch, now)
         self._twins.touch(identity_id)
+        self.own_events.reported(self.registry.get(identity_id), twin, patch, now)
         self._changed(identity_id, now)
         return version
 
@@ -249,6 +260,8 @@ class Hub:
             if not identity_id.module_id:
                 self.cloud_to_device.release(identity_id.device_id, now)
             self._effects.append(CloseConnection(opened.displaced, "the client connected again [MQTT-3.1.4-2]"))
+        if not identity.is_connected:
+            self.own_events.connected(identity, now)
         identity.is_connected = True
         identity.connection_updated_at = identity.last_activity_at = wire_time(now)
         self._changed(identity_id, now)
@@ -308,6 +321,7 @@ class Hub:
         identity = self.registry.find(identity_id)
         if identity is not None:
             identity.is_connected = False
+            self.own_events.disconnected(identity, now)
             identity.connection_updated_at = wire_time(now)
             self._changed(identity_id, now)
 

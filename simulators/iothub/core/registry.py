@@ -174,6 +174,11 @@ class Registry:
         self.get(IdentityId(device_id))
         return list(self._modules[device_id].values())
 
+    def family(self, identity_id: IdentityId) -> list[Identity]:
+        """An identity, and with a device its modules."""
+        identity = self.get(identity_id)
+        return [identity] if identity_id.module_id else [identity, *self.modules_of(identity_id.device_id)]
+
     def generation_of(self, device_id: str) -> str:
         return self.get(IdentityId(device_id)).generation_id
 

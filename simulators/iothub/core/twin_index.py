@@ -60,8 +60,7 @@ class TwinView(RowView):
         if reader is None:
             return self.assemble(self.identity, self.twin).get(name, default)
         value = reader(self)
-        # Tags and a module's id are absent, not empty.
-        return default if value == "" or value == {} else value
+        return default if not value and name in _ABSENT_WHEN_EMPTY else value
 
     def document(self) -> Document:
         return self.assemble(self.identity, self.twin)
@@ -79,8 +78,14 @@ _READERS: dict[str, Callable[[TwinView], Any]] = {
     "configurations": lambda view: view.twin.configurations,
     "etag": lambda view: view.twin.etag,
     "version": lambda view: view.twin.version,
+    "modelId": lambda view: view.twin.model_id,
+    "deviceEtag": lambda view: view.identity.etag,
+    "authenticationType": lambda view: view.identity.authentication_type,
+    "statusUpdateTime": lambda view: view.identity.status_updated_at,
     "lastActivityTime": lambda view: view.identity.last_activity_at,
 }
+
+_ABSENT_WHEN_EMPTY = frozenset(("moduleId", "tags", "configurations"))
 
 
 class TwinIndex:

@@ -4,6 +4,7 @@ Source: https://learn.microsoft.com/azure/iot-hub/iot-hub-devguide-device-twins.
 """
 
 import base64
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,6 +20,8 @@ STRING_BYTES_MAX = 4096
 KEY_BYTES_MAX = 1024
 DEPTH_MAX = 10
 INTEGER_MIN, INTEGER_MAX = -4503599627370496, 4503599627370495
+
+_FORBIDDEN_IN_KEYS = re.compile(r"[.$ \x00-\x1f\x7f-\x9f]")
 
 Values = dict[str, Any]
 SectionName = Literal["tags", "desired", "reported"]
@@ -63,7 +66,7 @@ class Twin:
         Raises:
             ServiceError: 400 for a bad patch, 412 for a stale ETag; the twin is then as it was.
         """
-        tags, desired = _read_update(body)
+        tags, desired = read_update(body)
         check_etag(if_match, self.etag, "the twin")
         tags_after = self.tags if tags is None else _merged_tags(self.tags, tags)
         if desired is not None:
@@ -72,7 +75,7 @@ class Twin:
 
     def replace(self, body: Any, if_match: str | None, now: float) -> Values:
         """Replace tags and desired properties whole; returns the new desired properties to notify the device of."""
-        tags, desired = _read_update(body)
+        tags, desired = read_update(body)
         check_etag(if_match, self.etag, "the twin")
         tags_after = _merged_tags({}, tags or {}, size_before=_size(self.tags))
         section = _merged_section(
@@ -185,7 +188,7 @@ def _merged_tags(tags: Values, patch: Values, size_before: int | None = None) ->
     return values
 
 
-def _read_update(body: Any) -> tuple[Values | None, Values | None]:
+def read_update(body: Any) -> tuple[Values | None, Values | None]:
     """Tags and desired properties of a service's twin document; read-only parts are ignored as the service does."""
     body = _patch_object(body, "twin")
     properties = body.get("properties")
@@ -235,7 +238,7 @@ def _check_value(value: Any, path: str, depth: int) -> None:
 
 
 def _checked_key(key: str, path: str) -> str:
-    if not key or any(character in ".$ " or _is_control(character) for character in key):
+    if not key or _FORBIDDEN_IN_KEYS.search(key):
         raise ServiceError(
             Fault.ArgumentInvalid,
             f"{path} has the key {key!r}: a key is not empty and holds no '.', '$', space or control",

@@ -68,6 +68,11 @@ class BackgroundHub:
         return self.endpoints.telemetry_url
 
     @property
+    def event_hub_connection_string(self) -> str:
+        """For azure-eventhub, over the plain port."""
+        return self.endpoints.event_hub_connection_string
+
+    @property
     def ca_file(self) -> Path:
         return self.endpoints.certificates.ca
 

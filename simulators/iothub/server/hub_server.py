@@ -12,9 +12,11 @@ from typing import Any
 
 from aiohttp import web
 
+from simulators.iothub.core.access import Policy
 from simulators.iothub.core.hub import Hub
 from simulators.iothub.core.ledger import Ledger
 from simulators.iothub.errors import HubStartError
+from simulators.iothub.server.amqp.listener import AMQP_PORT, AMQPS_PORT, AmqpListener
 from simulators.iothub.server.blob_exchange import BlobExchange
 from simulators.iothub.server.blob_store import BlobStore
 from simulators.iothub.server.certificates import CertificateFiles, ensure_certificates
@@ -46,6 +48,9 @@ class HubEndpoints:
     https_port: int
     service_connection_string: str
     telemetry_url: str
+    amqp_port: int
+    amqps_port: int
+    event_hub_connection_string: str
     id_scope: str
     provisioning_connection_string: str
     certificates: CertificateFiles
@@ -73,6 +78,8 @@ class HubServer:
         https_port: int | None = None,
         *,
         is_kept: bool = False,
+        amqp_port: int = AMQP_PORT,
+        amqps_port: int = AMQPS_PORT,
     ) -> None:
         self._is_kept = is_kept
         self._journal: Journal | None = None
@@ -80,10 +87,12 @@ class HubServer:
         self._address = address
         self._mqtt_port = mqtt_port
         self._https_port = https_port
+        self._amqp_port, self._amqps_port = amqp_port, amqps_port
         self._names = names_of(address)
         self._runner: web.AppRunner | None = None
         self._ticker: asyncio.Task[None] | None = None
         self._listener: MqttListener | None = None
+        self._amqp_listeners: tuple[AmqpListener, ...] = ()
 
     async def start(self) -> HubEndpoints:
         """Listen, and return where.
@@ -119,6 +128,7 @@ class HubServer:
         """Stop listening and cut every connection, but keep the state."""
         if self._listener:
             await self._listener.stop()
+        await self._stop_amqp()
         if self._runner:
             await self._runner.cleanup()
         self._runner = self._listener = None
@@ -156,11 +166,29 @@ class HubServer:
     async def _listen(self) -> None:
         self._listener = MqttListener(self.switchboard, self._tls)
         await self._bind(self._listener.start(self._address, self._mqtt_port), "MQTT", self._mqtt_port)
+        await self._start_amqp()
         self._runner = web.AppRunner(
             RestApi(self.switchboard).application(), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S
         )
         await self._runner.setup()
         self._https_port = await self._start_https(self._runner)
+
+    async def _start_amqp(self) -> None:
+        exchange = self.switchboard.amqp
+        plain, secure = AmqpListener(exchange, None), AmqpListener(exchange, self._tls)
+        self._amqp_listeners = (plain, secure)
+        await self._bind(secure.start(self._address, self._amqps_port), "AMQP over TLS", self._amqps_port)
+        await self._bind(plain.start(self._address, self._amqp_port), "AMQP", self._amqp_port)
+        exchange.start()
+
+    async def _stop_amqp(self) -> None:
+        for listener in self._amqp_listeners:
+            listener.close()
+        if self._amqp_listeners:
+            await self.switchboard.amqp.stop()
+        for listener in self._amqp_listeners:
+            await listener.wait_closed()
+        self._amqp_listeners = ()
 
     async def _start_https(self, runner: web.AppRunner) -> int:
         if self._https_port is None:
@@ -202,6 +230,11 @@ class HubServer:
                 f"HostName={authority};SharedAccessKeyName={policy.name};SharedAccessKey={policy.keys[0]}"
             ),
             telemetry_url=f"https://{authority}/telemetry/events",
+            amqp_port=self._amqp_port,
+            amqps_port=self._amqps_port,
+            event_hub_connection_string=event_hub_connection_string(
+                host_name, self._amqp_port, policy, self.switchboard.amqp.event_hub
+            ),
             id_scope=self.switchboard.hub.provisioning.id_scope,
             provisioning_connection_string=(
                 f"HostName={authority};SharedAccessKeyName={provisioning.name};SharedAccessKey={provisioning.keys[0]}"
@@ -213,6 +246,15 @@ class HubServer:
         while True:
             await asyncio.sleep(TICK_S)
             self.switchboard.tick()
+
+
+def event_hub_connection_string(host_name: str, amqp_port: int, policy: Policy, event_hub: str) -> str:
+    """How azure-eventhub finds the built-in endpoint, without TLS and so without anybody to trust."""
+    authority = host_name if amqp_port == AMQP_PORT else f"{host_name}:{amqp_port}"
+    return (
+        f"Endpoint=sb://{authority}/;SharedAccessKeyName={policy.name};SharedAccessKey={policy.keys[0]};"
+        f"EntityPath={event_hub};UseDevelopmentEmulator=true"
+    )
 
 
 def _note(endpoints: HubEndpoints) -> dict[str, Any]:
@@ -227,6 +269,9 @@ def _note(endpoints: HubEndpoints) -> dict[str, Any]:
         "certificateFile": str(endpoints.certificates.certificate.absolute()),
         "keyFile": str(endpoints.certificates.key.absolute()),
         "telemetryUrl": endpoints.telemetry_url,
+        "amqpPort": endpoints.amqp_port,
+        "amqpsPort": endpoints.amqps_port,
+        "eventHubConnectionString": endpoints.event_hub_connection_string,
         "idScope": endpoints.id_scope,
         "provisioningConnectionString": endpoints.provisioning_connection_string,
     }

@@ -21,6 +21,7 @@ from simulators.iothub.core.methods import MethodRequest, MethodResult
 from simulators.iothub.core.registry import IdentityId
 from simulators.iothub.core.sessions import ConnectionId
 from simulators.iothub.errors import StorageError
+from simulators.iothub.server.amqp.exchange import AmqpExchange
 from simulators.iothub.server.blob_store import BlobStore
 from simulators.iothub.server.dialogue import Dialogue, Outlet, State
 
@@ -80,6 +81,7 @@ class Switchboard:
         self.blobs = blobs
         self.now = clock
         self.events_bell = Bell()
+        self.amqp = AmqpExchange(hub, clock, self.settle, self.hold)
         self.is_stopping = False
         self._dialogues: dict[int, Dialogue] = {}
         self._ids = itertools.count(1)
@@ -147,6 +149,7 @@ class Switchboard:
         if self.hub.events.last_sequence != self._rung_sequence:
             self._rung_sequence = self.hub.events.last_sequence
             self.events_bell.ring()
+            self.amqp.wake()
 
     def _carry_out(self) -> None:
         while effects := self.hub.take_effects():

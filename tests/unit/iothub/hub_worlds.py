@@ -4,6 +4,8 @@ import base64
 from typing import Any
 
 from simulators.iothub.core.access import make_token, new_policies
+from simulators.iothub.core.events import TELEMETRY
+from simulators.iothub.core.events import Event as LoggedEvent
 from simulators.iothub.core.hub import Hub
 from simulators.iothub.core.registry import IdentityId
 from simulators.iothub.server.dialogue import Dialogue
@@ -95,8 +97,12 @@ class World:
         }
         return Connect(**{**fields, **changes})
 
+    def telemetry(self) -> list[LoggedEvent]:
+        """What devices sent, without what the hub itself tells."""
+        return [event for event in self.hub.events.read(0, 1_000_000) if event.source == TELEMETRY]
+
     def events(self) -> list[bytes]:
-        return [event.body for event in self.hub.events.read(0, 1_000_000)]
+        return [event.body for event in self.telemetry()]
 
 
 class Client:

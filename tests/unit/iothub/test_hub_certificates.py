@@ -118,6 +118,7 @@ def test_any_text_is_a_certificate_or_a_refusal(text: Any) -> None:
         read_certificate(text, "it")
 
 
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
 @given(st.integers(0, 10_000), st.integers(0, 255))
 def test_a_certificate_with_a_changed_byte_is_never_believed(position: int, change: int) -> None:
     der = bytearray(ders(UNDER_ROOT)[0])

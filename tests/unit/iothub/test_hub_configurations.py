@@ -403,6 +403,16 @@ def test_layers_above_the_base_are_stacked(world: World) -> None:
     assert desired(world, "e1", "b") == {}
 
 
+def test_what_was_taken_back_belongs_to_others_again(world: World) -> None:
+    edge_device(world, "e1", site="north")
+    put(world, "base", {"modulesContent": BASE}, priority=1)
+    put(world, "l1", layer("b", "l1", {"properties.desired.s": 1}), priority=2)
+    delete(world, "l1")
+    world.hub.patch_twin(IdentityId("e1", "b"), {"properties": {"desired": {"s": "by hand"}}}, None, world.clock.now)
+    put(world, "l2", layer("c", "l2"), priority=2)
+    assert desired(world, "e1", "b") == {"s": "by hand"}
+
+
 def test_a_whole_section_in_a_layer_covers_what_lies_below(world: World) -> None:
     edge_device(world, "e1", site="north")
     put(world, "base", {"modulesContent": {**BASE, "m": {"properties.desired": {"x": 1, "y": 1}}}}, priority=1)

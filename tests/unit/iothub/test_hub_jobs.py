@@ -271,3 +271,19 @@ def test_what_was_recorded_goes_on_where_it_ended(world: World) -> None:
     run(world)
     assert ended(world) == ("completed", {"deviceCount": 253, "succeededCount": 253})
     assert all(world.hub.twin(IdentityId(f"d{number:03}")).version == 3 for number in range(250))
+
+
+def test_a_call_that_was_under_way_has_failed_after_a_restart(world: World) -> None:
+    answering(world, "n1")
+    answering(world, "n2")
+    world.hub.jobs.create("j1", method_job(), NOON)
+    run(world)
+    assert ended(world) == ("running", {"deviceCount": 2, "runningCount": 2})
+    keys = ["job/j1", "row/j1/n1", "row/j1/n2"]
+    records = [(key, world.hub.jobs.record(key)) for key in keys]
+    world.hub.jobs = Jobs(JobTargets(world.hub))
+    for key, record in records:
+        world.hub.jobs.restore(key, record)
+    run(world)
+    assert ended(world) == ("failed", {"deviceCount": 2, "failedCount": 2})
+    assert {row["error"]["code"] for row in rows(world)} == {"JobCancelled"}

@@ -151,6 +151,16 @@ def test_a_device_registers_again_and(world: World, story: str) -> None:
     assert {key: value for key, value in found.items() if not key.startswith("$")} == desired
 
 
+def test_a_device_that_is_disabled_on_the_hub_stays_so_when_it_registers_again(world: World) -> None:
+    enroll(world)
+    register(world, proof("d1"))
+    d1 = IdentityId("d1")
+    world.hub.put_identity(d1, {"deviceId": "d1", "status": "disabled", "statusReason": "lost"}, "*", NOON)
+    register(world, proof("d1"))
+    identity = world.hub.registry.get(d1)
+    assert (identity.status, identity.status_reason, identity.keys) == ("disabled", "lost", (KEY, OTHER_KEY))
+
+
 BAD_ENROLLMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "another id": ({"registrationId": "d2"}, "id in the body"),
     "no attestation": ({"attestation": None}, "attestation type None"),

@@ -174,7 +174,7 @@ class Device:
     def envelopes(self) -> list[Envelope]:
         board = self.hub.server.switchboard
         events = self.hub.call(lambda: board.hub.events.read(0, 1_000_000))
-        return [Envelope.from_json(event.body) for event in events]
+        return [Envelope.from_json(event.body) for event in events if event.source == "Telemetry"]
 
     def until_served(self, version: int, *, after: int = 0) -> Envelope:
         """Until a reading scored by that version, later than the first `after` messages, has come to the hub."""

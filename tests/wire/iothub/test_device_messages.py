@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -218,6 +219,31 @@ def test_a_module_hears_of_its_inputs_and_says_on_which_output_it_speaks(hub: Ba
     assert [(e.body, e.system_properties.get("outputName")) for e in events if e.source == "Telemetry"] == [
         (b"done", "out 1")
     ]
+
+
+def test_queues_feedback_and_uploads_outlive_a_restart(hub: BackgroundHub, tmp_path: Path) -> None:
+    hub.stop()
+    running = BackgroundHub(tmp_path / "kept", hub.address, is_kept=True)
+    try:
+        running.create_device("d1")
+        info = as_device(running, "POST", "/devices/d1/files", json={"blobName": "f"}).json()
+        send(running, "done", ack="full")
+        as_device(running, "DELETE", f"{MESSAGES}/{received(running)[1]}")
+        send(running, "locked", ack="full")
+        received(running)
+        send(running, "waiting", body=b"\x00\xff", properties={"k": "v"})
+        running.stop()
+        running = BackgroundHub(tmp_path / "kept", hub.address, is_kept=True)
+        assert (waiting(running), outcome(running)) == (2, [("done", "Success")])
+        # What was locked waits again, and remembers that it was delivered once.
+        again = as_device(running, "GET", MESSAGES)
+        assert (again.headers["iothub-messageid"], again.headers["iothub-deliverycount"]) == ("locked", "1")
+        last = as_device(running, "GET", MESSAGES)
+        assert (last.content, last.headers["iothub-app-k"]) == (b"\x00\xff", "v")
+        ended = {"correlationId": info["correlationId"], "isSuccess": False}
+        assert as_device(running, "POST", "/devices/d1/files/notifications", json=ended).status_code == 204
+    finally:
+        running.stop()
 
 
 # --- devices over HTTPS -----------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """File uploads with the unmodified azure-iot-device and azure-storage-blob, and methods that modules call."""
 
 import asyncio
+import datetime
 import json
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import requests
 from azure.core.exceptions import ClientAuthenticationError, ResourceExistsError, ResourceNotFoundError
-from azure.iot.device import IoTHubDeviceClient, MethodResponse
+from azure.iot.device import X509, IoTHubDeviceClient, MethodResponse
 from azure.iot.device.aio import IoTHubModuleClient as AioModuleClient
 from azure.iot.device.exceptions import ClientError
 from azure.storage.blob import BlobClient
@@ -20,6 +21,7 @@ from simulators.iothub.core.access import make_token
 from simulators.iothub.core.registry import IdentityId
 from simulators.iothub.server.background import BackgroundHub
 from simulators.iothub.server.blob_store import BlobStore, StoreFullError
+from simulators.iothub.server.device_certificates import make_device_certificate, sha256_thumbprint
 
 pytestmark = pytest.mark.wire
 DEADLINE_S = 20.0
@@ -202,6 +204,35 @@ def test_files_are_still_there_after_a_restart(tmp_path: Path) -> None:
     draft.discard()
     draft = again.draft()
     draft.write(b"12345678")
+
+
+def test_a_device_with_a_certificate_uploads_too(hub: BackgroundHub, tmp_path: Path) -> None:
+    if ":" in hub.authority:
+        pytest.skip("the device SDK uploads through port 443 only, which may not be bound here")
+    now = datetime.datetime.now(datetime.UTC)
+    pair = make_device_certificate("d1", now)
+    document = {
+        "deviceId": "d1",
+        "authentication": {
+            "type": "selfSigned",
+            "x509Thumbprint": {"primaryThumbprint": sha256_thumbprint(pair), "secondaryThumbprint": None},
+        },
+    }
+    hub.call(lambda: hub.server.switchboard.hub.put_identity(IdentityId("d1"), document, None, time.time()))
+    certificate, key = pair.write(tmp_path, "d1")
+    client = IoTHubDeviceClient.create_from_x509_certificate(
+        X509(str(certificate), str(key)), hub.host_name, "d1", server_verification_cert=hub.ca_file.read_text()
+    )
+    try:
+        with blob_client(client.get_storage_info_for_blob("f")) as blob:
+            blob.upload_blob(b"x")
+            assert blob.download_blob().readall() == b"x"
+    finally:
+        client.shutdown()
+    stranger = requests.post(
+        f"https://{hub.authority}/devices/d1/files", json={"blobName": "f"}, verify=str(hub.ca_file)
+    )
+    assert stranger.status_code == 401
 
 
 # --- methods that modules call ----------------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 """The unmodified azure-iot-hub: bulk, configurations, jobs and digital twins against the hub over real sockets."""
 
 import json
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -305,6 +307,72 @@ def test_a_digital_twin_is_read_written_and_commanded(hub: BackgroundHub, regist
     assert refusal(lambda: twins.get_digital_twin("nobody")) == (404, "DeviceNotFound")
 
 
+EDGE_CONTENT = {
+    "modulesContent": {
+        "$edgeAgent": {"properties.desired": {"schemaVersion": "1.1", "modules": {}}},
+        "$edgeHub": {"properties.desired": {"schemaVersion": "1.1", "routes": {}}},
+    }
+}
+TWIN_JOB = {"type": "scheduleUpdateTwin", "updateTwin": {"etag": "*", "tags": {"a": 1}}, "queryCondition": "*"}
+# What the Azure CLI's IoT extension asks for: method, path, status, and what it sends.
+CLI_REQUESTS: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
+    ("PUT", "/devices/e1", 200, {"json": {"deviceId": "e1", "capabilities": {"iotEdge": True}, "status": "enabled"}}),
+    ("GET", "/devices?top=10", 200, {}),
+    ("GET", "/statistics/devices", 200, {}),
+    ("GET", "/statistics/service", 200, {}),
+    (
+        "POST",
+        "/devices/query",
+        200,
+        {"json": {"query": "select * from devices"}, "headers": {"x-ms-max-item-count": "9"}},
+    ),
+    ("PATCH", "/twins/e1", 200, {"json": {"tags": {"a": 1}, "etag": "*"}, "headers": {"If-Match": '"*"'}}),
+    (
+        "PUT",
+        "/configurations/deployment",
+        201,
+        {
+            "json": {
+                "id": "deployment",
+                "schemaVersion": "2.0",
+                "labels": None,
+                "content": EDGE_CONTENT,
+                "contentType": "assignment",
+                "targetCondition": "tags.a = 1",
+                "etag": "*",
+                "priority": 0,
+                "metrics": {"queries": {}},
+            }
+        },
+    ),
+    ("GET", "/configurations/deployment", 200, {}),
+    ("GET", "/configurations?top=20", 200, {}),
+    ("POST", "/configurations/testQueries", 200, {"json": {"targetCondition": "tags.a = 1"}}),
+    ("POST", "/devices/e1/applyConfigurationContent", 204, {"json": EDGE_CONTENT}),
+    ("DELETE", "/configurations/deployment", 204, {"headers": {"If-Match": '"*"'}}),
+    ("PUT", "/jobs/v2/j1", 200, {"json": {"jobId": "j1", **TWIN_JOB, "maxExecutionTimeInSeconds": 3600}}),
+    ("GET", "/jobs/v2/j1", 200, {}),
+    ("GET", "/jobs/v2/query?jobType=scheduleUpdateTwin", 200, {}),
+    ("GET", "/jobs", 200, {}),
+    ("POST", "/jobs/v2/j1/cancel", 200, {}),
+    ("GET", "/digitaltwins/e1", 200, {}),
+    ("PATCH", "/digitaltwins/e1", 202, {"json": [{"op": "add", "path": "/level", "value": 1}]}),
+    ("DELETE", "/devices/e1", 204, {"headers": {"If-Match": '"*"'}}),
+)
+
+
+@pytest.mark.parametrize("version", ["2021-04-12", "2024-03-31"])
+def test_the_requests_of_the_command_line_extension_are_answered(hub: BackgroundHub, version: str) -> None:
+    for method, path, status, settings in CLI_REQUESTS:
+        answer = call(hub, method, f"{path}{'&' if '?' in path else '?'}api-version={version}", **dict(settings))
+        assert (method, path, answer.status_code, answer.text[:200] if answer.status_code >= 400 else "") == (
+            method,
+            path,
+            status,
+            "",
+        )
+
+
 class Container(BaseHTTPRequestHandler):
     """As much of a blob container as put and get of a blob: real HTTP on a loopback port, a token in the query."""
 
@@ -381,3 +449,38 @@ def test_the_registry_is_exported_and_imported(
     assert (job.status, "404" in job.failure_reason) == ("failed", True)
     assert [job.status for job in jobs.get_import_export_jobs()] == ["completed", "completed", "failed"]
     jobs.cancel_import_export_job(job.job_id)
+
+
+def test_configurations_and_jobs_outlive_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = f"127.{random.randint(1, 250)}.{random.randint(0, 250)}.{random.randint(1, 250)}"
+    hub = BackgroundHub(tmp_path, address, is_kept=True)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(hub.ca_file))
+    try:
+        registry = IoTHubRegistryManager.from_connection_string(hub.service_connection_string)
+        registry.create_device_with_sas("d0", *KEYS, "enabled")
+        registry.update_twin("d0", Twin(tags={"n": 0}))
+        configurations = IoTHubConfigurationManager.from_connection_string(hub.service_connection_string)
+        content = ConfigurationContent(device_content={"properties.desired.level": "info"})
+        configurations.create_configuration(Configuration(id="c1", content=content, target_condition="tags.n = 0"))
+        jobs = IoTHubJobManager.from_connection_string(hub.service_connection_string)
+        update = {"type": "scheduleUpdateTwin", "query_condition": "*"}
+        jobs.create_scheduled_job("past", JobRequest(job_id="past", update_twin=Twin(tags={"a": 1}), **update))
+        finished(jobs, "past")
+        soon = datetime.now(UTC) + timedelta(seconds=2)
+        later = JobRequest(job_id="next", update_twin=Twin(tags={"b": 2}), start_time=soon, **update)
+        jobs.create_scheduled_job("next", later)
+        before = configurations.get_configuration("c1").as_dict()
+        hub.stop()
+        hub = BackgroundHub(tmp_path, address, is_kept=True)
+        registry = IoTHubRegistryManager.from_connection_string(hub.service_connection_string)
+        configurations = IoTHubConfigurationManager.from_connection_string(hub.service_connection_string)
+        jobs = IoTHubJobManager.from_connection_string(hub.service_connection_string)
+        assert configurations.get_configuration("c1").as_dict() == before
+        assert registry.get_twin("d0").additional_properties["configurations"] == {"c1": {"status": "Applied"}}
+        assert finished(jobs, "past").device_job_statistics.succeeded_count == 1
+        assert finished(jobs, "next").device_job_statistics.succeeded_count == 1
+        assert registry.get_twin("d0").tags == {"n": 0, "a": 1, "b": 2}
+        configurations.delete_configuration("c1")
+        assert "level" not in registry.get_twin("d0").properties.desired
+    finally:
+        hub.stop()

@@ -196,7 +196,7 @@ def test_after_kill_9_under_load_every_acknowledged_message_and_answered_twin_wr
             assert twin["properties"]["reported"]["$version"] >= promise.reported_version > 1
         assert hub.client.twin(names[0])["properties"]["desired"] == patched["properties"]["desired"]
         assert {name: hub.client.connection_string(name) for name in names} == keys
-    sequences = [event["sequence"] for event in hub.client.events(0, is_following=False)]
+    sequences = [event["sequence"] for event in hub.client.events(0, is_following=False, source="*")]
     assert sequences == list(range(1, len(sequences) + 1))
 
 

@@ -50,7 +50,8 @@ async def until(condition: Callable[[], Any], what: str) -> Any:
 
 
 def bodies(hub: BackgroundHub) -> list[bytes]:
-    return hub.call(lambda: [event.body for event in hub.server.switchboard.hub.events.read(0, 1000)])
+    events = hub.call(lambda: hub.server.switchboard.hub.events.read(0, 1000))
+    return [event.body for event in events if event.source == "Telemetry"]
 
 
 # --- the vendor's SDK -----------------------------------------------------------------------------------------------

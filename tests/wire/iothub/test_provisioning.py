@@ -303,3 +303,37 @@ def test_the_command_line_enrolls_and_the_device_is_provisioned(hub: BackgroundH
     assert [entry["enrollmentGroupId"] for entry in slipway_sim("dps", "group", "list")] == ["line-3"]
     assert [entry["registrationId"] for entry in slipway_sim("dps", "enrollment", "list")] == ["press-1"]
     assert slipway_sim("dps", "registration", "show", "press-1")["status"] == "assigned"
+
+
+def test_enrollments_and_authorities_outlive_the_hub(hub: BackgroundHub, tmp_path: Path) -> None:
+    address = hub.address
+    hub.stop()
+    root = make_authority("root", NOW)
+    by_certificate = {"type": "x509", "x509": {"caReferences": {"primary": "factory"}}}
+    kept = BackgroundHub(tmp_path / "kept", address, is_kept=True)
+    try:
+        switchboard = kept.server.switchboard
+        document = {"properties": {"certificate": root.pem}}
+        kept.call(lambda: switchboard.hub.authorities.put("factory", document, switchboard.now()))
+        group = {"enrollmentGroupId": "g1", "attestation": by_certificate}
+        kept.call(lambda: switchboard.hub.provisioning.groups.put("g1", group, None, switchboard.now()))
+        single = {"registrationId": "d1", "attestation": SYMMETRIC}
+        kept.call(lambda: switchboard.hub.provisioning.enrollments.put("d1", single, None, switchboard.now()))
+        id_scope = kept.endpoints.id_scope
+    finally:
+        kept.stop()
+    again = BackgroundHub(tmp_path / "kept", address, is_kept=True)
+    try:
+        assert again.endpoints.id_scope == id_scope
+        files = make_device_certificate("gauge-1", NOW, root).write(tmp_path, "gauge")
+        client = ProvisioningDeviceClient.create_from_x509_certificate(
+            provisioning_host=again.host_name,
+            registration_id="gauge-1",
+            id_scope=id_scope,
+            x509=X509(*map(str, files)),
+            server_verification_cert=again.ca_file.read_text(),
+        )
+        assert client.register().status == "assigned"
+        assert by_key(again, "d1", KEY).register().status == "assigned"
+    finally:
+        again.stop()

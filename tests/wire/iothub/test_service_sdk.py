@@ -248,6 +248,7 @@ HTTP_REFUSALS: dict[str, tuple[str, str, dict[str, Any], tuple[int, str]]] = {
     ),
     "an id that is none": ("PUT", "/devices/a%20b", {"json": {"deviceId": "a b"}}, (400, "ArgumentInvalid")),
     "events from nowhere": ("GET", "/telemetry/events?from=-1", {}, (400, "ArgumentInvalid")),
+    "events of another source": ("GET", "/telemetry/events?source=x", {}, (400, "ArgumentInvalid")),
     "events in another way": ("GET", "/telemetry/events?follow=maybe", {}, (400, "ArgumentInvalid")),
 }
 
@@ -290,11 +291,40 @@ def test_the_stream_of_events_ends_where_the_log_does(hub: BackgroundHub) -> Non
         lines = [json.loads(line) for line in answer.text.splitlines()]
         return [(line["sequence"], base64.b64decode(line["body"]).decode()) for line in lines]
 
-    assert bodies("") == [(1, "a"), (2, "b"), (3, "c")]
-    assert bodies("?from=0&follow=false") == [(1, "a"), (2, "b"), (3, "c")]
-    assert bodies("?from=2") == [(3, "c")]
-    assert bodies("?from=3") == []
+    # Two identities were made and one connected before; the hub tells so in events of its own.
+    assert bodies("") == [(4, "a"), (5, "b"), (6, "c")]
+    assert bodies("?from=0&follow=false&source=Telemetry") == [(4, "a"), (5, "b"), (6, "c")]
+    assert bodies("?from=5") == [(6, "c")]
+    assert bodies("?from=6") == []
     assert bodies("?from=99") == []
+    states = [json.loads(line) for line in call(hub, "GET", "/telemetry/events?source=*").text.splitlines()]
+    assert [(state["sequence"], state["source"], state["properties"].get("opType")) for state in states] == [
+        (1, "deviceLifecycleEvents", "createDeviceIdentity"),
+        (2, "deviceLifecycleEvents", "createModuleIdentity"),
+        (3, "deviceConnectionStateEvents", "moduleConnected"),
+        (4, "Telemetry", None),
+        (5, "Telemetry", None),
+        (6, "Telemetry", None),
+        (7, "deviceConnectionStateEvents", "moduleDisconnected"),
+    ]
+
+
+def test_a_hub_writes_the_events_of_its_own_that_are_wanted(hub: BackgroundHub) -> None:
+    def written() -> list[str]:
+        lines = call(hub, "GET", "/telemetry/events?source=*").text.splitlines()
+        return [json.loads(line)["properties"]["opType"] for line in lines]
+
+    answer = call(hub, "PATCH", "/simulator/event-sources", json={"deviceLifecycleEvents": False})
+    assert answer.json() == {
+        "twinChangeEvents": True,
+        "deviceLifecycleEvents": False,
+        "deviceConnectionStateEvents": True,
+    }
+    assert call(hub, "GET", "/simulator/event-sources").json() == answer.json()
+    hub.create_device("d1", {"site": "north"})
+    assert written() == ["updateTwin"]
+    for wrong in ([], {"Telemetry": False}, {"twinChangeEvents": 0}):
+        assert call(hub, "PATCH", "/simulator/event-sources", json=wrong).status_code == 400
 
 
 def test_a_follower_hears_new_events_and_goes_home_when_the_hub_stops(hub: BackgroundHub) -> None:
@@ -327,6 +357,29 @@ def test_a_quiet_stream_has_a_heartbeat(hub: BackgroundHub, monkeypatch: pytest.
     answer = call(hub, "GET", "/telemetry/events?follow=true", stream=True)
     assert next(answer.iter_content(chunk_size=1)) == b"\n"
     answer.close()
+
+
+def test_a_follower_hears_a_heartbeat_also_while_only_other_events_happen(
+    hub: BackgroundHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simulators.iothub.server.rest_api.telemetry_stream.HEARTBEAT_S", 0.2)
+    hub.create_device("d1")
+    answer = call(hub, "GET", "/telemetry/events?follow=true", stream=True)
+    is_over = threading.Event()
+
+    def chatter() -> None:
+        patch = {"tags": {"a": 1}}
+        while not is_over.wait(0.01):
+            hub.call(lambda: hub.server.switchboard.hub.patch_twin(IdentityId("d1"), patch, None, time.time()))
+
+    thread = threading.Thread(target=chatter)
+    thread.start()
+    try:
+        assert next(answer.iter_content(chunk_size=1)) == b"\n"
+    finally:
+        is_over.set()
+        thread.join()
+        answer.close()
 
 
 def test_a_follower_that_goes_away_is_no_error(

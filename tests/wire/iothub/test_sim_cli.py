@@ -90,6 +90,9 @@ def test_a_hub_says_where_it_is_and_leaves_no_trace_of_running(tmp_path: Path, a
         "certificateFile",
         "keyFile",
         "telemetryUrl",
+        "amqpPort",
+        "amqpsPort",
+        "eventHubConnectionString",
         "idScope",
         "provisioningConnectionString",
     }
@@ -132,10 +135,12 @@ def test_what_keeps_a_hub_from_starting(state: Path, address: str, tmp_path: Pat
 def test_a_shell_takes_its_environment_from_the_hub(state: Path) -> None:
     code, out, _ = sim(state, "env")
     assert code == 0
-    script = f'{out}\nprintf \'%s\\n\' "$IOTHUB_CONNECTION_STRING" "$SLIPWAY_CA_FILE" "$SLIPWAY_TELEMETRY_URL"'
+    names = ("IOTHUB_CONNECTION_STRING", "EVENTHUB_CONNECTION_STRING", "SLIPWAY_CA_FILE", "SLIPWAY_TELEMETRY_URL")
+    script = "\n".join((out, *(f'echo "${name}"' for name in names)))
     shell = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
     note = json.loads((state / "hub.json").read_text())
-    assert shell.stdout.splitlines() == [note["serviceConnectionString"], note["caFile"], note["telemetryUrl"]]
+    keys = ("serviceConnectionString", "eventHubConnectionString", "caFile", "telemetryUrl")
+    assert shell.stdout.splitlines() == [note[key] for key in keys]
 
 
 def test_devices_and_twins_at_the_terminal(state: Path) -> None:

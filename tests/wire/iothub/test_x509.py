@@ -2,10 +2,11 @@
 
 import asyncio
 import datetime
-import http.client
 import json
+import shutil
 import socket
 import ssl
+import subprocess
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from simulators.cli import main
 from simulators.hub_client import HubNote
@@ -80,7 +82,8 @@ def run(story: Awaitable[None]) -> None:
 
 
 def bodies(hub: BackgroundHub) -> list[bytes]:
-    return hub.call(lambda: [event.body for event in hub.server.switchboard.hub.events.read(0, 1000)])
+    events = hub.call(lambda: hub.server.switchboard.hub.events.read(0, 1000))
+    return [event.body for event in events if event.source == "Telemetry"]
 
 
 @pytest.mark.parametrize("websockets", [False, True], ids=["tcp", "websocket"])
@@ -286,13 +289,64 @@ def test_the_command_line_makes_a_certificate_with_which_a_device_comes_in(
     client.shutdown()
 
 
-def test_a_request_over_https_carries_the_certificate_too(hub: BackgroundHub, tmp_path: Path) -> None:
-    certificate, key = make_device_certificate("d1", NOW).write(tmp_path, "d1")
+@pytest.mark.parametrize("encoding", [Encoding.PEM, Encoding.DER])
+def test_the_command_line_registers_an_authority_of_ones_own(
+    hub: BackgroundHub, tmp_path: Path, encoding: Encoding
+) -> None:
+    def slipway_sim(*arguments: str) -> str:
+        result = CliRunner().invoke(main, ["certificate", *arguments, "--state", str(hub.ca_file.parent)])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    root = make_authority("my factory", NOW)
+    file = tmp_path / "root"
+    file.write_bytes(root.certificate.public_bytes(encoding))
+    register(hub, "d1", "certificateAuthority")
+    certificate, key = make_device_certificate("d1", NOW, root).write(tmp_path, "d1")
     context = ssl.create_default_context(cafile=str(hub.ca_file))
     context.load_cert_chain(certificate, key)
-    host, _, port = hub.authority.partition(":")
-    connection = http.client.HTTPSConnection(host, int(port or 443), context=context, timeout=20)
-    connection.request("GET", "/devices/d1")
-    # A service route takes tokens only; what matters is that the handshake passes.
-    assert connection.getresponse().status == 401
-    connection.close()
+    refused, accepted = b"\x20\x02\x00\x05", b"\x20\x02\x00\x00"
+    assert connack_of(hub, context, "d1") == refused
+    slipway_sim("add", "mine", str(file))
+    assert [entry["name"] for entry in json.loads(slipway_sim("list", "--json"))] == ["mine"]
+    assert connack_of(hub, context, "d1") == accepted
+    slipway_sim("delete", "mine")
+    assert connack_of(hub, context, "d1") == refused
+
+
+def make_with_openssl(directory: Path, device_id: str, *key_kind: str) -> tuple[Path, Path]:
+    """A self-signed certificate as people make it by hand."""
+    certificate, key = directory / f"{device_id}.pem", directory / f"{device_id}-key.pem"
+    subject = ("-subj", f"/CN={device_id}", "-days", "2", "-nodes", "-keyout", str(key), "-out", str(certificate))
+    subprocess.run(["openssl", "req", "-x509", "-newkey", *key_kind, *subject], check=True, capture_output=True)
+    return certificate, key
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="the openssl program is not here")
+@pytest.mark.parametrize(
+    "key_kind", [("rsa:2048",), ("ec", "-pkeyopt", "ec_paramgen_curve:P-384"), ("ed25519",)], ids=lambda kind: kind[0]
+)
+def test_certificates_that_openssl_made_are_as_good(
+    hub: BackgroundHub, tmp_path: Path, key_kind: tuple[str, ...]
+) -> None:
+    certificate, key = make_with_openssl(tmp_path, "d1", *key_kind)
+    register(hub, "d1", "selfSigned", sha1_thumbprint(KeyPair(certificate.read_bytes(), b"")))
+    context = ssl.create_default_context(cafile=str(hub.ca_file))
+    context.load_cert_chain(certificate, key)
+    # OpenSSL dates a certificate from the very second in which it is made.
+    assert connack_of(hub, context, "d1") == b"\x20\x02\x00\x00"
+
+
+def test_a_device_sends_over_https_with_its_certificate_and_is_refused_without(
+    hub: BackgroundHub, tmp_path: Path
+) -> None:
+    pair, other = make_device_certificate("d1", NOW), make_device_certificate("d1", NOW)
+    register(hub, "d1", "selfSigned", sha256_thumbprint(pair))
+    url = f"https://{hub.authority}/devices/d1/messages/events?api-version=2019-10-01"
+    statuses = []
+    for shown in (pair.write(tmp_path, "own"), other.write(tmp_path, "other"), None):
+        certificate = tuple(map(str, shown)) if shown else None
+        answer = requests.post(url, data=b"over https", cert=certificate, verify=str(hub.ca_file), timeout=20)
+        statuses.append(answer.status_code)
+    assert statuses == [204, 401, 401]
+    assert bodies(hub) == [b"over https"]

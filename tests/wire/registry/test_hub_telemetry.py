@@ -237,8 +237,28 @@ def test_a_stream_that_was_begun_anew_is_read_from_its_start(hub: BackgroundHub,
         assert collect(new, said) == StoreCounts(stored=11)
     finally:
         reborn.stop()
-    assert said == ["The telemetry stream was begun anew: reading it from the start, not after 5."]
+    assert said == ["The telemetry stream was begun anew: reading it from the start, not after 7."]
     assert wiring.open_telemetry(new).summary()["missing"] == 0
+
+
+def test_another_kind_of_event_under_a_known_number_also_says_that_the_stream_was_begun_anew(
+    hub: BackgroundHub, home: Path, tmp_path: Path
+):
+    old = settings(home, hub)
+    put_into_log(hub, [envelope(number) for number in range(1, 6)])
+    assert collect(old).stored == 5
+    hub.stop()
+    reborn = BackgroundHub(tmp_path / "reborn", hub.address)
+    try:
+        # The last number that was stored is now that of a device's creation, with telemetry on both sides of it.
+        put_into_log(reborn, [envelope(number) for number in range(6, 10)])
+        reborn.create_device("another")
+        put_into_log(reborn, [envelope(number) for number in range(10, 13)])
+        said: list[str] = []
+        assert collect(settings(home, reborn), said) == StoreCounts(stored=7)
+    finally:
+        reborn.stop()
+    assert said == ["The telemetry stream was begun anew: reading it from the start, not after 7."]
 
 
 def test_a_wrong_key_is_a_matter_of_trust(hub: BackgroundHub, home: Path):

@@ -155,18 +155,19 @@ class Enrollments:
     def change_many(self, document: Any, now: float) -> dict[str, Any]:
         """A bulk operation; what fails is told, and the rest is done."""
         mode = document.get("mode") if isinstance(document, dict) else None
-        entries = document.get("enrollments") if isinstance(document, dict) else None
+        collection = "enrollmentGroups" if self._is_group else "enrollments"
+        entries = document.get(collection) if isinstance(document, dict) else None
         if mode not in _BULK_MODES:
             raise invalid(f"mode is {mode!r}; {', '.join(_BULK_MODES)} exist")
         if not isinstance(entries, list) or not 1 <= len(entries) <= BULK_ENROLLMENTS_MAX:
-            raise invalid(f"enrollments has to hold 1 to {BULK_ENROLLMENTS_MAX} entries")
+            raise invalid(f"{collection} has to hold 1 to {BULK_ENROLLMENTS_MAX} entries")
         errors = []
         for entry in entries:
-            key = entry.get("registrationId") if isinstance(entry, dict) else None
+            key = entry.get(self._named) if isinstance(entry, dict) else None
             try:
                 self._change(mode, str(key), entry, now)
             except ServiceError as err:
-                errors.append({"registrationId": key, "errorCode": err.fault.value.number, "errorStatus": err.message})
+                errors.append({self._named: key, "errorCode": err.fault.value.number, "errorStatus": err.message})
         return {"isSuccessful": not errors, "errors": errors}
 
     def record(self, key: str) -> Any | None:
@@ -175,12 +176,11 @@ class Enrollments:
 
     def restore(self, key: str, record: Any) -> None:
         common = ("etag", "createdDateTimeUtc", "lastUpdatedDateTimeUtc", "attestation")
-        named = "enrollmentGroupId" if self._is_group else "registrationId"
         self._entries[key] = Enrollment(
-            key=record[named],
+            key=record[self._named],
             is_group=self._is_group,
             attestation=restore_attestation(record["attestation"], self._find, is_group=self._is_group),
-            settings={name: value for name, value in record.items() if name not in (*common, named)},
+            settings={name: value for name, value in record.items() if name not in (*common, self._named)},
             etag=record["etag"],
             created_at=record["createdDateTimeUtc"],
             updated_at=record["lastUpdatedDateTimeUtc"],
@@ -192,6 +192,10 @@ class Enrollments:
     @property
     def _what(self) -> str:
         return "enrollment group" if self._is_group else "enrollment"
+
+    @property
+    def _named(self) -> str:
+        return "enrollmentGroupId" if self._is_group else "registrationId"
 
     def _change(self, mode: str, key: str, document: Any, now: float) -> None:
         etag = document.get("etag") if isinstance(document, dict) else None
@@ -206,7 +210,7 @@ class Enrollments:
         """What an enrollment document says besides its attestation, checked and completed."""
         if not isinstance(document, dict):
             raise invalid("the body is not an enrollment document")
-        named = document.get("enrollmentGroupId" if self._is_group else "registrationId")
+        named = document.get(self._named)
         if not isinstance(named, str) or named.lower() != key.lower():
             raise invalid(f"the id in the body is {named!r}, not {key!r}")
         if not _REGISTRATION_ID.fullmatch(key):

@@ -19,7 +19,7 @@ from simulators.iothub.core.json_text import parse_json
 from simulators.iothub.core.ports import Entropy
 from simulators.iothub.core.provisioning.attestation import Proof, Proven, invalid, refused
 from simulators.iothub.core.provisioning.enrollments import Enrollment, Enrollments
-from simulators.iothub.core.registry import IdentityId, Registry, check_etag
+from simulators.iothub.core.registry import Identity, IdentityId, Registry, check_etag
 from simulators.iothub.errors import Fault, ServiceError
 
 # When a device may ask for its operation (again).
@@ -187,10 +187,11 @@ class Provisioning:
         enrollment = attested.enrollment
         identity_id = IdentityId(enrollment.device_id(registration_id))
         before = self._registrations.get(registration_id.lower())
-        is_known = self._hub.registry.find(identity_id) is not None
+        known = self._hub.registry.find(identity_id)
+        is_known = known is not None
         if before and is_known and not enrollment.is_reassigned:
             return
-        self._put_identity(identity_id, attested, now, is_known=is_known)
+        self._put_identity(identity_id, attested, known, now)
         if not is_known or (before and not enrollment.is_data_kept):
             self._hub.replace_twin(identity_id, enrollment.settings["initialTwin"], None, now)
         self._etags += 1
@@ -209,13 +210,15 @@ class Provisioning:
         }
         self._touch(f"registrations/{registration_id.lower()}")
 
-    def _put_identity(self, identity_id: IdentityId, attested: Attested, now: float, *, is_known: bool) -> None:
+    def _put_identity(self, identity_id: IdentityId, attested: Attested, known: Identity | None, now: float) -> None:
         document = {
+            # Who was shut out on the hub is not let in again by registering.
+            **({"status": known.status, "statusReason": known.status_reason} if known else {}),
             "deviceId": identity_id.device_id,
             "authentication": attested.proven.authentication,
             "capabilities": attested.enrollment.settings["capabilities"],
         }
-        self._hub.put_identity(identity_id, document, "*" if is_known else None, now)
+        self._hub.put_identity(identity_id, document, "*" if known else None, now)
 
     def _state(self, registration_id: str) -> dict[str, Any]:
         state = self._registrations.get(registration_id.lower())

@@ -8,6 +8,7 @@ from aiohttp import web
 from simulators.iothub.core.instants import wire_time
 from simulators.iothub.errors import Fault, ServiceError
 from simulators.iothub.server import mqtt_websocket
+from simulators.iothub.server.amqp import websocket as amqp_websocket
 from simulators.iothub.server.entropy import SystemEntropy
 from simulators.iothub.server.rest_api import (
     blobs,
@@ -41,6 +42,7 @@ ROUTES = (
     *telemetry_stream.ROUTES,
     *device_messages.ROUTES,
     *feedback.ROUTES,
+    *amqp_websocket.ROUTES,
     *uploads.ROUTES,
     *blobs.ROUTES,
     *certificates.ROUTES,

@@ -34,7 +34,7 @@ def in_its_words(handler: Handler) -> Handler:
             return await handler(switchboard, request)
         except ServiceError as err:
             body = err.device_body(_ENTROPY.identifier(), wire_time(switchboard.now()))
-            return answer(body, err.status, err.reason)
+            return answer(body, err.status, err.reason, {"x-ms-error-code": err.fault.name})
 
     return handle
 
@@ -71,7 +71,7 @@ async def show_attestation(switchboard: Switchboard, request: web.Request) -> we
 
 @in_its_words
 async def change_enrollments(switchboard: Switchboard, request: web.Request) -> web.Response:
-    return answer(switchboard.hub.provisioning.enrollments.change_many(await body_of(request), switchboard.now()))
+    return answer(enrollments_of(switchboard, request).change_many(await body_of(request), switchboard.now()))
 
 
 @in_its_words
@@ -160,11 +160,11 @@ def _page(request: web.Request, rows: list[dict[str, Any]], item_type: str) -> w
 _DEVICE = "/{scope}/registrations/{id}"
 
 ROUTES = (
-    Route("POST", "/enrollments", Right.PROVISIONING, change_enrollments),
     *(
         route
         for path in ("/enrollments", "/enrollmentGroups")
         for route in (
+            Route("POST", path, Right.PROVISIONING, change_enrollments),
             Route("POST", f"{path}/query", Right.PROVISIONING, query_enrollments),
             Route("GET", f"{path}/{{id}}", Right.PROVISIONING, get_enrollment),
             Route("PUT", f"{path}/{{id}}", Right.PROVISIONING, put_enrollment),
