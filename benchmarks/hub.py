@@ -99,6 +99,8 @@ class Load:
 def run(*, is_full: bool = False) -> list[dict[str, Any]]:
     """Rows for the hub, for Mosquitto where it is installed, and their ratios."""
     raise_file_limit()
+    # Ended from outside, it ends the servers too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     connections = CONNECTIONS_FULL if is_full else CONNECTIONS_QUICK
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -8,7 +8,7 @@ import click
 
 from simulators.hub_client import SimulatorError
 from simulators.iothub.errors import HubStartError
-from simulators.iothub.server.event_loop import new_event_loop, raise_file_limit
+from simulators.iothub.server.event_loop import calm_collector, new_event_loop, raise_file_limit
 from simulators.iothub.server.hub_server import HTTPS_PORT, HubEndpoints, HubServer
 
 
@@ -19,6 +19,7 @@ def serve(directory: Path, address: str, mqtt_port: int, https_port: int | None,
         SimulatorError: the hub cannot start.
     """
     raise_file_limit()
+    calm_collector()
     server = HubServer(directory.absolute(), address, mqtt_port, https_port, is_kept=is_kept)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(_serve(server, directory, is_kept=is_kept))

@@ -112,12 +112,10 @@ class Identity:
         }
 
 
-# The fields that outlive a restart. Activity is not among them: to write it down would double the cost of a message.
-_KEPT = tuple(
-    each.name
-    for each in fields(Identity)
-    if each.name not in ("id", "is_connected", "connection_updated_at", "last_activity_at")
-)
+# The fields that do not outlive a restart: connections end with it, messages are counted anew where they wait, and to
+# write down activity would double the cost of a message.
+_FLEETING = ("id", "is_connected", "connection_updated_at", "last_activity_at", "message_count")
+_KEPT = tuple(each.name for each in fields(Identity) if each.name not in _FLEETING)
 
 
 def matches_etag(condition: str, etag: str) -> bool:
@@ -236,7 +234,7 @@ class Registry:
     def record(self, key: str) -> Any | None:
         """An identity as JSON, without what a restart ends: its connection."""
         if key == COUNTERS:
-            return [self._ordinal, self._etags]
+            return [self._ordinal, self._etags] if self._ordinal else None
         identity = self.find(IdentityId.of_client(key))
         if identity is None:
             return None

@@ -40,8 +40,8 @@ class Bell:
 
     async def wait(self, timeout_s: float) -> bool:
         """Returns False when nothing rang for so long."""
-        # Not `wait_for`: before Python 3.12 it loses a cancellation that comes in the turn in which the bell rings.
         try:
+            # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the event.
             async with asyncio.timeout(timeout_s):
                 await self._event.wait()
         except TimeoutError:

@@ -1,6 +1,7 @@
 """The journal under generated histories: the process dies after any byte, and nothing that was answered is missing."""
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -13,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulators.iothub.core.access import new_policies
+from simulators.iothub.core.cloud_to_device import CloudMessage
 from simulators.iothub.core.events import EventLog
 from simulators.iothub.core.hub import Hub
-from simulators.iothub.core.ledger import Ledger
+from simulators.iothub.core.ledger import Ledger, Place
 from simulators.iothub.core.registry import IdentityId
 from simulators.iothub.errors import HubStartError, ServiceError, StorageError
 from simulators.iothub.server import journal as journal_module
@@ -67,13 +69,13 @@ def new_hub() -> Hub:
     return hub
 
 
-def state_of(hub: Hub) -> dict[str, Any]:
-    identities = [*hub.registry.devices(), *hub.registry.modules()]
+def state_of(hub: Hub, places: set[Place]) -> dict[str, Any]:
+    """Everything behind the places that were ever touched, whatever component it is in, and the order of identities."""
+    records = {place: json.loads(json.dumps(hub.ledger.record(place))) for place in places}
     return {
-        "identities": [(each.id, hub.registry.record(each.id.client_id)) for each in identities],
-        "twins": {each.id: hub.twin(each.id).record() for each in identities},
-        "subscriptions": {each.id: hub._sessions.record(each.id.client_id) for each in identities},
-        "counters": hub.registry.record("#") if identities else None,
+        "records": {place: record for place, record in records.items() if record is not None},
+        "devices": [each.id for each in hub.registry.devices()],
+        "modules": [each.id for each in hub.registry.modules()],
     }
 
 
@@ -119,8 +121,29 @@ def tell(hub: Hub, identity_id: IdentityId, number: int) -> None:
     hub.accept_event(identity_id, {"messageId": str(number)}, {"a": "b"}, b"\x00\xff" * (number % 40), NOON + number)
 
 
+def send(hub: Hub, identity_id: IdentityId, number: int) -> None:
+    message = CloudMessage(f"m{number}", body=b"\xff" * number, ack="full", expires_at=NOON + 10_000)
+    hub.send_to_device(identity_id.device_id, message, NOON + number)
+
+
+def purge(hub: Hub, identity_id: IdentityId, number: int) -> None:
+    hub.cloud_to_device.purge(identity_id.device_id, NOON + number)
+
+
+def configure(hub: Hub, _identity_id: IdentityId, number: int) -> None:
+    body = {
+        "id": f"c{number % 3}",
+        "content": {"deviceContent": {"properties.desired.rate": number}},
+        "targetCondition": "*",
+        "priority": number,
+    }
+    hub.configurations.put(body["id"], body, None, NOON + number)
+    while hub.advance(NOON + number):
+        pass
+
+
 Step = tuple[Callable[[Hub, IdentityId, int], None], str]
-ACTS = (create, create, delete, patch, report, listen, stop_listening, tell, tell)
+ACTS = (create, create, delete, patch, report, listen, stop_listening, tell, tell, send, purge, configure)
 STEPS = st.tuples(st.sampled_from(ACTS), st.sampled_from(DEVICES))
 # Some steps answered together, as what one turn of the loop brings.
 HISTORIES = st.lists(st.lists(STEPS, min_size=1, max_size=3), max_size=40)
@@ -130,7 +153,12 @@ class Answered:
     """What a client was told of last, and what was under way when the process died."""
 
     def __init__(self, hub: Hub) -> None:
-        self.told = self.under_way = (state_of(hub), events_of(hub))
+        self.places: set[Place] = set()
+        self.told = self.under_way = self.seen(hub)
+
+    def seen(self, hub: Hub) -> tuple[dict[str, Any], tuple[Any, ...]]:
+        self.places.update(hub.ledger.changes())
+        return state_of(hub, self.places), events_of(hub)
 
     def live(self, hub: Hub, journal: Journal, history: list[list[Step]], first_number: int) -> None:
         number = first_number
@@ -141,7 +169,7 @@ class Answered:
                     act(hub, IdentityId.of_client(client_id), number)
                 except ServiceError:
                     continue
-            self.under_way = (state_of(hub), events_of(hub))
+            self.under_way = self.seen(hub)
             journal.flush()
             self.told = self.under_way
 
@@ -160,7 +188,7 @@ def test_after_a_death_at_any_byte_all_that_was_answered_is_there(lives: list[tu
                 # A start may be killed too: it copies what is in older segments.
                 disk.budget = budget
                 journal.open()
-                state, events = state_of(hub), events_of(hub)
+                state, events = answered.seen(hub)
                 assert state in (answered.told[0], answered.under_way[0])
                 assert events in (answered.told[1], answered.under_way[1])
                 answered.told = answered.under_way = (state, events)
@@ -209,7 +237,7 @@ def test_a_full_disk_or_too_few_descriptors_keep_answers_back_and_lose_nothing(h
         again = new_hub()
         reopened = Journal(Path(name), again, SEGMENT_BYTES_MAX)
         reopened.open()
-        assert state_of(again) == state_of(hub)
+        assert state_of(again, answered.places) == state_of(hub, answered.places)
         assert events_of(again) == events_of(hub)
         reopened.close()
 

@@ -64,7 +64,7 @@ class Peer:
 @pytest.fixture
 def world() -> World:
     world = World()
-    # What the hub tells of itself would be among the events of every partition; it has tests of its own.
+    # So that what a test sends is all that there is.
     world.hub.own_events.sources = frozenset()
     world.register("d1")
     return world

@@ -21,7 +21,8 @@ MODULE = IdentityId("edge-1", "filter")
 
 
 def bodies(hub: BackgroundHub) -> list[bytes]:
-    return hub.call(lambda: [event.body for event in hub.server.switchboard.hub.events.read(0, 1000)])
+    events = hub.call(lambda: hub.server.switchboard.hub.events.read(0, 1000))
+    return [event.body for event in events if event.source == "Telemetry"]
 
 
 def send(client: IoTHubModuleClient) -> None:

@@ -1,6 +1,7 @@
 """The unmodified azure-eventhub against the built-in endpoint, over real sockets and in all its ways to connect."""
 
 import asyncio
+import json
 import re
 import socket
 import ssl
@@ -121,6 +122,20 @@ def device(hub: BackgroundHub) -> str:
     hub.call(lambda: setattr(hub.server.switchboard.hub.own_events, "sources", frozenset()))
     hub.create_device("d1")
     return "d1"
+
+
+def test_the_hubs_own_events_flow_beside_telemetry(hub: BackgroundHub) -> None:
+    hub.create_device("d1", {"site": "north"})
+    send(hub, b"telemetry")
+    with following(hub) as follower:
+        found = [follower.next()[1] for _ in range(3)]
+    assert [event.system_properties[b"iothub-message-source"] for event in found] == [
+        b"deviceLifecycleEvents",
+        b"twinChangeEvents",
+        b"Telemetry",
+    ]
+    assert found[0].properties[b"opType"] == b"createDeviceIdentity"
+    assert json.loads(found[1].body_as_str())["tags"] == {"site": "north"}
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -141,7 +141,7 @@ class AmqpExchange:
 
     async def _wait(self, timeout_s: float) -> None:
         if not self._woken.is_set():
-            # Not `wait_for`: before Python 3.12 it loses a cancellation that comes in the turn in which this is woken.
+            # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the event.
             try:
                 async with asyncio.timeout(timeout_s):
                     await self._woken.wait()
