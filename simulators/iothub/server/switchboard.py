@@ -41,7 +41,9 @@ class Bell:
     async def wait(self, timeout_s: float) -> bool:
         """Returns False when nothing rang for so long."""
         try:
-            await asyncio.wait_for(self._event.wait(), timeout_s)
+            # Not wait_for: before Python 3.12 it swallows a cancellation that comes together with the ring.
+            async with asyncio.timeout(timeout_s):
+                await self._event.wait()
         except TimeoutError:
             return False
         return True
