@@ -142,7 +142,9 @@ class AmqpExchange:
     async def _wait(self, timeout_s: float) -> None:
         if not self._woken.is_set():
             try:
-                await asyncio.wait_for(self._woken.wait(), timeout_s)
+                # Not wait_for: before Python 3.12 it swallows a cancellation that comes together with the wake-up.
+                async with asyncio.timeout(timeout_s):
+                    await self._woken.wait()
             except TimeoutError:
                 return
         self._woken.clear()
