@@ -204,6 +204,20 @@ class HubClient:
         purged: dict[str, Any] = self._call("DELETE", f"{_path('devices', device_id, '')}/commands")
         return purged
 
+    def plant_fault(self, document: dict[str, Any]) -> dict[str, Any]:
+        planted: dict[str, Any] = self._call("POST", "/simulator/faults", document)
+        return planted
+
+    def faults(self) -> list[dict[str, Any]]:
+        planted: list[dict[str, Any]] = self._call("GET", "/simulator/faults")["value"]
+        return planted
+
+    def clear_faults(self, fault_id: str | None = None) -> int:
+        """Take a fault away, or all; returns how many there were."""
+        path = f"/simulator/faults/{quote(fault_id, safe='')}" if fault_id else "/simulator/faults"
+        cleared: int = self._call("DELETE", path)["cleared"]
+        return cleared
+
     def query(self, text: str) -> Iterator[dict[str, Any]]:
         """All rows of a query's result, page by page."""
         continuation = None
@@ -322,6 +336,7 @@ def _refusal(response: requests.Response) -> SimulatorError:
     hints = {
         "DeviceNotFound": "See which there are with: slipway-sim device list",
         "ModuleNotFound": "See which there are with: slipway-sim device list",
+        "FaultNotFound": "See which are planted with: slipway-sim fault list",
         "DeviceNotOnline": "This needs a device or module that is connected and listens; start it and try again.",
         "DeviceAlreadyExists": "Delete it first, or ask for its key with: slipway-sim device connection-string",
     }

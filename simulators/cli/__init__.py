@@ -11,6 +11,7 @@ from simulators.cli.device import device
 from simulators.cli.digits import digits
 from simulators.cli.dps import dps
 from simulators.cli.events import events
+from simulators.cli.fault import fault
 from simulators.cli.hub import env, hub
 from simulators.cli.message import message
 from simulators.cli.twin import method, query, twin
@@ -39,5 +40,5 @@ def main(debug: bool) -> None:
     """An Azure IoT Hub on this machine: the vendor's SDKs connect to it unchanged."""
 
 
-for command in (hub, env, device, twin, method, query, message, events, dps, certificate, digits):
+for command in (hub, env, device, twin, method, query, message, events, fault, dps, certificate, digits):
     main.add_command(command)

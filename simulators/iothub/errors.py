@@ -76,6 +76,8 @@ class Fault(enum.Enum):
     RegistrationNotFound = FaultKind(404202, 404, "Not Found")
     OperationNotFound = FaultKind(404203, 404, "Not Found")
     EnrollmentAlreadyExists = FaultKind(409201, 409, "Conflict")
+    # Of the simulator itself.
+    FaultNotFound = FaultKind(404900, 404, "Not Found")
     RouteNotFound = FaultKind(404000, 404, "Not Found")
     DeviceNotOnline = FaultKind(404103, 404, "Not Found")
     DeviceConnectionClosedRemotely = FaultKind(404104, 404, "Not Found")
@@ -92,6 +94,7 @@ class Fault(enum.Enum):
     ThrottlingMaxActiveJobCountExceeded = FaultKind(429003, 429, "Too Many Requests")
     ThrottlingException = FaultKind(429001, 429, "Too Many Requests")
     ServerError = FaultKind(500001, 500, "Internal Server Error")
+    ServiceUnavailable = FaultKind(503001, 503, "Service Unavailable")
     GatewayTimeout = FaultKind(504101, 504, "Gateway Timeout")
 
 

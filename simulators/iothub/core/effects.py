@@ -92,9 +92,18 @@ class RunExchange:
 
 
 @dataclass(frozen=True, slots=True)
+class SendLater:
+    """Write bytes to a connection when an instant has come, if it is still open then."""
+
+    connection: ConnectionId
+    due_at: float
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class CloseConnection:
     connection: ConnectionId
     reason: str
 
 
-Effect = SendDesired | SendCloudMessage | SendInput | SendMethod | EndMethod | CloseConnection | RunExchange
+Effect = SendDesired | SendCloudMessage | SendInput | SendMethod | SendLater | EndMethod | CloseConnection | RunExchange

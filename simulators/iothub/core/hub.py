@@ -25,9 +25,11 @@ from simulators.iothub.core.effects import (
     RunExchange,
     SendDesired,
     SendInput,
+    SendLater,
     SendMethod,
 )
 from simulators.iothub.core.events import Event, EventLog
+from simulators.iothub.core.faults import Faults
 from simulators.iothub.core.feedback import feedback_queue, notification_queue
 from simulators.iothub.core.hub_events import HubEvents
 from simulators.iothub.core.instants import wire_time
@@ -36,7 +38,7 @@ from simulators.iothub.core.jobs import Jobs
 from simulators.iothub.core.json_text import dump_json, parse_json
 from simulators.iothub.core.ledger import Ledger
 from simulators.iothub.core.methods import MethodCalls, MethodRequest, not_online
-from simulators.iothub.core.ports import Entropy
+from simulators.iothub.core.ports import Entropy, chance_of
 from simulators.iothub.core.provisioning import Provisioning
 from simulators.iothub.core.query import run_query
 from simulators.iothub.core.query.engine import Page
@@ -107,6 +109,7 @@ class Hub:
         self._sessions: Sessions[InFlight] = Sessions(touching("sessions"))
         self._effects: list[Effect] = []
         self.index = TwinIndex(self.registry, self._twins, _twin_document)
+        self.faults = Faults(lambda: chance_of(entropy), entropy.identifier, self.index.set_lag)
         self.fleet = ConfiguredFleet(self)
         self.configurations = Configurations(self.fleet, touching("configurations"))
         self.jobs = Jobs(JobTargets(self), touching("jobs"))
@@ -346,6 +349,10 @@ class Hub:
         if isinstance(delivery, CloudDelivery):
             self._deliveries.acknowledge(session, delivery, now)
             self._effects += self._deliveries.send(session, now)
+
+    def send_later(self, connection: ConnectionId, due_at: float, data: bytes) -> None:
+        """Have an answer leave when an instant has come."""
+        self._effects.append(SendLater(connection, due_at, data))
 
     def connection_of(self, identity_id: IdentityId) -> ConnectionId | None:
         session = self._sessions.get(identity_id)

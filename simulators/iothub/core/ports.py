@@ -1,5 +1,6 @@
 """What the core is given from outside."""
 
+import base64
 from typing import Protocol
 
 
@@ -13,3 +14,8 @@ class Entropy(Protocol):
     def identifier(self) -> str:
         """A new id that no other shares, of letters, digits and hyphens."""
         ...
+
+
+def chance_of(entropy: Entropy) -> float:
+    """A number from 0 to below 1, as even as the keys are."""
+    return int.from_bytes(base64.b64decode(entropy.key())[-4:]) / 2**32

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from simulators.iothub.core.cloud_to_device import cloud_message_bag
 from simulators.iothub.core.effects import SendCloudMessage, SendDesired, SendInput, SendMethod
+from simulators.iothub.core.faults import OPERATION_TYPE, Point
 from simulators.iothub.core.hub import TWIN_RESPONSES, Admission, Hub
 from simulators.iothub.core.instants import wire_time
 from simulators.iothub.core.json_text import dump_json
@@ -113,6 +114,9 @@ class Dialogue:
         Returns:
             Whether a packet was complete: only those keep a connection alive [MQTT-3.1.2-24].
         """
+        self.suffer(now)
+        if self.state is State.CLOSED:
+            return True
         try:
             packets = self._decoder.feed(data)
         except ProtocolError as err:
@@ -141,6 +145,26 @@ class Dialogue:
         if self.state is not State.CLOSED:
             logger.info("%s went away", self._name)
             self._end(now)
+
+    def suffer(self, now: float) -> None:
+        """Let a planted fault end the connection."""
+        if self.state is not State.OPEN or not self._hub.faults.is_any:
+            return
+        fault = self._hub.faults.strike(Point.CONNECTION, self._client, now)
+        if fault is not None and fault.kind == "kill":
+            self.cut(now)
+        elif fault is not None:
+            self.close("its token ended, since a fault was planted", now)
+
+    def forget(self, packet_id: int | None, now: float) -> None:
+        """Have a delivery count as done that was never sent."""
+        if packet_id is not None:
+            self._hub.acknowledge(self._client, packet_id, now)
+
+    def send_late(self, data: bytes) -> None:
+        """Send an answer that was put off."""
+        if self.state is not State.CLOSED:
+            self.outlet.write(data)
 
     def send_desired(self, effect: SendDesired) -> None:
         self._deliver(topics.desired_patch_topic(effect.patch.version), effect.patch.body, effect)
@@ -225,6 +249,9 @@ class Dialogue:
         if not self.has_room:
             self._refuse(ConnackCode.SERVER_UNAVAILABLE, "too many connections are open", now)
             return
+        if fault := self._hub.faults.strike(Point.CONNECT, IdentityId.of_client(packet.client_id), now):
+            self._refuse(ConnackCode(int(fault.value)), "a fault was planted", now)
+            return
         try:
             login = topics.parse_provisioning_login(packet.username or "")
             if login is not None and not self._hub.gatekeeper.knows_host(login.id_scope):
@@ -299,13 +326,15 @@ class Dialogue:
     def _publish(self, packet: Publish, now: float) -> None:
         if packet.qos == 2:
             raise ProtocolError("the hub takes no message of QoS 2")
+        if self._hub.faults.strike(Point.PUBLISH, self._client, now):
+            return
         request = self._request(packet.topic)
         if isinstance(request, topics.Telemetry):
             # The event is in the log before its PUBACK leaves.
             self._accept_telemetry(request, packet, now)
-            self._acknowledge(packet)
+            self._acknowledge(packet, now)
             return
-        self._acknowledge(packet)
+        self._acknowledge(packet, now)
         match request:
             case topics.TwinGet(request_id):
                 self._answer_twin(request_id, now, lambda: (200, None, self._hub.device_twin(self._client, now)))
@@ -316,14 +345,23 @@ class Dialogue:
             case topics.MethodAnswer(status, request_id):
                 self._hub.answer_method(self._client, request_id, status, packet.payload, now)
 
-    def _acknowledge(self, packet: Publish) -> None:
-        if packet.packet_id is not None:
-            self._send(Puback(packet.packet_id))
+    def _acknowledge(self, packet: Publish, now: float) -> None:
+        if packet.packet_id is not None and not self._hub.faults.strike(Point.PUBACK, self._client, now):
+            self._answer(Puback(packet.packet_id), now)
+
+    def _answer(self, packet: Puback | Publish, now: float) -> None:
+        """Send an answer, later where a fault wants it."""
+        if delay_s := self._hub.faults.delay_s(self._client, now):
+            self._hub.send_later(self.connection, now + delay_s, encode(packet))
+        else:
+            self._send(packet)
 
     def _accept_telemetry(self, request: topics.Telemetry, packet: Publish, now: float) -> None:
         self._check_own(request, packet.topic)
         properties = {**request.properties, "mqtt-retain": "true"} if packet.retain else request.properties
         self._hub.accept_event(self._client, request.system_properties, properties, packet.payload, now)
+        if OPERATION_TYPE in properties:
+            self._hub.faults.obey(self.connection, properties, now)
 
     def _request(self, topic: str) -> topics.Request:
         """Read a topic; most devices publish to the same one again and again, so that the last one is remembered."""
@@ -350,7 +388,7 @@ class Dialogue:
             status, version = err.status, None
             body = dump_json(err.device_body(request_id, wire_time(now)))
         if self._hub.hears(self._client, TWIN_RESPONSES):
-            self._send(Publish(topic=topics.twin_response_topic(status, request_id, version), payload=body))
+            self._answer(Publish(topic=topics.twin_response_topic(status, request_id, version), payload=body), now)
 
     def _puback(self, packet: Puback, now: float) -> None:
         self._hub.acknowledge(self._client, packet.packet_id, now)

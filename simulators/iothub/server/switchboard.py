@@ -1,10 +1,12 @@
 """Who is connected, and the carrying out of the hub's effects."""
 
 import asyncio
+import heapq
 import itertools
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 from simulators.iothub.core.effects import (
@@ -14,8 +16,10 @@ from simulators.iothub.core.effects import (
     SendCloudMessage,
     SendDesired,
     SendInput,
+    SendLater,
     SendMethod,
 )
+from simulators.iothub.core.faults import Order, Point
 from simulators.iothub.core.hub import Hub
 from simulators.iothub.core.methods import MethodRequest, MethodResult
 from simulators.iothub.core.registry import IdentityId
@@ -95,6 +99,9 @@ class Switchboard:
         self._keeper = keeper
         self._held: list[HeldOutlet] = []
         self._is_flush_due = False
+        # What leaves later: when, in which order, to whom.
+        self._late: list[tuple[float, int, SendLater]] = []
+        self._late_ids = itertools.count()
         # Grows with each turn of the loop that brought something.
         self.turn = 0
         self.storage_error: StorageError | None = None
@@ -176,6 +183,9 @@ class Switchboard:
 
     def tick(self) -> None:
         """What time alone brings about."""
+        self._send_late(self.now())
+        for order in self.hub.faults.due(self.now()):
+            self._obey(order)
         self.hub.expire_methods(self.now())
         self.hub.expire_messages(self.now())
         if self._work is None and self.hub.advance(self.now()):
@@ -221,12 +231,23 @@ class Switchboard:
         return len(dialogues)
 
     def _send_desired(self, effect: SendDesired) -> None:
-        if dialogue := self._dialogue(effect.connection):
-            dialogue.send_desired(effect)
+        dialogue = self._dialogue(effect.connection)
+        if dialogue is None:
+            return
+        if self.hub.faults.strike(Point.DESIRED, dialogue.identity_id, self.now()):
+            dialogue.forget(effect.packet_id, self.now())
+            return
+        dialogue.send_desired(effect)
 
     def _send_cloud_message(self, effect: SendCloudMessage) -> None:
-        if dialogue := self._dialogue(effect.connection):
+        dialogue = self._dialogue(effect.connection)
+        if dialogue is None:
+            return
+        fault = self.hub.faults.strike(Point.CLOUD_MESSAGE, dialogue.identity_id, self.now())
+        if fault is None or fault.kind != "lose-message":
             dialogue.send_cloud_message(effect)
+        if fault is not None and fault.kind == "duplicate-message":
+            dialogue.send_cloud_message(replace(effect, is_duplicate=effect.packet_id is not None))
 
     def _send_input(self, effect: SendInput) -> None:
         if dialogue := self._dialogue(effect.connection):
@@ -235,6 +256,32 @@ class Switchboard:
     def _send_method(self, effect: SendMethod) -> None:
         if dialogue := self._dialogue(effect.connection):
             dialogue.send_method(effect)
+
+    def _put_late(self, effect: SendLater) -> None:
+        heapq.heappush(self._late, (effect.due_at, next(self._late_ids), effect))
+
+    def _send_late(self, now: float) -> None:
+        while self._late and self._late[0][0] <= now:
+            effect = heapq.heappop(self._late)[2]
+            if dialogue := self._dialogue(effect.connection):
+                dialogue.send_late(effect.data)
+
+    def _obey(self, order: Order) -> None:
+        dialogue = self._dialogue(order.connection)
+        if dialogue is not None and order.reason is None:
+            dialogue.cut(self.now())
+        elif dialogue is not None:
+            dialogue.close(f"{order.reason} (asked for by a message)", self.now())
+
+    def plant_fault(self, document: Any) -> dict[str, Any]:
+        """Plant a fault; what strikes open connections does so at once, as often as it may."""
+        planted = self.hub.faults.plant(document, self.now())
+        for dialogue in self.dialogues_of(None):
+            dialogue.suffer(self.now())
+        if self.hub.faults.strike(Point.AMQP_CONNECTION, None, self.now()):
+            self.amqp.cut()
+        self.settle()
+        return planted.document(self.now())
 
     def _close(self, effect: CloseConnection) -> None:
         if dialogue := self._dialogue(effect.connection):
@@ -257,6 +304,7 @@ _CARRIERS: dict[type, Callable[[Switchboard, Any], None]] = {
     SendCloudMessage: Switchboard._send_cloud_message,
     SendInput: Switchboard._send_input,
     SendMethod: Switchboard._send_method,
+    SendLater: Switchboard._put_late,
     CloseConnection: Switchboard._close,
     EndMethod: Switchboard._end_method,
     RunExchange: Switchboard._run_exchange,

@@ -90,6 +90,11 @@ class AmqpExchange:
         dialogue.lost(self._now())
         self._dialogues.discard(dialogue)
 
+    def cut(self) -> None:
+        """Break every connection, as a broken network would."""
+        for dialogue in tuple(self._dialogues):
+            dialogue.outlet.abort()
+
     # --- sending what is there --------------------------------------------------------------------------------------
 
     def wake(self) -> None:

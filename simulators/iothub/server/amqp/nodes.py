@@ -7,9 +7,11 @@ from simulators.iothub.core.access import Right
 from simulators.iothub.core.claims import Claims, Path, read_claim
 from simulators.iothub.core.cloud_to_device import CloudMessage
 from simulators.iothub.core.event_readers import BEGINNING, Position, Readers
+from simulators.iothub.core.faults import Point, error_of
 from simulators.iothub.core.feedback import ServiceQueue
 from simulators.iothub.core.hub import Hub
 from simulators.iothub.core.instants import wire_time
+from simulators.iothub.core.registry import IdentityId
 from simulators.iothub.errors import Fault, ServiceError
 from simulators.iothub.server.amqp.event_messages import event_message, last_enqueued
 from simulators.iothub.server.amqp.links import LinkError, Node, OutboundLink
@@ -32,6 +34,8 @@ _CONDITIONS = {
     Fault.IotHubUnauthorized: "amqp:unauthorized-access",
     Fault.ThrottlingException: "com.microsoft:device-container-throttled",
     Fault.ServerError: "amqp:internal-error",
+    Fault.ServiceUnavailable: "com.microsoft:server-busy",
+    Fault.GatewayTimeout: "com.microsoft:timeout",
 }
 
 
@@ -278,6 +282,8 @@ class DeviceboundSink(Guarded):
     def accept(self, message: Message, now: float) -> Composite:
         try:
             device_id = self._device_id or device_of((message.properties or Properties()).to)
+            if fault := self._hub.faults.strike(Point.REQUEST, IdentityId(device_id), now):
+                raise error_of(fault)
             self._hub.send_to_device(device_id, cloud_message(message, now), now)
         except ServiceError as err:
             return Rejected(error=AmqpError(condition=condition_of(err.fault), description=err.message[:1000]))

@@ -17,6 +17,7 @@ from simulators.iothub.server.rest_api import (
     configurations,
     device_messages,
     digital_twins,
+    faults,
     feedback,
     identities,
     jobs,
@@ -48,6 +49,7 @@ ROUTES = (
     *certificates.ROUTES,
     *mqtt_websocket.ROUTES,
     *provisioning.ROUTES,
+    *faults.ROUTES,
 )
 
 
@@ -74,7 +76,10 @@ class RestApi:
                     authorization, route.right, path, self._switchboard.now()
                 )
             try:
-                return await route.handler(self._switchboard, request)
+                await faults.endure(self._switchboard, request)
+                response = await route.handler(self._switchboard, request)
+                faults.spoil(self._switchboard, request)
+                return response
             finally:
                 self._switchboard.settle()
                 if self._switchboard.storage_error:
