@@ -176,3 +176,15 @@ def test_every_bound_is_used():
     }
     everything = "\n".join(sources.values())
     assert sorted(name for name in names if len(re.findall(rf"\b{name}\b", everything)) < 2) == []
+
+
+def test_every_test_that_the_table_of_the_hub_names_is_there():
+    page = (ROOT / "docs" / "hub.md").read_text()
+    missing = []
+    for name in re.findall(r"`(tests/[^`]+\.py[^`]*)`", page):
+        path, _, test = name.partition("::")
+        file = ROOT / path
+        if not file.is_file() or (test and f"def {test}(" not in file.read_text()):
+            missing.append(name)
+    assert missing == []
+    assert page.count("`tests/") > 50
