@@ -1,7 +1,8 @@
 """One hub for the contract suite: the simulated one, or a real one where its connection string is given.
 
 SLIPWAY_CONTRACT_HUB is the service connection string (policy iothubowner) of a hub that may be written to; a free one
-will do. Everything made there has a name that starts with ``contract-`` and is deleted again.
+will do. SLIPWAY_CONTRACT_EVENTHUB is the connection string of its built-in endpoint. Everything made there has a name
+that starts with ``contract-`` and is deleted again.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import certifi
 import pytest
 from azure.iot.device import IoTHubDeviceClient, IoTHubModuleClient
 from azure.iot.hub import IoTHubRegistryManager
@@ -21,6 +23,7 @@ from tests.wire.conftest import start_hub
 
 DEADLINE_S = 30.0
 REAL_HUB = os.environ.get("SLIPWAY_CONTRACT_HUB", "")
+REAL_EVENT_HUB = os.environ.get("SLIPWAY_CONTRACT_EVENTHUB", "")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class HubUnderTest:
     service_connection_string: str
     device_host: str
     ca_certificate: str | None
+    event_hub_connection_string: str
     is_real: bool
 
     def device_options(self) -> dict[str, Any]:
@@ -70,20 +74,28 @@ def refused(call: Callable[[], Any]) -> tuple[int, str]:
 def hub_under_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubUnderTest]:
     if REAL_HUB:
         host = dict(part.split("=", 1) for part in REAL_HUB.split(";"))["HostName"]
-        yield HubUnderTest(REAL_HUB, host, None, is_real=True)
+        yield HubUnderTest(REAL_HUB, host, None, REAL_EVENT_HUB, is_real=True)
         return
     running = start_hub(tmp_path_factory.mktemp("contract") / "hub")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REQUESTS_CA_BUNDLE", str(running.ca_file))
+        # uamqp, with which azure-iot-hub sends messages to devices, trusts certifi's bundle and nothing else.
+        patch.setattr(certifi, "where", lambda: str(running.ca_file))
         yield HubUnderTest(
-            running.service_connection_string, running.host_name, running.ca_file.read_text(), is_real=False
+            running.service_connection_string,
+            running.host_name,
+            running.ca_file.read_text(),
+            running.event_hub_connection_string,
+            is_real=False,
         )
     running.stop()
 
 
 @pytest.fixture
-def registry(hub_under_test: HubUnderTest) -> IoTHubRegistryManager:
-    return IoTHubRegistryManager.from_connection_string(hub_under_test.service_connection_string)
+def registry(hub_under_test: HubUnderTest) -> Iterator[IoTHubRegistryManager]:
+    manager = IoTHubRegistryManager.from_connection_string(hub_under_test.service_connection_string)
+    yield manager
+    manager.amqp_svc_client.disconnect_sync()
 
 
 @pytest.fixture
