@@ -6,23 +6,42 @@ from pathlib import Path
 
 import click
 
+from manifests.exit_codes import ExitCode
 from simulators.hub_client import SimulatorError
+from simulators.iothub.core.throttles import Throttles
 from simulators.iothub.errors import HubStartError
 from simulators.iothub.server.event_loop import calm_collector, new_event_loop, raise_file_limit
 from simulators.iothub.server.hub_server import HTTPS_PORT, HubEndpoints, HubServer
 
 
-def serve(directory: Path, address: str, mqtt_port: int, https_port: int | None, *, is_kept: bool) -> None:
+def serve(
+    directory: Path,
+    address: str,
+    mqtt_port: int,
+    https_port: int | None,
+    *,
+    is_kept: bool,
+    tier: str | None = None,
+    units: int = 1,
+) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
         SimulatorError: the hub cannot start.
     """
+    throttles = _limits(tier, units)
     raise_file_limit()
     calm_collector()
-    server = HubServer(directory.absolute(), address, mqtt_port, https_port, is_kept=is_kept)
+    server = HubServer(directory.absolute(), address, mqtt_port, https_port, is_kept=is_kept, throttles=throttles)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(_serve(server, directory, is_kept=is_kept))
+
+
+def _limits(tier: str | None, units: int) -> Throttles | None:
+    try:
+        return Throttles.of(tier, units) if tier else None
+    except ValueError as err:
+        raise SimulatorError(str(err), exit_code=ExitCode.USAGE) from err
 
 
 async def _serve(server: HubServer, directory: Path, *, is_kept: bool) -> None:

@@ -25,6 +25,13 @@ from simulators.hub_client import HubNote
     default=None,
     help="Keep devices, twins and events in the directory, or not.  [default: kept where --state names one]",
 )
+@click.option(
+    "--tier",
+    type=click.Choice(["F1", "S1", "S2", "S3"]),
+    default=None,
+    help="Throttles and daily quota of a tier of the service.  [default: none]",
+)
+@click.option("--units", type=click.IntRange(1, 200), default=1, show_default=True, help="Units of the tier.")
 @click.pass_context
 def hub(
     context: click.Context,
@@ -34,6 +41,8 @@ def hub(
     https_port: int | None,
     log_level: str,
     is_kept: bool | None,
+    tier: str | None,
+    units: int,
 ) -> None:
     """Serve a hub until Ctrl-C.
 
@@ -49,7 +58,7 @@ def hub(
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     if is_kept is None:
         is_kept = context.get_parameter_source("directory") is not click.core.ParameterSource.DEFAULT
-    serve(directory, address, mqtt_port, https_port, is_kept=is_kept)
+    serve(directory, address, mqtt_port, https_port, is_kept=is_kept, tier=tier, units=units)
 
 
 @click.command()

@@ -63,6 +63,7 @@ class Fault(enum.Enum):
     InvalidContentEncodingOrType = FaultKind(400103, 400, "Bad Request")
     IotHubUnauthorizedAccess = FaultKind(401002, 401, "Unauthorized")
     IotHubUnauthorized = FaultKind(401003, 401, "Unauthorized")
+    IotHubQuotaExceeded = FaultKind(403002, 403, "Forbidden")
     DeviceMaximumQueueDepthExceeded = FaultKind(403004, 403, "Forbidden")
     DeviceMaximumActiveFileUploadLimitExceeded = FaultKind(403006, 403, "Forbidden")
     DeviceNotFound = FaultKind(404001, 404, "Not Found")

@@ -46,6 +46,7 @@ from simulators.iothub.core.query.expressions import Row
 from simulators.iothub.core.registry import Identity, IdentityId, Registry, check_etag
 from simulators.iothub.core.registry_exchange import RegistryExchange
 from simulators.iothub.core.sessions import ConnectionId, Session, Sessions
+from simulators.iothub.core.throttles import Throttles
 from simulators.iothub.core.twin_index import TwinIndex
 from simulators.iothub.core.twins import Twin, Twins
 from simulators.iothub.core.uploads import Uploads
@@ -110,6 +111,7 @@ class Hub:
         self._effects: list[Effect] = []
         self.index = TwinIndex(self.registry, self._twins, _twin_document)
         self.faults = Faults(lambda: chance_of(entropy), entropy.identifier, self.index.set_lag)
+        self.throttles: Throttles | None = None
         self.fleet = ConfiguredFleet(self)
         self.configurations = Configurations(self.fleet, touching("configurations"))
         self.jobs = Jobs(JobTargets(self), touching("jobs"))
@@ -135,6 +137,12 @@ class Hub:
             ("exchange", self.exchange),
         ):
             self.ledger.enroll(name, component)
+
+    def impose(self, throttles: Throttles) -> None:
+        """Have the limits of a tier from now on."""
+        self.throttles = throttles
+        self.jobs.active_max = throttles.tier.jobs_max
+        self.configurations.count_max = throttles.tier.configurations_max
 
     def take_effects(self) -> list[Effect]:
         """What earlier calls left to be done; asked for again, it is empty."""

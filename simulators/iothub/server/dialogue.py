@@ -17,6 +17,7 @@ from simulators.iothub.core.instants import wire_time
 from simulators.iothub.core.json_text import dump_json
 from simulators.iothub.core.registry import IdentityId
 from simulators.iothub.core.sessions import ConnectionId
+from simulators.iothub.core.throttles import Operation
 from simulators.iothub.errors import Fault, ProtocolError, ServiceError, UnsupportedProtocolLevelError
 from simulators.iothub.server.provisioning_desk import ProvisioningDesk
 from simulators.iothub.wire import topics
@@ -249,6 +250,9 @@ class Dialogue:
         if not self.has_room:
             self._refuse(ConnackCode.SERVER_UNAVAILABLE, "too many connections are open", now)
             return
+        if self._hub.throttles and not self._hub.throttles.has_room(Operation.CONNECT, now):
+            self._refuse(ConnackCode.SERVER_UNAVAILABLE, "too many connections in this time for the tier", now)
+            return
         if fault := self._hub.faults.strike(Point.CONNECT, IdentityId.of_client(packet.client_id), now):
             self._refuse(ConnackCode(int(fault.value)), "a fault was planted", now)
             return
@@ -331,27 +335,38 @@ class Dialogue:
         request = self._request(packet.topic)
         if isinstance(request, topics.Telemetry):
             # The event is in the log before its PUBACK leaves.
+            wait_s = self._hub.throttles.admit_event(len(packet.payload), now) if self._hub.throttles else 0.0
             self._accept_telemetry(request, packet, now)
-            self._acknowledge(packet, now)
+            self._acknowledge(packet, now, wait_s)
             return
         self._acknowledge(packet, now)
         match request:
             case topics.TwinGet(request_id):
-                self._answer_twin(request_id, now, lambda: (200, None, self._hub.device_twin(self._client, now)))
+                self._answer_twin(
+                    request_id,
+                    Operation.TWIN_READ,
+                    packet,
+                    now,
+                    lambda: (200, None, self._hub.device_twin(self._client, now)),
+                )
             case topics.TwinPatch(request_id):
                 self._answer_twin(
-                    request_id, now, lambda: (204, self._hub.report(self._client, packet.payload, now), b"")
+                    request_id,
+                    Operation.TWIN_UPDATE,
+                    packet,
+                    now,
+                    lambda: (204, self._hub.report(self._client, packet.payload, now), b""),
                 )
             case topics.MethodAnswer(status, request_id):
                 self._hub.answer_method(self._client, request_id, status, packet.payload, now)
 
-    def _acknowledge(self, packet: Publish, now: float) -> None:
+    def _acknowledge(self, packet: Publish, now: float, wait_s: float = 0.0) -> None:
         if packet.packet_id is not None and not self._hub.faults.strike(Point.PUBACK, self._client, now):
-            self._answer(Puback(packet.packet_id), now)
+            self._answer(Puback(packet.packet_id), now, wait_s)
 
-    def _answer(self, packet: Puback | Publish, now: float) -> None:
-        """Send an answer, later where a fault wants it."""
-        if delay_s := self._hub.faults.delay_s(self._client, now):
+    def _answer(self, packet: Puback | Publish, now: float, wait_s: float = 0.0) -> None:
+        """Send an answer, later where its turn comes later or a fault wants it."""
+        if delay_s := wait_s + self._hub.faults.delay_s(self._client, now):
             self._hub.send_later(self.connection, now + delay_s, encode(packet))
         else:
             self._send(packet)
@@ -380,15 +395,27 @@ class Dialogue:
         if (request.device_id, request.module_id) != self.identity_id:
             raise ProtocolError(f"{self._name} may not publish to {topic!r}")
 
-    def _answer_twin(self, request_id: str, now: float, act: Callable[[], tuple[int, int | None, bytes]]) -> None:
+    def _answer_twin(
+        self,
+        request_id: str,
+        operation: Operation,
+        packet: Publish,
+        now: float,
+        act: Callable[[], tuple[int, int | None, bytes]],
+    ) -> None:
         """Run a twin request and answer it whatever happens: the device SDK waits for ever."""
+        wait_s = 0.0
         try:
+            if self._hub.throttles:
+                wait_s = self._hub.throttles.admit_twin(operation, len(packet.payload), now)
             status, version, body = act()
         except ServiceError as err:
             status, version = err.status, None
             body = dump_json(err.device_body(request_id, wire_time(now)))
         if self._hub.hears(self._client, TWIN_RESPONSES):
-            self._answer(Publish(topic=topics.twin_response_topic(status, request_id, version), payload=body), now)
+            self._answer(
+                Publish(topic=topics.twin_response_topic(status, request_id, version), payload=body), now, wait_s
+            )
 
     def _puback(self, packet: Puback, now: float) -> None:
         self._hub.acknowledge(self._client, packet.packet_id, now)

@@ -15,6 +15,7 @@ from aiohttp import web
 from simulators.iothub.core.access import Policy
 from simulators.iothub.core.hub import Hub
 from simulators.iothub.core.ledger import Ledger
+from simulators.iothub.core.throttles import Throttles
 from simulators.iothub.errors import HubStartError
 from simulators.iothub.server.amqp.listener import AMQP_PORT, AMQPS_PORT, AmqpListener
 from simulators.iothub.server.blob_exchange import BlobExchange
@@ -68,6 +69,7 @@ class HubServer:
         directory: holds certificates and policy keys; made when missing.
         https_port: None for 443 where it may be bound, else 8443.
         is_kept: whether identities, twins, sessions and events are kept in the directory, and found there again.
+        throttles: the limits of a tier; without them everything goes.
     """
 
     def __init__(
@@ -80,8 +82,10 @@ class HubServer:
         is_kept: bool = False,
         amqp_port: int = AMQP_PORT,
         amqps_port: int = AMQPS_PORT,
+        throttles: Throttles | None = None,
     ) -> None:
         self._is_kept = is_kept
+        self._throttles = throttles
         self._journal: Journal | None = None
         self._state = StateDirectory(directory)
         self._address = address
@@ -151,6 +155,8 @@ class HubServer:
                 hint="Move the directory away, or choose another with --state; the hub makes a new one.",
             ) from err
         hub = Hub(self._names, policies, entropy, Ledger(is_kept=self._is_kept), id_scope)
+        if self._throttles:
+            hub.impose(self._throttles)
         if self._is_kept:
             journal = Journal(self._state.directory / "journal", hub)
             journal.open()

@@ -284,6 +284,8 @@ class DeviceboundSink(Guarded):
             device_id = self._device_id or device_of((message.properties or Properties()).to)
             if fault := self._hub.faults.strike(Point.REQUEST, IdentityId(device_id), now):
                 raise error_of(fault)
+            if self._hub.throttles:
+                self._hub.throttles.admit_message(len(_body(message)), now)
             self._hub.send_to_device(device_id, cloud_message(message, now), now)
         except ServiceError as err:
             return Rejected(error=AmqpError(condition=condition_of(err.fault), description=err.message[:1000]))

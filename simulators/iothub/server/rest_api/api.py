@@ -23,6 +23,7 @@ from simulators.iothub.server.rest_api import (
     jobs,
     provisioning,
     telemetry_stream,
+    throttling,
     twins,
     uploads,
 )
@@ -50,6 +51,7 @@ ROUTES = (
     *mqtt_websocket.ROUTES,
     *provisioning.ROUTES,
     *faults.ROUTES,
+    *throttling.ROUTES,
 )
 
 
@@ -68,6 +70,8 @@ class RestApi:
         return application
 
     def _authorized(self, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        operation = throttling.operation_of(route)
+
         async def handle(request: web.Request) -> web.StreamResponse:
             if route.right is not None:
                 path = tuple(request.path.strip("/").split("/"))
@@ -76,6 +80,8 @@ class RestApi:
                     authorization, route.right, path, self._switchboard.now()
                 )
             try:
+                if operation and (throttles := self._switchboard.hub.throttles):
+                    await throttling.wait_for_turn(throttles, operation, request, self._switchboard.now())
                 await faults.endure(self._switchboard, request)
                 response = await route.handler(self._switchboard, request)
                 faults.spoil(self._switchboard, request)
