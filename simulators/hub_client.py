@@ -1,6 +1,7 @@
 """A running hub as other programs on this machine find it: by its state directory, over its HTTPS API."""
 
 import base64
+import fcntl
 import json
 import time
 from collections.abc import Iterator
@@ -18,6 +19,17 @@ REQUEST_TIMEOUT_S = 30.0
 TOKEN_LIFETIME_S = 3600
 # A follower hears at least a heartbeat every few seconds.
 STREAM_SILENCE_S_MAX = 30.0
+
+# What `slipway-sim env` sets.
+VARIABLES = (
+    "IOTHUB_CONNECTION_STRING",
+    "EVENTHUB_CONNECTION_STRING",
+    "SLIPWAY_CA_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "SSL_CERT_FILE",
+    "SLIPWAY_TELEMETRY_URL",
+    "SLIPWAY_SIM_STATE",
+)
 
 _EXIT_CODES = {
     400: ExitCode.USAGE,
@@ -64,6 +76,8 @@ class HubNote:
         path = directory / "hub.json"
         try:
             note = json.loads(path.read_text())
+            if not is_hub_running(directory):
+                raise not_running(directory, "its last hub was killed and left its note behind")
             return cls(
                 host_name=note["hostName"],
                 address=note["address"],
@@ -81,11 +95,29 @@ class HubNote:
                 provisioning_connection_string=note["provisioningConnectionString"],
             )
         except FileNotFoundError as err:
-            raise _not_running(directory, f"there is no {path}") from err
+            raise not_running(directory, f"there is no {path}") from err
         except (OSError, ValueError, KeyError, TypeError) as err:
             raise SimulatorError(
                 f"cannot read {path}: {err!r}", hint=f"Stop the hub, delete {path} and start the hub again."
             ) from err
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """What the hub listens to, by protocol."""
+        return {"mqtt": self.mqtt_port, "https": self.https_port, "amqp": self.amqp_port, "amqps": self.amqps_port}
+
+    def environment(self, directory: Path) -> dict[str, str]:
+        """The variables by which SDKs and Slipway find and trust the hub."""
+        values = (
+            self.service_connection_string,
+            self.event_hub_connection_string,
+            self.ca_file,
+            self.ca_file,
+            self.ca_file,
+            self.telemetry_url,
+            str(directory.absolute()),
+        )
+        return dict(zip(VARIABLES, values, strict=True))
 
     @property
     def authority(self) -> str:
@@ -103,7 +135,19 @@ def _parts(connection_string: str) -> dict[str, str]:
     return dict(part.split("=", 1) for part in connection_string.split(";"))
 
 
-def _not_running(directory: Path, seen: str) -> SimulatorError:
+def is_hub_running(directory: Path) -> bool:
+    """Whether a hub holds the lock of this state directory; the kernel releases the lock of one that was killed."""
+    try:
+        with (directory / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def not_running(directory: Path, seen: str) -> SimulatorError:
     return SimulatorError(
         f"no hub is running with the state in {directory}: {seen}",
         hint=f"Start one with: slipway-sim hub --state {directory}",
@@ -124,6 +168,12 @@ class HubClient:
     def device(self, device_id: str, module_id: str = "") -> dict[str, Any]:
         identity: dict[str, Any] = self._call("GET", _path("devices", device_id, module_id))
         return identity
+
+    def device_count(self) -> int:
+        return int(self._call("GET", "/statistics/devices")["totalDeviceCount"])
+
+    def connected_count(self) -> int:
+        return int(self._call("GET", "/statistics/service")["connectedDeviceCount"])
 
     def exists(self, device_id: str) -> bool:
         try:
@@ -240,7 +290,7 @@ class HubClient:
                     if line:
                         yield json.loads(line)
             except requests.RequestException as err:
-                raise _not_running(self._directory, f"the stream of events broke off ({err})") from err
+                raise not_running(self._directory, f"the stream of events broke off ({err})") from err
 
     def _token(self) -> str:
         return self.note.token()
@@ -278,7 +328,7 @@ class HubClient:
                 stream=is_stream,
             )
         except (requests.ConnectionError, requests.Timeout, OSError) as err:
-            raise _not_running(self._directory, f"https://{self.note.authority} does not answer ({err})") from err
+            raise not_running(self._directory, f"https://{self.note.authority} does not answer ({err})") from err
         if response.status_code >= 300:
             raise _refusal(response)
         return response

@@ -1,17 +1,18 @@
 """`slipway-sim hub`: a hub as a process, from its start to a signal."""
 
 import asyncio
+import shlex
 import signal
 from pathlib import Path
 
 import click
 
 from manifests.exit_codes import ExitCode
-from simulators.hub_client import SimulatorError
+from simulators.hub_client import HubNote, SimulatorError
 from simulators.iothub.core.throttles import Throttles
 from simulators.iothub.errors import HubStartError
 from simulators.iothub.server.event_loop import calm_collector, new_event_loop, raise_file_limit
-from simulators.iothub.server.hub_server import HTTPS_PORT, HubEndpoints, HubServer
+from simulators.iothub.server.hub_server import HTTPS_PORT, HubServer
 
 
 def serve(
@@ -49,11 +50,15 @@ async def _serve(server: HubServer, directory: Path, *, is_kept: bool) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     try:
-        endpoints = await server.start()
+        await server.start()
     except HubStartError as err:
         raise SimulatorError(err.message, hint=err.hint) from err
     try:
-        _announce(endpoints, directory)
+        announce(HubNote.read(directory))
+        click.echo(
+            f'Use it in another terminal with: eval "$(slipway-sim env --state {shlex.quote(str(directory))})"',
+            err=True,
+        )
         where = f"kept in {directory}" if is_kept else "in memory; keep it with --state DIR"
         click.echo(f"State: {where}", err=True)
         await stopping.wait()
@@ -62,17 +67,18 @@ async def _serve(server: HubServer, directory: Path, *, is_kept: bool) -> None:
     click.echo("The hub has stopped.", err=True)
 
 
-def _announce(endpoints: HubEndpoints, directory: Path) -> None:
-    if endpoints.https_port != HTTPS_PORT:
+def announce(note: HubNote) -> None:
+    """Say where a hub is met and with what; results on stdout, so that a script may keep them."""
+    if note.https_port != HTTPS_PORT:
         click.echo(
-            f"Port {HTTPS_PORT} could not be had or was not wanted: HTTPS is on {endpoints.https_port}.", err=True
+            f"HTTPS is on port {note.https_port}, as {HTTPS_PORT} could not be had or was not wanted. REST clients "
+            f"find it by the connection string; websockets and file uploads of the device SDK know {HTTPS_PORT} only.",
+            err=True,
         )
-    click.echo(
-        f"Hub: {endpoints.host_name} ({endpoints.address}), MQTT {endpoints.mqtt_port}, HTTPS {endpoints.https_port}"
-    )
-    click.echo(f"Service connection string: {endpoints.service_connection_string}")
-    click.echo(f"Event Hubs connection string: {endpoints.event_hub_connection_string}")
-    click.echo(f"Provisioning: {endpoints.host_name}, id scope {endpoints.id_scope}")
-    click.echo(f"CA file: {endpoints.certificates.ca}")
-    click.echo(f"Telemetry: {endpoints.telemetry_url}")
-    click.echo(f'Use it in another terminal with: eval "$(slipway-sim env --state {directory})"', err=True)
+    ports = ", ".join(f"{name.upper()} {port}" for name, port in note.ports.items())
+    click.echo(f"Hub: {note.host_name} ({note.address}), {ports}")
+    click.echo(f"Service connection string: {note.service_connection_string}")
+    click.echo(f"Event Hubs connection string: {note.event_hub_connection_string}")
+    click.echo(f"Provisioning: {note.host_name}, id scope {note.id_scope}")
+    click.echo(f"CA file: {note.ca_file}")
+    click.echo(f"Telemetry: {note.telemetry_url}")

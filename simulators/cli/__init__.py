@@ -7,13 +7,15 @@ from typing import Any
 import click
 
 from simulators.cli.certificate import certificate
+from simulators.cli.completion import completion
 from simulators.cli.device import device
 from simulators.cli.digits import digits
 from simulators.cli.dps import dps
 from simulators.cli.events import events
 from simulators.cli.fault import fault
-from simulators.cli.hub import env, hub
+from simulators.cli.hub import env, hub, status, stop
 from simulators.cli.message import message
+from simulators.cli.trust import trust
 from simulators.cli.twin import method, query, twin
 from simulators.hub_client import SimulatorError
 
@@ -40,5 +42,23 @@ def main(debug: bool) -> None:
     """An Azure IoT Hub on this machine: the vendor's SDKs connect to it unchanged."""
 
 
-for command in (hub, env, device, twin, method, query, message, events, fault, dps, certificate, digits):
+COMMANDS = (
+    hub,
+    status,
+    stop,
+    env,
+    trust,
+    device,
+    twin,
+    method,
+    query,
+    message,
+    events,
+    fault,
+    dps,
+    certificate,
+    digits,
+    completion,
+)
+for command in COMMANDS:
     main.add_command(command)

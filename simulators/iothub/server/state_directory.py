@@ -42,7 +42,7 @@ class StateDirectory:
             lock.close()
             raise HubStartError(
                 f"a hub is running with the state in {self.directory} already",
-                hint="Stop it, or give this one another directory with --state.",
+                hint="Stop it with slipway-sim stop, or give this one another directory with --state.",
             ) from err
         self._lock = lock
         # A hub that was killed left its note; nobody should take it for ours.
