@@ -165,7 +165,8 @@ class Faults:
         self, chance: Callable[[], float], identifier: Callable[[], str], set_lag: Callable[[float], None]
     ) -> None:
         self._chance, self._identifier, self._set_lag = chance, identifier, set_lag
-        self._planted: dict[str, PlantedFault] = {}
+        # By id, in the order of planting. Where nothing is planted nobody need ask further, which keeps that cheap.
+        self.planted: dict[str, PlantedFault] = {}
         self._orders: list[tuple[float, int, Order]] = []
         self._order_count = 0
         self._is_lagging = False
@@ -179,16 +180,16 @@ class Faults:
             ServiceError: ArgumentInvalid.
         """
         self._drop_over(now)
-        if len(self._planted) >= PLANTED_MAX:
+        if len(self.planted) >= PLANTED_MAX:
             raise ServiceError(Fault.ArgumentInvalid, f"{PLANTED_MAX} faults are planted; clear some")
         fault = _read(document, self._identifier(), now)
-        self._planted[fault.fault_id] = fault
+        self.planted[fault.fault_id] = fault
         self._see_lag()
         return fault
 
     def documents(self, now: float) -> list[dict[str, Any]]:
         self._drop_over(now)
-        return [fault.document(now) for fault in self._planted.values()]
+        return [fault.document(now) for fault in self.planted.values()]
 
     def clear(self, fault_id: str | None = None) -> int:
         """Take a fault away, or all; returns how many there were.
@@ -197,24 +198,20 @@ class Faults:
             ServiceError: FaultNotFound.
         """
         if fault_id is None:
-            count = len(self._planted)
-            self._planted.clear()
-        elif self._planted.pop(fault_id, None) is None:
+            count = len(self.planted)
+            self.planted.clear()
+        elif self.planted.pop(fault_id, None) is None:
             raise ServiceError(Fault.FaultNotFound, f"no fault {fault_id!r:.80} is planted; it may be used up")
         else:
             count = 1
         self._see_lag()
         return count
 
-    @property
-    def is_any(self) -> bool:
-        return bool(self._planted)
-
     def strike(self, point: Point, identity_id: IdentityId | None, now: float) -> PlantedFault | None:
         """The fault that strikes at a point now, the first that was planted before others; it counts as struck."""
-        if not self._planted:
+        if not self.planted:
             return None
-        for fault in self._planted.values():
+        for fault in self.planted.values():
             if KINDS[fault.kind].point is not point or fault.is_over(now) or not fault.is_for(identity_id):
                 continue
             if fault.probability < 1 and self._chance() >= fault.probability:
@@ -223,7 +220,7 @@ class Faults:
             if fault.count is not None:
                 fault.count -= 1
                 if not fault.count:
-                    del self._planted[fault.fault_id]
+                    del self.planted[fault.fault_id]
             return fault
         return None
 
@@ -244,7 +241,7 @@ class Faults:
 
     def due(self, now: float) -> list[Order]:
         """What is to be done by now; asked for again, it is empty. Faults whose time is over end here."""
-        if self._planted:
+        if self.planted:
             self._drop_over(now)
         orders = []
         while self._orders and self._orders[0][0] <= now:
@@ -252,12 +249,12 @@ class Faults:
         return orders
 
     def _drop_over(self, now: float) -> None:
-        for fault in [fault for fault in self._planted.values() if fault.is_over(now)]:
-            del self._planted[fault.fault_id]
+        for fault in [fault for fault in self.planted.values() if fault.is_over(now)]:
+            del self.planted[fault.fault_id]
         self._see_lag()
 
     def _see_lag(self) -> None:
-        lag_s = max((fault.value for fault in self._planted.values() if fault.kind == "lag"), default=0.0)
+        lag_s = max((fault.value for fault in self.planted.values() if fault.kind == "lag"), default=0.0)
         if lag_s or self._is_lagging:
             self._is_lagging = bool(lag_s)
             self._set_lag(lag_s)

@@ -83,8 +83,8 @@ class Dialogue:
     """
 
     __slots__ = (
-        "_certificates", "_decoder", "_desk", "_hub", "_last_request", "_will", "connection", "expires_at", "has_room",
-        "identity_id", "idle_timeout_s", "outlet", "state",
+        "_certificates", "_decoder", "_desk", "_faults", "_hub", "_last_request", "_will", "connection",
+        "expires_at", "has_room", "identity_id", "idle_timeout_s", "outlet", "state",
     )  # fmt: skip
 
     def __init__(
@@ -99,7 +99,7 @@ class Dialogue:
         self.idle_timeout_s = CONNECT_TIMEOUT_S
         self.expires_at: float | None = None
         self.identity_id: IdentityId | None = None
-        self._hub = hub
+        self._hub, self._faults = hub, hub.faults
         self._certificates = certificates
         self.outlet = outlet
         self._decoder = Decoder(PACKET_BYTES_MAX)
@@ -115,8 +115,7 @@ class Dialogue:
         Returns:
             Whether a packet was complete: only those keep a connection alive [MQTT-3.1.2-24].
         """
-        self.suffer(now)
-        if self.state is State.CLOSED:
+        if self._faults.planted and self.suffer(now):
             return True
         try:
             packets = self._decoder.feed(data)
@@ -147,15 +146,16 @@ class Dialogue:
             logger.info("%s went away", self._name)
             self._end(now)
 
-    def suffer(self, now: float) -> None:
-        """Let a planted fault end the connection."""
-        if self.state is not State.OPEN or not self._hub.faults.is_any:
-            return
-        fault = self._hub.faults.strike(Point.CONNECTION, self._client, now)
-        if fault is not None and fault.kind == "kill":
+    def suffer(self, now: float) -> bool:
+        """Let a planted fault end the connection; returns whether one did."""
+        fault = self._faults.strike(Point.CONNECTION, self._client, now) if self.state is State.OPEN else None
+        if fault is None:
+            return False
+        if fault.kind == "kill":
             self.cut(now)
-        elif fault is not None:
+        else:
             self.close("its token ended, since a fault was planted", now)
+        return True
 
     def forget(self, packet_id: int | None, now: float) -> None:
         """Have a delivery count as done that was never sent."""
@@ -253,7 +253,7 @@ class Dialogue:
         if self._hub.throttles and not self._hub.throttles.has_room(Operation.CONNECT, now):
             self._refuse(ConnackCode.SERVER_UNAVAILABLE, "too many connections in this time for the tier", now)
             return
-        if fault := self._hub.faults.strike(Point.CONNECT, IdentityId.of_client(packet.client_id), now):
+        if fault := self._faults.strike(Point.CONNECT, IdentityId.of_client(packet.client_id), now):
             self._refuse(ConnackCode(int(fault.value)), "a fault was planted", now)
             return
         try:
@@ -330,7 +330,7 @@ class Dialogue:
     def _publish(self, packet: Publish, now: float) -> None:
         if packet.qos == 2:
             raise ProtocolError("the hub takes no message of QoS 2")
-        if self._hub.faults.strike(Point.PUBLISH, self._client, now):
+        if self._faults.planted and self._faults.strike(Point.PUBLISH, self._client, now):
             return
         request = self._request(packet.topic)
         if isinstance(request, topics.Telemetry):
@@ -361,13 +361,17 @@ class Dialogue:
                 self._hub.answer_method(self._client, request_id, status, packet.payload, now)
 
     def _acknowledge(self, packet: Publish, now: float, wait_s: float = 0.0) -> None:
-        if packet.packet_id is not None and not self._hub.faults.strike(Point.PUBACK, self._client, now):
+        if packet.packet_id is None:
+            return
+        if not (self._faults.planted and self._faults.strike(Point.PUBACK, self._client, now)):
             self._answer(Puback(packet.packet_id), now, wait_s)
 
     def _answer(self, packet: Puback | Publish, now: float, wait_s: float = 0.0) -> None:
         """Send an answer, later where its turn comes later or a fault wants it."""
-        if delay_s := wait_s + self._hub.faults.delay_s(self._client, now):
-            self._hub.send_later(self.connection, now + delay_s, encode(packet))
+        if self._faults.planted:
+            wait_s += self._faults.delay_s(self._client, now)
+        if wait_s:
+            self._hub.send_later(self.connection, now + wait_s, encode(packet))
         else:
             self._send(packet)
 
@@ -376,7 +380,7 @@ class Dialogue:
         properties = {**request.properties, "mqtt-retain": "true"} if packet.retain else request.properties
         self._hub.accept_event(self._client, request.system_properties, properties, packet.payload, now)
         if OPERATION_TYPE in properties:
-            self._hub.faults.obey(self.connection, properties, now)
+            self._faults.obey(self.connection, properties, now)
 
     def _request(self, topic: str) -> topics.Request:
         """Read a topic; most devices publish to the same one again and again, so that the last one is remembered."""

@@ -115,7 +115,7 @@ def test_what_is_planted_can_be_listed_and_cleared() -> None:
     with pytest.raises(ServiceError) as gone:
         garden.faults.clear(first)
     assert gone.value.fault is Fault.FaultNotFound
-    assert (garden.faults.clear(), garden.faults.is_any) == (1, False)
+    assert (garden.faults.clear(), garden.faults.planted) == (1, {})
 
 
 def test_queries_lag_as_long_as_the_fault_is_there_and_by_the_longest() -> None:
@@ -157,7 +157,7 @@ def test_what_is_no_fault_is_refused(story: str) -> None:
     garden = Garden()
     with pytest.raises(ServiceError) as refused:
         garden.faults.plant(REFUSED[story], NOON)
-    assert (refused.value.fault, garden.faults.is_any) == (Fault.ArgumentInvalid, False)
+    assert (refused.value.fault, garden.faults.planted) == (Fault.ArgumentInvalid, {})
 
 
 anything = st.recursive(
@@ -254,6 +254,13 @@ def test_a_message_whose_acknowledgement_is_withheld_is_there_twice_after_the_cl
     client.lose_connection()
     assert Published(1) in client.connect()
     assert world.events() == [b"1", b"1"]
+
+
+def test_a_message_of_qos_0_has_no_acknowledgement_to_withhold(world: World, client: Client) -> None:
+    plant(world, "withhold-puback")
+    client.session.publish(EVENTS, b"1", qos=0)
+    client.exchange()
+    assert [document["struck"] for document in world.hub.faults.documents(world.clock.now)] == [0]
 
 
 def test_a_late_acknowledgement_comes_when_it_is_due_and_not_before(world: World, client: Client) -> None:

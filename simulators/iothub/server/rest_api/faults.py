@@ -20,7 +20,7 @@ async def endure(switchboard: Switchboard, request: web.Request) -> None:
     Raises:
         ServiceError: the request is refused.
     """
-    if not switchboard.hub.faults.is_any or request.path.startswith(_OWN):
+    if not switchboard.hub.faults.planted or request.path.startswith(_OWN):
         return
     fault = switchboard.hub.faults.strike(Point.REQUEST, _named_in(request), switchboard.now())
     if fault is not None and fault.kind == "slow":
@@ -35,7 +35,7 @@ def spoil(switchboard: Switchboard, request: web.Request) -> None:
     Raises:
         ServiceError: what the caller gets in place of the answer.
     """
-    if not switchboard.hub.faults.is_any or request.path.startswith(_OWN):
+    if not switchboard.hub.faults.planted or request.path.startswith(_OWN):
         return
     if fault := switchboard.hub.faults.strike(Point.RESPONSE, _named_in(request), switchboard.now()):
         raise error_of(fault)
