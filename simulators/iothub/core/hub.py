@@ -46,7 +46,7 @@ from simulators.iothub.core.query.expressions import Row
 from simulators.iothub.core.registry import Identity, IdentityId, Registry, check_etag
 from simulators.iothub.core.registry_exchange import RegistryExchange
 from simulators.iothub.core.sessions import ConnectionId, Session, Sessions
-from simulators.iothub.core.throttles import Throttles
+from simulators.iothub.core.throttles import Operation, Throttles
 from simulators.iothub.core.twin_index import TwinIndex
 from simulators.iothub.core.twins import Twin, Twins
 from simulators.iothub.core.uploads import Uploads
@@ -142,6 +142,7 @@ class Hub:
         """Have the limits of a tier from now on."""
         self.throttles = throttles
         self.jobs.active_max = throttles.tier.jobs_max
+        self.jobs.has_turn = lambda now: throttles.has_turn(Operation.JOB_DEVICE, now)
         self.configurations.count_max = throttles.tier.configurations_max
 
     def take_effects(self) -> list[Effect]:

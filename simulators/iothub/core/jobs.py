@@ -142,6 +142,8 @@ class Jobs:
 
     def __init__(self, workplace: Workplace, touch: Callable[[str], None] = lambda _key: None) -> None:
         self.active_max: int | None = None
+        # Whether another device may be done now, as the tier allows.
+        self.has_turn: Callable[[float], bool] = lambda _now: True
         self._workplace = workplace
         self._touch = touch
         self._jobs: dict[str, Job] = {}
@@ -246,6 +248,8 @@ class Jobs:
             self._give_up(job, "failed", f"the job ended after {job.execution_s} s", now)
         room = count if job.kind == UPDATE_TWIN else min(count, CALLS_MAX - len(job.calls))
         for _ in range(min(room, len(job.waiting))):
+            if not self.has_turn(now):
+                return False
             self._do(job, job.rows[job.waiting.popleft()], now)
         if job.waiting or job.calls:
             return bool(job.waiting) and len(job.calls) < CALLS_MAX

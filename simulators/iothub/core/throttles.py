@@ -34,6 +34,7 @@ class Operation(enum.Enum):
     TWIN_READ = "twin reads"
     TWIN_UPDATE = "twin updates"
     JOB = "jobs"
+    JOB_DEVICE = "jobs device operations"
     CONFIGURATION = "configurations"
 
 
@@ -66,6 +67,7 @@ LIMITS: dict[Operation, tuple[Limit, Limit, Limit]] = {
     Operation.TWIN_READ: (Limit(per_hub=100), Limit(10, 100), Limit(500)),
     Operation.TWIN_UPDATE: (Limit(per_hub=50), Limit(5, 50), Limit(250)),
     Operation.JOB: (_per_minute(100), _per_minute(100), _per_minute(5000)),
+    Operation.JOB_DEVICE: (Limit(per_hub=10), Limit(1, 10), Limit(50)),
     Operation.CONFIGURATION: (_per_minute(20), _per_minute(20), _per_minute(20)),
 }
 
@@ -106,7 +108,8 @@ class Bucket:
     def take(self, cost: float, now: float) -> float | None:
         """How many seconds an operation has to wait for its turn; None where there is no place in the queue."""
         # A clock that was set back must not close the hub for as long.
-        begins_at = min(max(self._free_at, now - BURST_S), now + QUEUE_S_MAX)
+        is_clock_set_back = self._free_at > now + QUEUE_S_MAX + BURST_S
+        begins_at = now if is_clock_set_back else max(self._free_at, now - BURST_S)
         free_at = begins_at + cost / self.per_second
         if free_at - now > QUEUE_S_MAX and begins_at > now - BURST_S:
             self.refused += 1
@@ -116,6 +119,12 @@ class Bucket:
         wait_s = min(max(0.0, free_at - now), QUEUE_S_MAX)
         self.delayed += wait_s > 0
         return wait_s
+
+    def take_at_once(self, now: float) -> bool:
+        """Count an operation that has its turn now; others are to ask again."""
+        if max(self._free_at, now - BURST_S) + 1 / self.per_second > now:
+            return False
+        return self.take(1.0, now) is not None
 
 
 class Throttles:
@@ -162,6 +171,10 @@ class Throttles:
     def has_room(self, operation: Operation, now: float) -> bool:
         """Count an operation that cannot wait."""
         return self._buckets[operation].take(1.0, now) is not None
+
+    def has_turn(self, operation: Operation, now: float) -> bool:
+        """Count an operation if it need not wait."""
+        return self._buckets[operation].take_at_once(now)
 
     def meter(self, size_bytes: int, now: float) -> None:
         """Count a message against what the hub takes in a day (UTC).
