@@ -31,6 +31,9 @@ from simulators.iothub.server.dialogue import Dialogue, Outlet, State
 
 logger = logging.getLogger(__name__)
 
+# Answers of all connections that are to leave later; beyond these the connection that asks for more is closed.
+LATE_BYTES_MAX = 16 * 1024 * 1024
+
 
 class Bell:
     """Wakes whoever waits for something new."""
@@ -102,6 +105,7 @@ class Switchboard:
         # What leaves later: when, in which order, to whom.
         self._late: list[tuple[float, int, SendLater]] = []
         self._late_ids = itertools.count()
+        self._late_bytes = 0
         # Grows with each turn of the loop that brought something.
         self.turn = 0
         self.storage_error: StorageError | None = None
@@ -258,11 +262,17 @@ class Switchboard:
             dialogue.send_method(effect)
 
     def _put_late(self, effect: SendLater) -> None:
+        if self._late_bytes + len(effect.data) > LATE_BYTES_MAX:
+            if dialogue := self._dialogue(effect.connection):
+                dialogue.close("too many late answers wait", self.now())
+            return
+        self._late_bytes += len(effect.data)
         heapq.heappush(self._late, (effect.due_at, next(self._late_ids), effect))
 
     def _send_late(self, now: float) -> None:
         while self._late and self._late[0][0] <= now:
             effect = heapq.heappop(self._late)[2]
+            self._late_bytes -= len(effect.data)
             if dialogue := self._dialogue(effect.connection):
                 dialogue.send_late(effect.data)
 

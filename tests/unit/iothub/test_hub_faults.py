@@ -12,6 +12,7 @@ from simulators.iothub.core.cloud_to_device import CloudMessage
 from simulators.iothub.core.faults import KINDS, Faults, Point
 from simulators.iothub.core.registry import IdentityId
 from simulators.iothub.errors import Fault, ServiceError
+from simulators.iothub.server import switchboard
 from simulators.iothub.wire.client import Connected, Published, Received, Refused
 from simulators.iothub.wire.mqtt import ConnackCode
 
@@ -277,6 +278,25 @@ def test_a_late_answer_to_a_client_that_has_gone_is_forgotten(world: World, clie
     client.exchange()
     client.lose_connection()
     assert after(world, client, 3) == []
+
+
+def test_a_connection_for_which_too_much_waits_is_closed(
+    world: World, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(switchboard, "LATE_BYTES_MAX", 3 * 4)
+    plant(world, "delay", value=2, durationInSeconds=60)
+    for number in range(3):
+        client.session.publish(EVENTS, b"%d" % number)
+    assert (client.exchange(), client.pipe.is_closed) == ([], False)
+    client.session.publish(EVENTS, b"3")
+    assert (client.exchange(), client.pipe.is_closed) == ([], True)
+    # What has left makes room.
+    world.clock.now += 3
+    world.switchboard.tick()
+    other = Client(world, world.register("d2"))
+    other.connect()
+    other.session.publish("devices/d2/messages/events/", b"4")
+    assert (other.exchange(), other.pipe.is_closed) == ([], False)
 
 
 def test_a_late_twin_answer_is_the_answer(world: World, client: Client) -> None:
