@@ -39,8 +39,12 @@ def serve(
 
 
 def _limits(tier: str | None, units: int) -> Throttles | None:
+    if tier is None:
+        if units != 1:
+            raise SimulatorError("--units says how many units of a tier: it needs --tier", exit_code=ExitCode.USAGE)
+        return None
     try:
-        return Throttles.of(tier, units) if tier else None
+        return Throttles.of(tier, units)
     except ValueError as err:
         raise SimulatorError(str(err), exit_code=ExitCode.USAGE) from err
 

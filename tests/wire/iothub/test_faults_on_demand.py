@@ -101,6 +101,22 @@ def test_a_device_comes_back_after_its_connection_ended(
     assert bodies(hub) == ["after"]
 
 
+@pytest.mark.parametrize("kind", ["kill", "expire-token"])
+def test_a_device_on_a_websocket_comes_back_too(
+    hub: BackgroundHub, faults: HubClient, make_device: Callable[..., IoTHubDeviceClient], kind: str
+) -> None:
+    if hub.endpoints.https_port != 443:
+        pytest.skip("the SDK knows no other port for websockets than 443, which may not be bound here")
+    client = make_device(connection_retry_interval=1, websockets=True)
+    client.connect()
+    faults.plant_fault({"kind": "late-error", "durationInSeconds": 600})
+    assert faults.plant_fault({"kind": kind, "deviceId": "d1"})["struck"] == 1
+    until(lambda: connection_count(hub) == 2 and client.connected, "the device to come back")
+    client.send_message("after")
+    assert bodies(hub) == ["after"]
+    assert [fault["struck"] for fault in faults.faults()] == [0]
+
+
 @pytest.mark.parametrize(("code", "error"), [(3, ConnectionFailedError), (5, CredentialError)])
 def test_a_refused_device_hears_why(
     faults: HubClient, make_device: Callable[..., IoTHubDeviceClient], code: int, error: type[Exception]

@@ -17,7 +17,7 @@ import requests
 from azure.iot.device import IoTHubDeviceClient
 from azure.iot.device.exceptions import ClientError
 from azure.iot.hub import IoTHubRegistryManager
-from azure.iot.hub.models import ExportImportDevice, QuerySpecification
+from azure.iot.hub.models import CloudToDeviceMethod, ExportImportDevice, QuerySpecification
 from msrest.exceptions import HttpOperationError
 
 from manifests.exit_codes import ExitCode
@@ -83,6 +83,21 @@ def test_each_device_of_a_bulk_request_counts(small_hub: BackgroundHub, registry
 
 def several(prefix: str) -> list[ExportImportDevice]:
     return [ExportImportDevice(id=f"{prefix}{number}", import_mode="create") for number in range(90)]
+
+
+def test_a_call_counts_by_its_size(small_hub: BackgroundHub, registry: IoTHubRegistryManager) -> None:
+    small_hub.create_device("d1")
+    spend(small_hub, Operation.METHOD, 2400 - 1)
+    assert refusal(called(registry, 10)) == (404, "DeviceNotOnline")
+    spend(small_hub, Operation.METHOD, 380)
+    # Of 400 meters that may wait 20 are left.
+    assert refusal(called(registry, 100_000)) == (429, "ThrottlingException")
+
+
+def called(registry: IoTHubRegistryManager, size: int) -> HttpOperationError:
+    with pytest.raises(HttpOperationError) as refused:
+        registry.invoke_device_method("d1", CloudToDeviceMethod(method_name="m", payload="x" * size))
+    return refused.value
 
 
 @pytest.fixture
@@ -163,10 +178,19 @@ def test_the_command_line_chooses_tier_and_units(tmp_path: Path, start: Callable
     assert document["operations"]["queries"] == {"perMinute": 60.0, "taken": 0, "delayed": 0, "refused": 0}
 
 
-def test_a_tier_that_cannot_be_had_is_a_usage_error(start: Callable[..., "subprocess.Popen[str]"]) -> None:
-    process = start("--tier", "F1", "--units", "2", is_awaited=False)
+USAGE_ERRORS = {
+    ("--tier", "F1", "--units", "2"): "Error: a hub of tier F1 has 1 to 1 units, not 2\n",
+    ("--units", "2"): "Error: --units says how many units of a tier: it needs --tier\n",
+}
+
+
+@pytest.mark.parametrize(("options", "said"), USAGE_ERRORS.items())
+def test_a_tier_that_cannot_be_had_is_a_usage_error(
+    start: Callable[..., "subprocess.Popen[str]"], options: tuple[str, ...], said: str
+) -> None:
+    process = start(*options, is_awaited=False)
     _, err = process.communicate(timeout=DEADLINE_S)
-    assert (process.returncode, err) == (ExitCode.USAGE, "Error: a hub of tier F1 has 1 to 1 units, not 2\n")
+    assert (process.returncode, err) == (ExitCode.USAGE, said)
 
 
 @pytest.fixture

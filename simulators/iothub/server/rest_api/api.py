@@ -84,7 +84,7 @@ class RestApi:
                     await throttling.wait_for_turn(throttles, operation, request, self._switchboard.now())
                 await faults.endure(self._switchboard, request)
                 response = await route.handler(self._switchboard, request)
-                faults.spoil(self._switchboard, request)
+                faults.spoil(self._switchboard, request, response)
                 return response
             finally:
                 self._switchboard.settle()

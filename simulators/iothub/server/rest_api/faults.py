@@ -29,13 +29,14 @@ async def endure(switchboard: Switchboard, request: web.Request) -> None:
         raise error_of(fault)
 
 
-def spoil(switchboard: Switchboard, request: web.Request) -> None:
+def spoil(switchboard: Switchboard, request: web.Request, response: web.StreamResponse) -> None:
     """Let the faults strike that are planted for a request that has been carried out.
 
     Raises:
         ServiceError: what the caller gets in place of the answer.
     """
-    if not switchboard.hub.faults.planted or request.path.startswith(_OWN):
+    # A stream or a websocket has had its answer.
+    if not switchboard.hub.faults.planted or request.path.startswith(_OWN) or response.prepared:
         return
     if fault := switchboard.hub.faults.strike(Point.RESPONSE, _named_in(request), switchboard.now()):
         raise error_of(fault)
