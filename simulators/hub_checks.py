@@ -95,7 +95,7 @@ def check_key(patient: Patient) -> Finding:
         count = patient.client.device_count()
     except SimulatorError as err:
         return Finding("service key", False, err.message, err.hint, err.exit_code)
-    return Finding("service key", True, f"accepted; {count} devices")
+    return Finding("service key", True, f"accepted; devices: {count}")
 
 
 def check_exports(patient: Patient) -> Finding:

@@ -133,8 +133,8 @@ def device_show(device_id: str, module_id: str, as_json: bool, directory: Path) 
         "device": device_id,
         "module": module_id,
         "status": " ".join(filter(None, (identity.get("status"), identity.get("statusReason")))),
-        "connection": f"{identity['connectionState']} since {identity['connectionStateUpdatedTime']}",
-        "last activity": identity["lastActivityTime"],
+        "connection": f"{identity['connectionState']} since {_when(identity['connectionStateUpdatedTime'], 'ever')}",
+        "last activity": _when(identity["lastActivityTime"], "never"),
         "authentication": identity["authentication"]["type"],
         "messages": f"{identity['cloudToDeviceMessageCount']} waiting",
         "modules": "" if module_id else ", ".join(found["moduleId"] for found in client.modules(device_id)) or "none",
@@ -142,6 +142,11 @@ def device_show(device_id: str, module_id: str, as_json: bool, directory: Path) 
     for name, value in lines.items():
         if value:
             click.echo(f"{name:15} {value}")
+
+
+def _when(timestamp: str, otherwise: str) -> str:
+    """The service writes the first day of all for what never was."""
+    return otherwise if timestamp.startswith("0001-01-01") else timestamp
 
 
 def _set_status(device_id: str, status: str, reason: str, directory: Path, *, as_json: bool) -> None:

@@ -35,6 +35,10 @@ def twin_show(device_id: str, module_id: str, as_json: bool, directory: Path) ->
     print_json(HubClient(directory).twin(device_id, module_id))
 
 
+# As the REST API calls it.
+twin.add_command(twin_show, "get")
+
+
 @twin.command("set")
 @click.argument("device_id")
 @click.argument("patch")
