@@ -194,6 +194,18 @@ class HubClient:
         identity: dict[str, Any] = self._call("PUT", _path("devices", device_id, module_id), body)
         return identity
 
+    def modules(self, device_id: str) -> list[dict[str, Any]]:
+        identities: list[dict[str, Any]] = self._call("GET", f"{_path('devices', device_id, '')}/modules")
+        return identities
+
+    def set_status(self, device_id: str, status: str, reason: str) -> dict[str, Any]:
+        """Let a device in, or not; refused where somebody changed the device meanwhile."""
+        identity = self.device(device_id)
+        body = {**identity, "status": status, "statusReason": reason or None}
+        headers = {"If-Match": f'"{identity["etag"]}"'}
+        changed: dict[str, Any] = self._call("PUT", _path("devices", device_id, ""), body, headers)
+        return changed
+
     def trust_authority(self, name: str, certificate: str) -> dict[str, Any]:
         """Let devices in whose certificate this authority has issued; `certificate` is PEM, or DER in base64."""
         body = {"properties": {"certificate": certificate}}
@@ -224,6 +236,10 @@ class HubClient:
 
     def patch_twin(self, device_id: str, module_id: str, patch: dict[str, Any]) -> dict[str, Any]:
         twin: dict[str, Any] = self._call("PATCH", _path("twins", device_id, module_id), patch)
+        return twin
+
+    def replace_twin(self, device_id: str, module_id: str, document: dict[str, Any]) -> dict[str, Any]:
+        twin: dict[str, Any] = self._call("PUT", _path("twins", device_id, module_id), document)
         return twin
 
     def invoke(self, device_id: str, module_id: str, name: str, payload: Any, timeout_s: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from simulators.cli.certificate import certificate
 from simulators.cli.completion import completion
 from simulators.cli.device import device
 from simulators.cli.digits import digits
+from simulators.cli.doctor import doctor
 from simulators.cli.dps import dps
 from simulators.cli.events import events
 from simulators.cli.fault import fault
@@ -48,6 +49,7 @@ COMMANDS = (
     stop,
     env,
     trust,
+    doctor,
     device,
     twin,
     method,

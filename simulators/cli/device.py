@@ -16,7 +16,7 @@ DEVICE_AUTHORITY = "slipway-sim-devices"
 
 @click.group()
 def device() -> None:
-    """Create, list and delete devices and modules."""
+    """Create, show, list, disable and delete devices and modules."""
 
 
 @device.command("create")
@@ -110,6 +110,80 @@ def device_list(as_json: bool, directory: Path) -> None:
         click.echo("  ".join(text for text in line if text))
     if not devices:
         click.echo("No devices. Make one with: slipway-sim device create ID", err=True)
+
+
+@device.command("show")
+@click.argument("device_id")
+@module_option
+@json_option
+@state_option
+def device_show(device_id: str, module_id: str, as_json: bool, directory: Path) -> None:
+    """Show a device, or with --module that module; with --json the whole identity, keys too.
+
+    \b
+    Example:
+      slipway-sim device show camera-1
+    """
+    client = HubClient(directory)
+    identity = client.device(device_id, module_id)
+    if as_json:
+        print_json(identity)
+        return
+    lines = {
+        "device": device_id,
+        "module": module_id,
+        "status": " ".join(filter(None, (identity.get("status"), identity.get("statusReason")))),
+        "connection": f"{identity['connectionState']} since {_when(identity['connectionStateUpdatedTime'], 'ever')}",
+        "last activity": _when(identity["lastActivityTime"], "never"),
+        "authentication": identity["authentication"]["type"],
+        "messages": f"{identity['cloudToDeviceMessageCount']} waiting",
+        "modules": "" if module_id else ", ".join(found["moduleId"] for found in client.modules(device_id)) or "none",
+    }
+    for name, value in lines.items():
+        if value:
+            click.echo(f"{name:15} {value}")
+
+
+def _when(timestamp: str, otherwise: str) -> str:
+    """The service writes the first day of all for what never was."""
+    return otherwise if timestamp.startswith("0001-01-01") else timestamp
+
+
+def _set_status(device_id: str, status: str, reason: str, directory: Path, *, as_json: bool) -> None:
+    identity = HubClient(directory).set_status(device_id, status, reason)
+    if as_json:
+        print_json(identity)
+        return
+    click.echo(f"{device_id} is {identity['status']}.", err=True)
+
+
+@device.command("disable")
+@click.argument("device_id")
+@click.option("--reason", default="", help="Kept with the device, for whoever wonders.")
+@json_option
+@state_option
+def device_disable(device_id: str, reason: str, as_json: bool, directory: Path) -> None:
+    """Keep a device out: it and its modules are cut off and refused until `device enable`.
+
+    \b
+    Example:
+      slipway-sim device disable camera-1 --reason 'stolen'
+    """
+    _set_status(device_id, "disabled", reason, directory, as_json=as_json)
+
+
+@device.command("enable")
+@click.argument("device_id")
+@json_option
+@state_option
+def device_enable(device_id: str, as_json: bool, directory: Path) -> None:
+    """Let a device in again.
+
+    \b
+    Example:
+      slipway-sim device enable camera-1
+    """
+    _set_status(device_id, "enabled", "", directory, as_json=as_json)
 
 
 @device.command("delete")

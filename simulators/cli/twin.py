@@ -1,7 +1,10 @@
 """Twins, queries over them, and direct methods."""
 
 import json
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -9,10 +12,12 @@ from manifests.exit_codes import ExitCode
 from simulators.cli.options import json_option, module_option, print_json, read_json, state_option
 from simulators.hub_client import HubClient, SimulatorError
 
+WATCH_PERIOD_S = 0.25
+
 
 @click.group()
 def twin() -> None:
-    """Show and change twins."""
+    """Show, change and watch twins."""
 
 
 @twin.command("show")
@@ -30,6 +35,10 @@ def twin_show(device_id: str, module_id: str, as_json: bool, directory: Path) ->
     print_json(HubClient(directory).twin(device_id, module_id))
 
 
+# As the REST API calls it.
+twin.add_command(twin_show, "get")
+
+
 @twin.command("set")
 @click.argument("device_id")
 @click.argument("patch")
@@ -43,14 +52,71 @@ def twin_set(device_id: str, patch: str, module_id: str, as_json: bool, director
     Example:
       slipway-sim twin set camera-1 '{"tags": {"site": "north"}}'
     """
-    change = read_json(patch, "the patch")
+    print_json(HubClient(directory).patch_twin(device_id, module_id, _read_change(patch, "the patch")))
+
+
+@twin.command("replace")
+@click.argument("device_id")
+@click.argument("document")
+@module_option
+@json_option
+@state_option
+def twin_replace(device_id: str, document: str, module_id: str, as_json: bool, directory: Path) -> None:  # noqa: ARG001
+    """Replace tags, desired properties or both by a JSON document, and print the twin that results.
+
+    What the document leaves out of tags or desired properties is gone; reported properties are the device's and stay.
+
+    \b
+    Example:
+      slipway-sim twin replace camera-1 '{"properties": {"desired": {"interval": 10}}}'
+    """
+    print_json(HubClient(directory).replace_twin(device_id, module_id, _read_change(document, "the document")))
+
+
+@twin.command("watch")
+@click.argument("device_id")
+@module_option
+@json_option
+@state_option
+def twin_watch(device_id: str, module_id: str, as_json: bool, directory: Path) -> None:
+    """Print what changes in a twin, until Ctrl-C; with --json the twin now and after each change, one a line.
+
+    It looks four times a second: of changes in between only the last shows.
+
+    \b
+    Example:
+      slipway-sim twin watch camera-1 --module slipway
+    """
+    from simulators.twin_changes import changes_between
+
+    client = HubClient(directory)
+    seen = client.twin(device_id, module_id)
+    if as_json:
+        click.echo(json.dumps(seen))
+    else:
+        click.echo(f"Watching the twin, version {seen['version']}, until Ctrl-C.", err=True)
+    sys.stdout.flush()
+    try:
+        while True:
+            time.sleep(WATCH_PERIOD_S)
+            now = client.twin(device_id, module_id)
+            if changes := changes_between(seen, now):
+                click.echo(json.dumps(now) if as_json else "\n".join(changes))
+                sys.stdout.flush()
+            seen = now
+    except KeyboardInterrupt:
+        return
+
+
+def _read_change(text: str, what: str) -> dict[str, Any]:
+    change = read_json(text, what)
     if not isinstance(change, dict) or not {"tags", "properties"} & change.keys():
         raise SimulatorError(
-            "the patch has neither tags nor properties",
+            f"{what} has neither tags nor properties",
             hint="""Write for example '{"tags": {...}}' or '{"properties": {"desired": {...}}}'.""",
             exit_code=ExitCode.USAGE,
         )
-    print_json(HubClient(directory).patch_twin(device_id, module_id, change))
+    return change
 
 
 @click.command()
