@@ -4,16 +4,16 @@ A million cases: ``python tests/property/iothub/mqtt_fuzz.py --cases 1000000`` (
 from the same seed, so a failure names both.
 """
 
-import argparse
 import random
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "unit" / "iothub"))
+sys.path.insert(0, str(Path(__file__).parent))
 
 from hub_worlds import HOST, Client, Pipe, World
+from mutations import Mutations, pieces_of, run_from_command_line
 
 from simulators.iothub.errors import ProtocolError
 from simulators.iothub.server.dialogue import State
@@ -39,6 +39,7 @@ from simulators.iothub.wire.mqtt import (
 
 PACKET_BYTES_MAX = 4_096
 INTERESTING_BYTES = bytes.fromhex("00 01 04 7F 80 FF 10 30 32 3D 82 A2 C0 E0 2B 23")
+ODD_ENDS = (b"\x30\xff\xff\xff\x7f", b"\x30\x80\x80\x80\x80", b"\xc0", b"\x10\x00")
 
 SEEDS: tuple[Packet, ...] = (
     Connect(client_id="d1", username=f"{HOST}/d1/?api-version=2021-04-12", password=b"x", keep_alive_s=60),
@@ -56,28 +57,7 @@ SEEDS: tuple[Packet, ...] = (
     Unsubscribe(packet_id=7, filters=("$iothub/twin/res/#",)),
     Unsuback(7), Pingreq(), Disconnect(),
 )  # fmt: skip
-SEED_BYTES = tuple(encode(packet) for packet in SEEDS)
-
-
-def mutated(chance: random.Random) -> bytes:
-    """A few packets in a row, damaged in a few places."""
-    stream = bytearray(b"".join(chance.choices(SEED_BYTES, k=chance.randint(1, 4))))
-    for _ in range(chance.choice((0, 1, 1, 2, 3, 8))):
-        position = chance.randrange(len(stream) + 1)
-        match chance.randrange(6):
-            case 0:
-                stream[position : position + 1] = bytes((chance.choice(INTERESTING_BYTES),))
-            case 1:
-                del stream[position : position + chance.randint(1, 6)]
-            case 2:
-                stream[position:position] = chance.randbytes(chance.randint(1, 6))
-            case 3:
-                stream[position:position] = chance.choice(SEED_BYTES)[: chance.randint(1, 20)]
-            case 4 if position < len(stream):
-                stream[position] ^= 1 << chance.randrange(8)
-            case 5:
-                stream += chance.choice((b"\x30\xff\xff\xff\x7f", b"\x30\x80\x80\x80\x80", b"\xc0", b"\x10\x00"))
-    return bytes(stream)
+MUTATIONS = Mutations(tuple(encode(packet) for packet in SEEDS), INTERESTING_BYTES, ODD_ENDS)
 
 
 def decoded(pieces: list[bytes]) -> tuple[list[Packet], str | None]:
@@ -91,15 +71,6 @@ def decoded(pieces: list[bytes]) -> tuple[list[Packet], str | None]:
     except ProtocolError as err:
         return [*packets, *err.decoded], err.message
     return packets, None
-
-
-def pieces_of(stream: bytes, chance: random.Random) -> list[bytes]:
-    pieces, position = [], 0
-    while position < len(stream):
-        step = chance.choice((1, 1, 2, 5, 20))
-        pieces.append(stream[position : position + step])
-        position += step
-    return pieces
 
 
 def check_decoder(stream: bytes, chance: random.Random) -> None:
@@ -143,7 +114,7 @@ def fuzz(cases: int, seed: int, *, hub_every: int = 10) -> None:
     fire = HubUnderFire()
     for case in range(cases):
         chance = random.Random(seed * 1_000_003 + case)
-        stream = mutated(chance)
+        stream = MUTATIONS.stream(chance)
         try:
             check_decoder(stream, chance)
             if case % hub_every == 0:
@@ -152,15 +123,5 @@ def fuzz(cases: int, seed: int, *, hub_every: int = 10) -> None:
             raise AssertionError(f"seed {seed}, case {case}: {stream!r}") from err
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", type=int, default=1_000_000)
-    parser.add_argument("--seed", type=int, default=1)
-    arguments = parser.parse_args()
-    began_s = time.monotonic()
-    fuzz(arguments.cases, arguments.seed)
-    print(f"{arguments.cases} cases from seed {arguments.seed} in {time.monotonic() - began_s:.0f} s: nothing found")
-
-
 if __name__ == "__main__":
-    main()
+    run_from_command_line(__doc__ or "", fuzz)
