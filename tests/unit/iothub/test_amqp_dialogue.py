@@ -265,8 +265,12 @@ def test_a_token_is_judged(world: World, make: Callable[[Peer], tuple[str, str]]
 
 PUTS: dict[str, tuple[Message, int]] = {
     "another operation": (Message(application_properties={"operation": "delete-token"}), 400),
-    "a token of Microsoft Entra": (
-        Message(application_properties={"operation": "put-token", "type": "jwt", "name": "x"}, value="e30"),
+    "an empty token of Microsoft Entra": (
+        Message(application_properties={"operation": "put-token", "type": "jwt", "name": "x"}, value=""),
+        401,
+    ),
+    "a token of a sort that nobody knows": (
+        Message(application_properties={"operation": "put-token", "type": "saml", "name": "x"}, value="e30"),
         401,
     ),
     "a token that is no text": (

@@ -134,3 +134,9 @@ def test_a_token_is_read_back_as_it_was_made() -> None:
 )
 def test_a_key_is_base64_of_16_to_64_bytes(text: str, expected: bool) -> None:
     assert is_key(text) is expected
+
+
+def test_a_service_comes_in_with_any_bearer_token_and_a_device_with_none(gatekeeper: Gatekeeper) -> None:
+    gatekeeper.check_service("Bearer abc", Right.REGISTRY_WRITE, DEVICE, NOW)
+    with pytest.raises(ServiceError, match="not a shared access signature"):
+        gatekeeper.check_service("Bearer ", Right.REGISTRY_WRITE, DEVICE, NOW)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from simulators.iothub.core.access import Right
-from simulators.iothub.core.claims import Claims, Path, read_claim
+from simulators.iothub.core.claims import Claims, Path, read_bearer, read_claim
 from simulators.iothub.core.cloud_to_device import CloudMessage
 from simulators.iothub.core.event_readers import BEGINNING, Position, Readers
 from simulators.iothub.core.faults import Point, error_of
@@ -25,6 +25,8 @@ ANSWERS_MAX = 64
 EVENTS_PER_TURN = 100
 BATCHES_UNSETTLED_MAX = 10
 SAS_TOKEN_TYPES = frozenset(("servicebus.windows.net:sastoken",))
+# As uamqp and azure-eventhub call what a credential of azure-identity gives.
+BEARER_TOKEN_TYPES = frozenset(("bearer", "jwt"))
 _CONDITIONS = {
     Fault.DeviceNotFound: "amqp:not-found",
     Fault.ModuleNotFound: "amqp:not-found",
@@ -146,12 +148,15 @@ def put_token(hub: Hub, claims: Claims, message: Message, now: float) -> tuple[i
     audience = text_of(message.application_properties, "name")
     if operation != "put-token":
         return 400, f"operation {operation!r:.40} does not exist; put-token does", None
-    if kind not in SAS_TOKEN_TYPES:
-        return 401, f"tokens of type {kind!r:.60} cannot be checked here: there is nobody who issued them", None
+    if kind not in SAS_TOKEN_TYPES | BEARER_TOKEN_TYPES:
+        return 401, f"tokens of type {kind!r:.60} are not known here", None
     if not isinstance(message.value, str):
         return 400, "the body of put-token is the token, a string", None
     try:
-        claims.add(read_claim(hub.gatekeeper, message.value, audience, now))
+        is_bearer = kind in BEARER_TOKEN_TYPES
+        claims.add(
+            read_bearer(message.value, now) if is_bearer else read_claim(hub.gatekeeper, message.value, audience, now)
+        )
     except ServiceError as err:
         return err.status, err.message, None
     return 200, "OK", None
