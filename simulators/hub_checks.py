@@ -101,9 +101,10 @@ def check_key(patient: Patient) -> Finding:
 def check_exports(patient: Patient) -> Finding:
     wanted = patient.client.note.environment(patient.directory)
     names = ("IOTHUB_CONNECTION_STRING", "EVENTHUB_CONNECTION_STRING")
-    wrong = [name for name in names if os.environ.get(name) != wanted[name]]
-    seen = f"not of this hub: {', '.join(wrong)}" if wrong else "of this hub"
-    return Finding("connection strings", not wrong, seen, patient.how_to_export)
+    unset = [name for name in names if not os.environ.get(name)]
+    wrong = [name for name in names if name not in unset and os.environ[name] != wanted[name]]
+    seen = [f"not set: {', '.join(unset)}"] * bool(unset) + [f"of another hub: {', '.join(wrong)}"] * bool(wrong)
+    return Finding("connection strings", not seen, "; ".join(seen) or "of this hub", patient.how_to_export)
 
 
 def check_device_trust(patient: Patient) -> Finding:

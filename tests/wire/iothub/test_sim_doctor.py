@@ -86,6 +86,14 @@ def test_one_cause_is_one_finding(hub: BackgroundHub, exports: dict[str, str], v
     assert ({name: ok for name, ok in found.items() if ok is not True}, code) == (wanted, exit_code)
 
 
+def test_connection_strings_are_told_by_what_is_wrong_with_each(hub: BackgroundHub, exports: dict[str, str]) -> None:
+    del exports["IOTHUB_CONNECTION_STRING"]
+    exports["EVENTHUB_CONNECTION_STRING"] = "Endpoint=sb://elsewhere/"
+    _, out, _ = doctor(hub.ca_file.parent, exports)
+    said = "connection strings: not set: IOTHUB_CONNECTION_STRING; of another hub: EVENTHUB_CONNECTION_STRING"
+    assert f"FAILS  {said}" in out
+
+
 def test_certifi_is_a_note_since_few_programs_mind(hub: BackgroundHub, exports: dict[str, str], venv: Path) -> None:
     (bundle,) = venv.rglob("cacert.pem")
     shutil.copy(certifi.where(), bundle)
