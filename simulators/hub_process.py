@@ -3,6 +3,7 @@
 import asyncio
 import shlex
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -15,11 +16,20 @@ from simulators.iothub.server.event_loop import calm_collector, new_event_loop, 
 from simulators.iothub.server.hub_server import HTTPS_PORT, HubServer
 
 
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where to serve; `https` None for 443 where it may be bound, else 8443."""
+
+    mqtt: int
+    https: int | None
+    amqp: int
+    amqps: int
+
+
 def serve(
     directory: Path,
     address: str,
-    mqtt_port: int,
-    https_port: int | None,
+    ports: Ports,
     *,
     is_kept: bool,
     tier: str | None = None,
@@ -33,7 +43,16 @@ def serve(
     throttles = _limits(tier, units)
     raise_file_limit()
     calm_collector()
-    server = HubServer(directory.absolute(), address, mqtt_port, https_port, is_kept=is_kept, throttles=throttles)
+    server = HubServer(
+        directory.absolute(),
+        address,
+        ports.mqtt,
+        ports.https,
+        amqp_port=ports.amqp,
+        amqps_port=ports.amqps,
+        is_kept=is_kept,
+        throttles=throttles,
+    )
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(_serve(server, directory, is_kept=is_kept))
 

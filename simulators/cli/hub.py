@@ -18,6 +18,10 @@ from simulators.hub_client import VARIABLES, HubNote, SimulatorError
 @click.option("--address", default="127.0.0.1", show_default=True, help="Loopback address to serve on.")
 @click.option("--mqtt-port", type=click.IntRange(1, 65535), default=8883, help="The device SDK knows 8883 only.")
 @click.option("--https-port", type=click.IntRange(1, 65535), help="Default: 443 where it may be bound, else 8443.")
+@click.option("--amqp-port", type=click.IntRange(1, 65535), default=5672, help="Plain AMQP, for azure-eventhub.")
+@click.option(
+    "--amqps-port", type=click.IntRange(1, 65535), default=5671, help="azure-iot-hub's messages know 5671 only."
+)
 @click.option("--detach", is_flag=True, help="Serve in the background; returns when the hub is ready.")
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
@@ -42,6 +46,8 @@ def hub(
     address: str,
     mqtt_port: int,
     https_port: int | None,
+    amqp_port: int,
+    amqps_port: int,
     detach: bool,
     log_level: str,
     is_kept: bool | None,
@@ -64,10 +70,11 @@ def hub(
         is_kept = context.get_parameter_source("directory") is not click.core.ParameterSource.DEFAULT
     if detach and not _is_in_background(directory):
         return
-    from simulators.hub_process import serve
+    from simulators.hub_process import Ports, serve
 
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    serve(directory, address, mqtt_port, https_port, is_kept=is_kept, tier=tier, units=units)
+    ports = Ports(mqtt_port, https_port, amqp_port, amqps_port)
+    serve(directory, address, ports, is_kept=is_kept, tier=tier, units=units)
 
 
 @click.command()

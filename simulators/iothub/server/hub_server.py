@@ -213,7 +213,10 @@ class HubServer:
             await listening
         except OSError as err:
             hints = {
-                errno.EADDRINUSE: "Stop what listens there, or give this hub another address: --address 127.0.0.2.",
+                errno.EADDRINUSE: (
+                    "Stop what listens there, or give this hub another address (--address 127.0.0.2) or port "
+                    "(--mqtt-port, --https-port, --amqp-port, --amqps-port)."
+                ),
                 errno.EACCES: "Ports below 1024 need a privilege; choose another with --https-port.",
                 errno.EADDRNOTAVAIL: "Choose an address of this machine, such as 127.0.0.1.",
             }

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -60,6 +61,22 @@ def test_a_detached_hub_is_ready_when_the_command_returns(state: Path, address: 
     os.kill(seen["pid"], 0)
     assert os.getsid(seen["pid"]) == seen["pid"]
     assert "Service connection string" in (state / "hub.log").read_text()
+
+
+def test_a_broker_that_has_the_ports_of_amqp_is_no_obstacle(tmp_path: Path, address: str) -> None:
+    with socket.create_server((address, 5672)):
+        code, _, err = sim(tmp_path, "hub", "--address", address, "--detach")
+        assert code == 1
+        assert f"cannot serve AMQP on {address} port 5672: Address already in use" in err
+        assert "--amqp-port" in err
+        assert (
+            sim(tmp_path, "hub", "--address", address, "--amqp-port", "15672", "--amqps-port", "15671", "--detach")[0]
+            == 0
+        )
+    ports = json.loads(sim(tmp_path, "status", "--json")[1])["ports"]
+    assert (ports["amqp"], ports["amqps"]) == (15672, 15671)
+    assert f"Endpoint=sb://{address}:15672/;" in sim(tmp_path, "env")[1]
+    assert sim(tmp_path, "stop")[0] == 0
 
 
 def test_status_counts_devices_and_connections(state: Path) -> None:
