@@ -54,14 +54,14 @@ def engines(config: AgentConfig) -> dict[ModelFormat, Callable[[], Engine]]:
         if "onnx" not in made:
             from device_agent.adapters.onnx_engine import OnnxEngine
 
-            made["onnx"] = OnnxEngine(config.engine_threads)
+            made["onnx"] = OnnxEngine(config.settings.engine.threads)
         return made["onnx"]
 
     def tflite() -> Engine:
         if "tflite" not in made:
             from device_agent.adapters.tflite_engine import TfliteEngine
 
-            made["tflite"] = TfliteEngine(config.engine_threads)
+            made["tflite"] = TfliteEngine(config.settings.engine.threads)
         return made["tflite"]
 
     makers: dict[ModelFormat, Callable[[], Engine]] = {"onnx": onnx, "tflite": tflite}
@@ -204,9 +204,9 @@ def open_agent(config: AgentConfig, state: SqliteState) -> Any:
                 formats=formats,
             ),
             author=Author(identity.device_id, identity.module_id, boot),
-            bounds=Bounds(config.outbox_messages_max, config.outbox_bytes_max),
+            bounds=Bounds(config.settings.telemetry.messages_max, config.settings.telemetry.size_bytes_max),
             interval_s=config.interval_s,
-            drain_s=config.drain_s,
+            drain_s=config.settings.telemetry.drain_s,
             is_unclean=is_unclean,
             states=read_states(state.models()),
             hub_name=identity.host_name,

@@ -30,7 +30,34 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path):
 
 def test_what_is_not_said_has_a_default():
     config = read_config(None, {}, FLAGS)
-    assert (config.interval_s, config.formats, config.ca_file, config.drain_s) == (0.2, FORMATS, None, 5.0)
+    assert (config.interval_s, config.formats, config.ca_file) == (0.2, FORMATS, None)
+    assert (config.settings.telemetry.drain_s, config.settings.engine.threads) == (5.0, 1)
+
+
+def test_a_table_is_read_from_the_file_and_then_from_the_environment(tmp_path):
+    file = tmp_path / "agent.toml"
+    file.write_text("[engine]\nthreads = 2\n[telemetry]\ndrain_s = 1\nmessages_max = 9\n")
+    environment = {"SLIPWAY_AGENT_TELEMETRY_DRAIN_S": "2.5"}
+    settings = read_config(file, environment, FLAGS).settings
+    assert (settings.engine.threads, settings.telemetry.drain_s, settings.telemetry.messages_max) == (2, 2.5, 9)
+
+
+WRONG_TABLES = {
+    "an unknown key": ("[engine]\nspeed = 3\n", "unknown key 'speed' in [engine]"),
+    "a number that is none": ('[engine]\nthreads = "many"\n', "threads in [engine] is 'many'"),
+    "a number too small": ("[engine]\nthreads = 0\n", "threads in [engine] is 0"),
+    "a value for a table": ("engine = 3\n", "engine is 3; it is a table"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_TABLES)
+def test_a_key_of_a_table_that_cannot_be_is_named(tmp_path, case):
+    text, words = WRONG_TABLES[case]
+    file = tmp_path / "agent.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigurationError) as caught:
+        read_config(file, {}, FLAGS)
+    assert words in caught.value.message
 
 
 WRONG = {

@@ -267,7 +267,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_download_costs_only_the_downloa
 
 def test_a_full_outbox_drops_the_oldest_and_counts_them(device):
     config = device.directory / "agent.toml"
-    config.write_text("outbox_messages_max = 50\n")
+    config.write_text("[telemetry]\nmessages_max = 50\n")
     device.desire(device.publish(TinyModel.of(GOOD), 1))
     device.start("--config", str(config))
     device.until_reported("committed", 1)

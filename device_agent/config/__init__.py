@@ -4,10 +4,11 @@ import base64
 import binascii
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
+from device_agent.config.settings import TABLES, Settings, read_settings
 from device_agent.errors import ConfigurationError
 from manifests.model import ModelFormat
 
@@ -47,18 +48,14 @@ class AgentConfig:
     ca_file: Path | None = None
     interval_s: float = 0.2
     formats: tuple[ModelFormat, ...] = FORMATS
-    engine_threads: int = 1
-    drain_s: float = 5.0
-    outbox_messages_max: int = 700_000
-    outbox_bytes_max: int = 256 * 1024 * 1024
+    settings: Settings = field(default_factory=Settings)
 
     def __repr__(self) -> str:
         # The connection string holds the key, and a repr ends up in logs.
         return f"AgentConfig({self.identity}, state={self.state_directory})"
 
 
-_OPTIONAL_NUMBERS = ("engine_threads", "drain_s", "outbox_messages_max", "outbox_bytes_max")
-_KEYS = (*ENVIRONMENT, *_OPTIONAL_NUMBERS)
+_TABLES = frozenset(TABLES)
 
 
 def read_config(
@@ -88,10 +85,7 @@ def read_config(
         ca_file=_ca_file(values.get("ca_file")),
         interval_s=_number(values, "interval_s", 0.2, lowest=0.0),
         formats=_formats(values.get("formats")),
-        engine_threads=int(_number(values, "engine_threads", 1, lowest=1)),
-        drain_s=_number(values, "drain_s", 5.0, lowest=0.0),
-        outbox_messages_max=int(_number(values, "outbox_messages_max", 700_000, lowest=1)),
-        outbox_bytes_max=int(_number(values, "outbox_bytes_max", 256 * 1024 * 1024, lowest=64 * 1024)),
+        settings=read_settings({key: values[key] for key in _TABLES & set(values)}, environment),
     )
 
 
@@ -125,10 +119,11 @@ def _read_file(file: Path) -> dict[str, Any]:
         raise ConfigurationError(f"The configuration {file} cannot be read: {err.strerror}.") from err
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
         raise ConfigurationError(f"The configuration {file} is no TOML: {err}.") from err
-    unknown = sorted(set(values) - set(_KEYS))
+    unknown = sorted(set(values) - set(ENVIRONMENT) - _TABLES)
     if unknown:
         raise ConfigurationError(
-            f"The configuration {file} has an unknown key {unknown[0]!r}.", hint=f"Known keys: {', '.join(_KEYS)}."
+            f"The configuration {file} has an unknown key {unknown[0]!r}.",
+            hint=f"Known keys: {', '.join(ENVIRONMENT)}. Known tables: {', '.join(sorted(_TABLES))}.",
         )
     return values
 
@@ -186,4 +181,4 @@ def _formats(value: Any) -> tuple[ModelFormat, ...]:
     return tuple(dict.fromkeys(known[name] for name in names))
 
 
-assert set(_KEYS) <= {field.name for field in fields(AgentConfig)}
+assert set(ENVIRONMENT) <= {field.name for field in fields(AgentConfig)}
