@@ -3,6 +3,11 @@
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Time says how busy the machine is, and nothing of the property: a worker that waits for a core fails no test.
+settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("house")
 
 # How often a wire test that failed is run again. Off for people, who should see every failure; .ci/run sets it.
 WIRE_RERUNS = int(os.environ.get("SLIPWAY_TEST_WIRE_RERUNS", "0"))

@@ -7,7 +7,7 @@ The checkers look at the hub's twins, the devices and the log, and share nothing
 from dataclasses import dataclass, field
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rollout_worlds import MODEL, SCRIPTS, Killed, ScriptedDevice, World, terms
 
@@ -16,7 +16,7 @@ from cloud_registry.core.rollout.state import Rollout
 from cloud_registry.errors import ConflictError, GateRefusedError
 from cloud_registry.service.rollouts import RollbackRequest
 
-WORLDS = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+WORLDS = settings(max_examples=50)
 TICKS_MAX = 400
 
 
