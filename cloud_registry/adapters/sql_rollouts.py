@@ -112,6 +112,12 @@ class SqlRollouts:
             _insert_events(connection, stored.id, [ev.RolloutPlanned(plan=stored)], 0, at)
         return stored
 
+    def claims(self, model: str) -> dict[str, str]:
+        """Device -> the unfinished rollout of the model that it takes part in."""
+        statement = select(rollout_devices).where(rollout_devices.c.model == model)
+        with reading(self._engine) as connection:
+            return {row.device_id: row.rollout_id for row in connection.execute(statement)}
+
     def read(self, rollout_id: str, after: int = 0) -> list[ev.RecordedEvent]:
         """Its events in order, those numbered above `after`; raises NotFoundError for an id that never was."""
         columns = (rollout_events.c.sequence, rollout_events.c.at, rollout_events.c.event)

@@ -9,8 +9,9 @@ from rich.console import Console
 from cloud_registry.cli.context import CommandContext, json_option, pass_context
 from cloud_registry.cli.rollout_follow import follow_in_foreground
 from cloud_registry.cli.rollout_options import read_terms, request_options
-from cloud_registry.cli.rollout_words import plan_in_words, sentence, title_of, tree_of
+from cloud_registry.cli.rollout_words import conflicts_in_words, plan_in_words, sentence, title_of, tree_of
 from cloud_registry.cli.tables import table
+from cloud_registry.core.rollout.documents import RolloutPlan
 from cloud_registry.core.rollout.drafting import ALREADY_RUNS
 from cloud_registry.core.rollout.state import Rollout, RolloutState
 from cloud_registry.core.rollout.view import event_as_json, plan_as_json, status_as_json
@@ -38,8 +39,16 @@ def plan(context: CommandContext, /, as_json: bool, **options: Any) -> None:
     \b
     Example: slipway rollout plan digits:2 --target "tags.site = 'north'" --waves 1,25%,100%
     """
-    drafted = _service(context).plan(_request(options))
-    context.result(plan_as_json(drafted), as_json=as_json, text=lambda: plan_in_words(drafted))
+    service = _service(context)
+    _show_plan(context, service, service.plan(_request(options)), as_json=as_json)
+
+
+def _show_plan(context: CommandContext, service: RolloutService, drafted: RolloutPlan, *, as_json: bool) -> None:
+    conflicts = service.conflicts(drafted)
+    value = {**plan_as_json(drafted), "conflicts": conflicts}
+    context.result(value, as_json=as_json, text=lambda: plan_in_words(drafted))
+    if conflicts:
+        context.say(conflicts_in_words(conflicts))
 
 
 @rollout.command()
@@ -59,7 +68,7 @@ def start(context: CommandContext, /, as_json: bool, detach: bool, dry_run: bool
     service = _service(context)
     drafted = service.plan(_request(options))
     if dry_run:
-        context.result(plan_as_json(drafted), as_json=as_json, text=lambda: plan_in_words(drafted))
+        _show_plan(context, service, drafted, as_json=as_json)
         return
     if not drafted.devices and drafted.skipped and all(_has_it(skipped.reason) for skipped in drafted.skipped):
         context.say(f"All {len(drafted.skipped)} devices run {drafted.model}:{drafted.version} already: nothing to do.")

@@ -1,6 +1,6 @@
 """A rollout in words: its plan, its events, where it stands. Text only; printing is the command's."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.markup import escape
 from rich.tree import Tree
@@ -61,6 +61,15 @@ def plan_in_words(plan: RolloutPlan) -> str:
         lines.append(f"If all commit, its failure rate is below {failure_rate_bound(count):.0%} (at 95% confidence).")
     lines += skipped_in_words(plan)
     return "\n".join(lines)
+
+
+def conflicts_in_words(conflicts: Mapping[str, Sequence[str]]) -> str:
+    """What keeps the plan from being started, and what to do about it; empty where nothing does."""
+    return "\n".join(
+        f"It cannot start now: rollout {rollout_id} is not finished on {_names(sorted(devices))}. "
+        f"Go on with that one (slipway rollout resume {rollout_id}) or end it (slipway rollout abort {rollout_id})."
+        for rollout_id, devices in conflicts.items()
+    )
 
 
 def skipped_in_words(plan: RolloutPlan) -> list[str]:

@@ -108,6 +108,14 @@ class RolloutService:
         )
         return draft_release(head, candidates, manifest, self._known(name, candidates))
 
+    def conflicts(self, drafted: RolloutPlan) -> dict[str, list[str]]:
+        """Unfinished rollouts with the devices of the plan that they hold: while there is one, `start` refuses."""
+        held: dict[str, list[str]] = {}
+        for device, rollout_id in sorted(self._events.claims(drafted.model).items()):
+            if device in drafted.devices:
+                held.setdefault(rollout_id, []).append(device)
+        return held
+
     def start(self, drafted: RolloutPlan) -> Rollout:
         """Store a plan as a rollout. Nothing is written to any device yet: the first tick does that.
 

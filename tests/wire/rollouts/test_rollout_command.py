@@ -191,6 +191,10 @@ def test_what_is_refused_is_refused_in_one_sentence_and_leaves_nothing(stage: St
 
 def test_a_second_rollout_over_the_same_devices_is_refused_and_so_is_a_hub_that_is_down(stage: Stage):
     stage.slipway_here("rollout", "start", "digits:1", "--detach", "--target", "tags.site = 'north'")
+    for look in (("rollout", "plan", "digits:2", "--json"), ("rollout", "start", "digits:2", "--dry-run", "--json")):
+        out, err = stage.slipway_here(*look)
+        assert json.loads(out)["conflicts"] == {"r-0001": ["dev-01", "dev-02"]}
+        assert "It cannot start now: rollout r-0001 is not finished on dev-01, dev-02" in err
     _, err = stage.slipway_here("rollout", "start", "digits:2", expect=5)
     assert "rollout r-0001 of digits is not finished on dev-01, dev-02" in err
     assert "slipway rollout resume r-0001" in err
@@ -209,6 +213,7 @@ def test_plan_says_what_would_happen_and_stores_nothing(stage: Stage):
     assert "stops a release that fails on 30% of devices with 30% by then" in out
     assert "stops a release that fails on 30% of devices with 66% by then" in out
     assert "Takes at least 20 min of soak, and at most 30 min." in out
+    assert "cannot start" not in out
     value = json.loads(stage.slipway_here("rollout", "start", "digits:2", "--dry-run", "--json")[0])
     assert (value["id"], set(value["devices"]), value["skipped"]) == ("", {"dev-01", "dev-02", "dev-03"}, [])
     assert json.loads(stage.slipway_here("rollout", "list", "--json")[0]) == []
