@@ -58,17 +58,39 @@ class WireDevice:
         self._is_closing = threading.Event()
         self._desired: queue.Queue[dict[str, Any] | None] = queue.Queue()
         hub.create_device(device_id, tags)
-        self.client = IoTHubModuleClient.create_from_connection_string(
-            hub.create_module(device_id, "slipway"),
-            server_verification_cert=hub.ca_file.read_text(),
-            connection_retry_interval=1,
-        )
-        self.client.on_twin_desired_properties_patch_received = self._desired.put
-        self.client.connect()
+        self._connection_string = hub.create_module(device_id, "slipway")
+        self._ca = hub.ca_file.read_text()
+        self.client = self._connected()
         agent = {"version": "0", "boot": "b", "platform": "script", "formats": ["onnx"]}
         self.client.patch_twin_reported_properties({"agent": agent})
         self._thread = threading.Thread(target=self._follow, name=device_id, daemon=True)
         self._thread.start()
+
+    def _connected(self) -> IoTHubModuleClient:
+        client = IoTHubModuleClient.create_from_connection_string(
+            self._connection_string, server_verification_cert=self._ca, connection_retry_interval=1
+        )
+        client.on_twin_desired_properties_patch_received = self._desired.put
+        client.connect()
+        return client
+
+    def connect_again(self) -> None:
+        """Come back after an outage as an agent does: by a new client, and reading what was desired meanwhile.
+
+        The SDK's own reconnecting does neither: a patch that was written before it is back is never heard of.
+        """
+        # The old one first, or the two would take the connection from each other.
+        until(self._is_shut_down, f"the old client of {self.device_id} to end")
+        self.client = self._connected()
+        self._desired.put(self.client.get_twin()["desired"])
+
+    def _is_shut_down(self) -> bool:
+        """Whether the client could be shut down: the SDK raises where the link was cut a moment before."""
+        try:
+            self.client.shutdown()
+        except (ClientError, OperationCancelled, OperationTimeout):
+            return False
+        return True
 
     def close(self) -> None:
         self._is_closing.set()
@@ -200,6 +222,12 @@ class Stage:
 
     def running(self) -> dict[str, int | None]:
         return {device_id: device.version for device_id, device in self.devices.items()}
+
+    def end_outage(self) -> None:
+        """The hub is back, and so are the devices."""
+        self.hub.come_back()
+        for device in self.devices.values():
+            device.connect_again()
 
     def close(self) -> None:
         for process in self.processes:

@@ -121,7 +121,7 @@ def test_tick_all_survives_an_outage_of_the_hub_and_goes_on(stage: Stage, caplog
     told = [record.getMessage() for record in caplog.records if record.name == "slipway.rollouts"]
     assert len(told) == 1, "an outage is told once"
     assert told[0].startswith("rollout r-0001 waits: reading the twin of dev-0")
-    stage.hub.come_back()
+    stage.end_outage()
     until(
         lambda: (service.tick_all(), service.status(started.plan.id).state.value == "completed")[1],
         "the rest of the fleet",
