@@ -63,7 +63,7 @@ def test_telemetry_comes_to_the_built_in_endpoint_with_all_it_carries(connected,
 def test_what_a_device_sends_stays_in_order(connected, next_event):
     for number in range(10):
         connected.send_message(str(number))
-    assert [next_event().body_as_str() for _ in range(10)] == [str(number) for number in range(30)]
+    assert [next_event().body_as_str() for _ in range(10)] == [str(number) for number in range(10)]
 
 
 def test_a_device_hears_messages_with_their_properties(registry, thing, connected):
