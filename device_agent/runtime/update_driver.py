@@ -16,6 +16,7 @@ from device_agent.core import commands as c
 from device_agent.core import events as e
 from device_agent.core.backoff import delay_s
 from device_agent.core.codes import Code, problem
+from device_agent.core.history import transition_between
 from device_agent.core.inference import golden_difference, golden_pairs
 from device_agent.core.model_state import ModelState, Rules
 from device_agent.core.trial import Broken, Tally, judge
@@ -77,6 +78,8 @@ class UpdateDriver:
         self.reportable = state
         self.progress: Progress | None = None
         self.evidence: TrialEvidence | None = None
+        # When the attempt begins that is waited for, in monotonic seconds; None where none is.
+        self.retry_at_s: float | None = None
         self._tools = tools
         self._events: asyncio.Queue[e.Event] = asyncio.Queue()
         self._work: asyncio.Task[None] | None = None
@@ -111,7 +114,8 @@ class UpdateDriver:
             self.state = after
             self._tell_people(before, event)
             self._relabel()
-            await self._journal()
+            line = transition_between(before, after, event, self._tools.now())
+            await self._journal(line.to_json() if line else b"")
             self._say(after)
             for command in commands:
                 answer = await self._do(command)
@@ -128,11 +132,13 @@ class UpdateDriver:
         if view.served.model.digest == current.digest:
             self._tools.serving.serve(self.state.name, Served(view.served.model, current))
 
-    async def _journal(self) -> None:
+    async def _journal(self, transition: bytes) -> None:
         """Store before doing. On a full disk the update stands still, and the model that serves goes on serving."""
         while True:
             try:
-                await self._tools.in_store(self._tools.store.save_model, self.state.name, self.state.to_json())
+                await self._tools.in_store(
+                    self._tools.store.save_model, self.state.name, self.state.to_json(), transition
+                )
             except StateError as err:
                 _log.warning("%s: %s %s", self.state.name, err.message, err.hint)
                 if self.state.phase is not Phase.COMMITTED:
@@ -150,11 +156,13 @@ class UpdateDriver:
         if state.phase == before.phase and state.offer == before.offer:
             _log.debug("%s: %s", state.name, type(event).__name__)
         elif offer is None:
-            _log.info("%s: withdrawn; nothing serves", state.name)
+            _log.info("%s: withdrawn; nothing serves", state.name, extra={"event": "withdrawn", "model": state.name})
         else:
             what = f"{state.name}: version {offer.version} (generation {offer.generation})"
             why = f": {state.problem.code}: {state.problem.message}" if state.problem else ""
-            _log.info("%s %s%s", what, state.phase, why)
+            fields = {"event": "phase", "model": state.name, "version": offer.version, "generation": offer.generation}
+            code = state.problem.code if state.problem else None
+            _log.info("%s %s%s", what, state.phase, why, extra={**fields, "phase": state.phase, "code": code})
 
     # Commands --------------------------------------------------------------------------------------------------------
 
@@ -245,7 +253,7 @@ class UpdateDriver:
             served = await self._loaded(release)
         except StepError as err:
             _log.warning("%s: version %d is fetched again: %s", self.state.name, release.version, err.message)
-            await asyncio.sleep(self._delay_s(command.attempt, REPAIR_DELAY_MAX_S))
+            await self._pause(command.attempt, REPAIR_DELAY_MAX_S)
             await self._fetch(release)
             await self._tools.in_thread(self._tools.slots.seal, release.digest, release.size_bytes)
             served = await self._loaded(release)
@@ -276,7 +284,7 @@ class UpdateDriver:
         return e.PreflightPassed(command.ticket, is_present=is_present)
 
     async def _download(self, command: c.Download) -> e.Answer:
-        await asyncio.sleep(self._delay_s(command.attempt, DOWNLOAD_DELAY_MAX_S))
+        await self._pause(command.attempt, DOWNLOAD_DELAY_MAX_S)
         await self._fetch(command.release)
         return e.Downloaded(command.ticket)
 
@@ -287,8 +295,13 @@ class UpdateDriver:
         # One assignment of a finished value: read by the loop, written in the download's thread.
         self.progress = progress
 
-    def _delay_s(self, attempt: int, cap_s: float) -> float:
-        return delay_s(attempt, self._tools.chance(), base_s=DOWNLOAD_DELAY_BASE_S, cap_s=cap_s)
+    async def _pause(self, attempt: int, cap_s: float) -> None:
+        pause_s = delay_s(attempt, self._tools.chance(), base_s=DOWNLOAD_DELAY_BASE_S, cap_s=cap_s)
+        self.retry_at_s = self._tools.monotonic_s() + pause_s
+        try:
+            await asyncio.sleep(pause_s)
+        finally:
+            self.retry_at_s = None
 
     async def _verify(self, command: c.Verify) -> e.Answer:
         for digest, size_bytes in files_of(command.release):
