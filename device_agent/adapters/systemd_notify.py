@@ -4,7 +4,6 @@ The protocol is one line (man sd_notify), and the packages for it have not been 
 """
 
 import logging
-import os
 import socket
 from collections.abc import Mapping
 
@@ -43,5 +42,4 @@ class SystemdNotifier:
 
 def is_supervised(environment: Mapping[str, str]) -> bool:
     """Whether somebody starts this process again when it ends: systemd, or the IoT Edge runtime."""
-    names = ("NOTIFY_SOCKET", "INVOCATION_ID", "IOTEDGE_MODULEID")
-    return os.getppid() == 1 or any(environment.get(name) for name in names)
+    return any(environment.get(name) for name in ("NOTIFY_SOCKET", "INVOCATION_ID", "IOTEDGE_MODULEID"))

@@ -73,7 +73,9 @@ WRONG = {
         {**DPS, "SLIPWAY_AGENT_DPS_SYMMETRIC_KEY": KEY, "SLIPWAY_AGENT_DPS_GROUP_KEY": KEY},
         "is shown symmetric_key and group_key",
     ),
-    "a key that is none": ({**DPS, "SLIPWAY_AGENT_DPS_SYMMETRIC_KEY": "secret!!"}, "symmetric_key in [dps] is not Base64"),
+    "a key that is none": (
+        {**DPS, "SLIPWAY_AGENT_DPS_SYMMETRIC_KEY": "secret!!"}, "symmetric_key in [dps] is not Base64",
+    ),
     "a certificate without a key": ({"SLIPWAY_AGENT_IDENTITY_CERTIFICATE": "/no/such"}, "no certificate file /no/such"),
     "a key without a certificate": ({"SLIPWAY_AGENT_IDENTITY_PRIVATE_KEY": "/no/such"}, "needs certificate as well"),
     "a string by certificate without one": (
