@@ -3,7 +3,7 @@
 Methods without ``async`` block; the runtime calls them in threads.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -54,7 +54,24 @@ class Model(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What an engine is, found out by asking it. `opset_max` is None where the format has no opsets or none was found.
+
+    `providers` are the execution providers (ONNX) or delegates (TFLite) that its models are run by, preferred first.
+    """
+
+    name: str
+    version: str
+    opset_max: int | None
+    providers: tuple[str, ...]
+
+
 class Engine(Protocol):
+    def facts(self) -> EngineFacts:
+        """Asked once and remembered; the first call may take some milliseconds."""
+        ...
+
     def load(self, content: bytes, digest: str) -> Model:
         """Make a model of verified bytes; raises StepError(LOAD_FAILED) with a sentence."""
         ...
@@ -126,7 +143,17 @@ class Stored:
 class Store(Protocol):
     """The durable state. Every method is one transaction; all raise StateError."""
 
-    def save_model(self, name: str, state: bytes) -> None: ...
+    def save_model(self, name: str, state: bytes, transition: bytes = b"") -> None:
+        """Journal a model's state, and beside it the line of its history that tells of the change, if there is one."""
+        ...
+
+    def transitions(self) -> list[bytes]:
+        """The newest lines of the history of all models, oldest first."""
+        ...
+
+    def note_alive(self) -> None:
+        """Write something small, to see whether writing works."""
+        ...
 
     def models(self) -> dict[str, bytes]: ...
 
@@ -162,8 +189,8 @@ class LinkHandler(Protocol):
 
     def lost(self) -> None: ...
 
-    def method_called(self, name: str, payload: Any) -> tuple[int, Any]:
-        """Answer a direct method: (status, payload)."""
+    async def method_called(self, name: str, payload: Any) -> tuple[int, Any]:
+        """Answer a direct method within half a minute: (status, payload)."""
         ...
 
 
@@ -188,4 +215,23 @@ class HubLink(Protocol):
 
     async def close(self) -> None:
         """Let go of the connection; never raises, returns within seconds."""
+        ...
+
+
+class Supervisor(Protocol):
+    """Whoever starts the agent again when it ends. `watchdog_s` is how long it waits for a ping; None: it does not."""
+
+    @property
+    def watchdog_s(self) -> float | None: ...
+
+    def tell(self, **fields: str) -> None:
+        """READY, STATUS, WATCHDOG, STOPPING as of sd_notify; never raises, never blocks."""
+        ...
+
+
+class Door(Protocol):
+    """Another way in for direct methods, besides the hub."""
+
+    async def serve(self, answer: Callable[[str, Any], Awaitable[tuple[int, Any]]]) -> None:
+        """Until it is cancelled."""
         ...

@@ -5,18 +5,23 @@ import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import random
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from device_agent.adapters.logs import RecentLines
 from device_agent.adapters.sqlite_state import SqliteState
-from device_agent.config import AgentConfig
+from device_agent.adapters.systemd_notify import SystemdNotifier
+from device_agent.config import AgentConfig, Identity
+from device_agent.config.identities import ByCertificate, ByConnectionString, ByEdgeEnvironment, ByProvisioning
 from device_agent.core import agent as core
 from device_agent.core.model_state import ModelState
 from device_agent.errors import ConfigurationError, StateError, StateInUseError
@@ -33,8 +38,12 @@ _ENGINE_LIBRARIES: dict[ModelFormat, tuple[str, ...]] = {
 
 
 def agent_version() -> str:
+    return _version_of("slipway")
+
+
+def _version_of(package: str) -> str:
     try:
-        return importlib.metadata.version("slipway")
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "0"
 
@@ -44,6 +53,18 @@ def installed_formats(wanted: tuple[ModelFormat, ...]) -> tuple[ModelFormat, ...
     return tuple(
         name for name in wanted if any(importlib.util.find_spec(library) for library in _ENGINE_LIBRARIES[name])
     )
+
+
+def engine_names(formats: tuple[ModelFormat, ...]) -> dict[ModelFormat, str]:
+    """What runs each format, by its package's own word and without importing it."""
+    names: dict[ModelFormat, str] = {}
+    for format_ in formats:
+        for library in _ENGINE_LIBRARIES[format_]:
+            if importlib.util.find_spec(library):
+                package = library.replace("_", "-")
+                names[format_] = f"{package} {_version_of(package)}"
+                break
+    return names
 
 
 def engines(config: AgentConfig) -> dict[ModelFormat, Callable[[], Engine]]:
@@ -136,8 +157,12 @@ def read_states(stored: Mapping[str, bytes]) -> dict[str, ModelState]:
 
 
 def read_status(directory: Path) -> dict[str, Any]:
-    """The status of a running or stopped agent, from its state directory; raises StateNotFoundError."""
+    """The status of an agent: what a running one answers, else what is in its state; raises StateNotFoundError."""
     state = SqliteState.open_to_read(directory)
+    live = _asked(directory, "status")
+    if live is not None:
+        state.close()
+        return live
     try:
         device, module = state.identity()
         return core.status(
@@ -152,19 +177,108 @@ def read_status(directory: Path) -> dict[str, Any]:
         state.close()
 
 
+def read_explanation(directory: Path) -> dict[str, Any]:
+    """Why each model stands where it stands, from the running agent or from its state; raises StateNotFoundError."""
+    from device_agent.adapters.disk_contents import contents_of
+    from device_agent.core.explain import Live, explanation
+    from device_agent.core.history import Transition
+
+    state = SqliteState.open_to_read(directory)
+    try:
+        live = _asked(directory, "explain")
+        if live is not None:
+            return live
+        return explanation(
+            read_states(state.models()),
+            [Transition.from_json(line) for line in state.transitions()],
+            contents_of(directory),
+            Live(),
+            is_running=is_running(directory),
+        )
+    finally:
+        state.close()
+
+
+def _asked(directory: Path, method: str) -> dict[str, Any] | None:
+    """A running agent's own answer; None where none runs, or none answers."""
+    from device_agent.adapters.local_door import SOCKET_NAME, NobodyListensError, ask
+
+    if not (directory / SOCKET_NAME).exists() or not is_running(directory):
+        return None
+    try:
+        status, answer = ask(directory, method)
+    except NobodyListensError:
+        return None
+    return answer if status == 200 and isinstance(answer, dict) else None
+
+
+def introduction(config: AgentConfig, state: SqliteState) -> list[str]:
+    """What the agent says of itself at its start: what it is, what it runs, what it waits for."""
+    identity, directory = config.identity, config.state_directory
+    formats = engine_names(installed_formats(config.formats))
+    engines_said = ", ".join(f"{format_} by {name}" for format_, name in formats.items())
+    models = read_states(state.models())
+    committed = [f"{name}:{known.current.version}" for name, known in models.items() if known.current is not None]
+    counts = state.counts()
+    waiting = counts.enqueued - counts.acknowledged - counts.dropped
+    trusted = str(config.ca_file) if config.ca_file else "the system's authorities"
+    return [
+        f"slipway-agent {agent_version()} for {identity} at {identity.host_name}, by {config.credentials.kind}.",
+        f"Runs {engines_said or 'no format, as no engine is installed'}; "
+        f"models on disk: {', '.join(committed) or 'none yet'}; {waiting:,} readings wait for the hub.",
+        f"Reads {config.source} every {config.interval_s:g} s; state in {directory}; trusts {trusted}.",
+    ]
+
+
 def give_memory_back() -> None:
     """Return freed memory to the system: glibc keeps what a swapped-out model held, other libraries do not need it."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def open_agent(config: AgentConfig, state: SqliteState) -> Any:
+def identified(config: AgentConfig, state: SqliteState) -> AgentConfig:
+    """The configuration with the name under which the agent runs.
+
+    A device that is to be provisioned runs by what was assigned earlier, else as whoever ran on this state, so that it
+    serves before the service answers.
+    """
+    if not isinstance(config.credentials, ByProvisioning):
+        return config
+    from device_agent.adapters.provisioning import kept_assignment
+
+    kept = kept_assignment(config.state_directory, config.credentials)
+    if kept is not None:
+        return replace(config, identity=Identity(kept.host_name, kept.device_id))
+    device, _ = state.identity()
+    return replace(config, identity=replace(config.identity, device_id=device or config.identity.device_id))
+
+
+def open_host(config: AgentConfig, lines: RecentLines) -> Any:
+    """What surrounds the agent: supervisor, local door, the device's own figures."""
+    from device_agent.adapters.device_readings import read_device
+    from device_agent.adapters.disk_contents import contents_of
+    from device_agent.adapters.local_door import LocalDoor
+    from device_agent.runtime.agent import Host
+
+    return Host(
+        supervisor=SystemdNotifier.of_environment(os.environ, os.getpid()),
+        door=LocalDoor(config.state_directory),
+        lines=lines,
+        read_device=lambda: read_device(config.state_directory),
+        errors=lines.counts_by_kind,
+        disk=lambda: contents_of(config.state_directory),
+        health_report_s=config.settings.health.report_s,
+    )
+
+
+def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> Any:
     """Put an agent together, on the event loop that is to run it; raises ConfigurationError and StateError."""
     from device_agent.adapters.file_slots import FileSlots
     from device_agent.adapters.http_downloader import HttpDownloader
     from device_agent.core.model_state import Rules
     from device_agent.core.outbox import Bounds
     from device_agent.runtime.agent import Agent, Parts
+    from device_agent.runtime.fetching import Fetcher
     from device_agent.runtime.serving import Serving
     from device_agent.runtime.telemetry import Author
     from device_agent.runtime.update_driver import Tools
@@ -176,10 +290,11 @@ def open_agent(config: AgentConfig, state: SqliteState) -> Any:
     make_link = link_factory(config)
     is_unclean = state.begin_boot(boot)
     state.note_identity(identity.device_id, identity.module_id)
+    slots = FileSlots(config.state_directory)
     tools = Tools(
         store=state,
-        slots=FileSlots(config.state_directory),
-        downloader=HttpDownloader(config.artifacts_url, config.ca_file),
+        slots=slots,
+        fetcher=Fetcher(slots, HttpDownloader(config.artifacts_url, config.ca_file), asyncio.to_thread),
         engines=by_format,
         serving=Serving(),
         rules=Rules(formats=formats),
@@ -202,6 +317,7 @@ def open_agent(config: AgentConfig, state: SqliteState) -> Any:
                 boot=boot,
                 platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
                 formats=formats,
+                engines=engine_names(formats),
             ),
             author=Author(identity.device_id, identity.module_id, boot),
             bounds=Bounds(config.settings.telemetry.messages_max, config.settings.telemetry.size_bytes_max),
@@ -210,6 +326,7 @@ def open_agent(config: AgentConfig, state: SqliteState) -> Any:
             is_unclean=is_unclean,
             states=read_states(state.models()),
             hub_name=identity.host_name,
+            host=open_host(config, lines),
         )
     )
 
@@ -218,16 +335,26 @@ def link_factory(config: AgentConfig) -> Callable[[], Any]:
     """How to make a link to the hub, one for each connection."""
     from device_agent.adapters.hub_link import (
         AzureHubLink,
+        client_of_certificate,
         client_of_connection_string,
         client_of_edge_environment,
         watch_network_threads,
     )
 
     watch_network_threads()
-    if config.connection_string is None:
-        make_client = client_of_edge_environment()
-    else:
-        make_client = client_of_connection_string(config.connection_string, config.identity.module_id, config.ca_file)
+    credentials, identity = config.credentials, config.identity
+    match credentials:
+        case ByProvisioning():
+            from device_agent.adapters.provisioning import ProvisionedLink, Provisioner
+
+            provisioner = Provisioner(credentials, config.ca_file, config.state_directory, random.random)
+            return lambda: ProvisionedLink(provisioner, identity.device_id)
+        case ByConnectionString():
+            make_client = client_of_connection_string(credentials.connection_string, identity.module_id, config.ca_file)
+        case ByCertificate():
+            make_client = client_of_certificate(identity, credentials.files, config.ca_file)
+        case ByEdgeEnvironment():
+            make_client = client_of_edge_environment()
     return lambda: AzureHubLink(make_client)
 
 

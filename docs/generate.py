@@ -28,6 +28,7 @@ EXIT_CODE_MEANINGS = {
     ExitCode.CONFLICT: "in use, exists already, or changed meanwhile",
     ExitCode.NOT_FOUND: "not found",
     ExitCode.TRUST: "a key, token, certificate or digest was not accepted",
+    ExitCode.RESTART: "an agent is to be started again",
 }
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
+from device_agent.core.history import TRANSITIONS_MAX
 from device_agent.errors import StateError, StateNotFoundError
 from device_agent.ports import Counts, Stored
 
@@ -25,6 +26,7 @@ CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WI
 CREATE TABLE IF NOT EXISTS models (name TEXT PRIMARY KEY, state BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS outbox (sequence INTEGER PRIMARY KEY, message_id TEXT NOT NULL, body BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS transitions (number INTEGER PRIMARY KEY, line BLOB NOT NULL);
 """
 
 
@@ -90,6 +92,10 @@ class SqliteState:
         with self._transaction("noting the clean end"):
             self._set_fact("isRunning", "0")
 
+    def note_alive(self) -> None:
+        with self._transaction("writing to see whether it works"):
+            self._set_fact("probe", "1")
+
     def boot(self) -> str:
         with self._reading("the boot"):
             return self._fact("boot") or ""
@@ -106,21 +112,33 @@ class SqliteState:
 
     # Models ----------------------------------------------------------------------------------------------------------
 
-    def save_model(self, name: str, state: bytes) -> None:
+    def save_model(self, name: str, state: bytes, transition: bytes = b"") -> None:
         try:
-            self._save_model(name, state)
+            self._save_model(name, state, transition)
         except StateError as err:
             if not err.is_full or not self._give_reserve():
                 raise
-            self._save_model(name, state)
+            self._save_model(name, state, transition)
 
-    def _save_model(self, name: str, state: bytes) -> None:
+    def _save_model(self, name: str, state: bytes, transition: bytes) -> None:
         with self._transaction(f"journalling model {name}"):
             self._connection.execute("INSERT OR REPLACE INTO models VALUES (?, ?)", (name, state))
+            if transition:
+                cursor = self._connection.execute("INSERT INTO transitions (line) VALUES (?)", (transition,))
+                oldest = (cursor.lastrowid or 0) - TRANSITIONS_MAX
+                self._connection.execute("DELETE FROM transitions WHERE number <= ?", (oldest,))
 
     def models(self) -> dict[str, bytes]:
         with self._reading("the journal"):
             return dict(self._connection.execute("SELECT name, state FROM models ORDER BY name"))
+
+    def transitions(self) -> list[bytes]:
+        with self._reading("the history"):
+            # The state of an older agent has none until a newer one opens it to write.
+            is_there = self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'transitions'").fetchone()
+            if not is_there:
+                return []
+            return [line for (line,) in self._connection.execute("SELECT line FROM transitions ORDER BY number")]
 
     # Outbox ----------------------------------------------------------------------------------------------------------
 

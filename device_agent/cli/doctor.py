@@ -146,7 +146,7 @@ class _Nobody:
     def lost(self) -> None:
         return
 
-    def method_called(self, name: str, payload: Any) -> tuple[int, Any]:  # noqa: ARG002
+    async def method_called(self, name: str, payload: Any) -> tuple[int, Any]:  # noqa: ARG002
         return 404, None
 
 

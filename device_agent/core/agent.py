@@ -7,7 +7,15 @@ from device_agent.core import events as e
 from device_agent.core.model_state import ModelState
 from device_agent.core.twin import DesiredReading, LoadedModel, Refusal, refused_model, reported_model
 from device_agent.ports import Counts
-from manifests.twin import Progress, ReportedAgent, ReportedModel, ReportedSection, ReportedTelemetry, TrialEvidence
+from manifests.twin import (
+    Progress,
+    ReportedAgent,
+    ReportedHealth,
+    ReportedModel,
+    ReportedSection,
+    ReportedTelemetry,
+    TrialEvidence,
+)
 
 
 def events_of(reading: DesiredReading, states: Mapping[str, ModelState]) -> dict[str, e.Event]:
@@ -38,6 +46,7 @@ def section(
     evidence: Mapping[str, TrialEvidence],
     agent: ReportedAgent,
     telemetry: ReportedTelemetry,
+    health: ReportedHealth | None = None,
 ) -> dict[str, Any]:
     """The reported section as JSON values: a function of what is, so that any two reports of one state are equal."""
     models: dict[str, ReportedModel] = {}
@@ -50,7 +59,7 @@ def section(
         rejected = refused_model(refusal, loaded.get(name))
         if rejected is not None and refusal.generation > (known.generation_highest if known else 0):
             models[name] = rejected
-    wire = ReportedSection(models=models, agent=agent, telemetry=telemetry).to_wire()
+    wire = ReportedSection(models=models, agent=agent, telemetry=telemetry, health=health).to_wire()
     # Written even when empty, so that the last model's entry is removed by key and not by removing the map.
     wire.setdefault("models", {})
     wire.setdefault("telemetry", {})
@@ -65,6 +74,7 @@ def status(
     boot: str,
     is_running: bool,
     counts: Counts,
+    health: ReportedHealth | None = None,
 ) -> dict[str, Any]:
     """What ``status`` prints and the direct method of that name answers. Field names are stable.
 
@@ -84,6 +94,8 @@ def status(
             "dropped": counts.dropped,
             "lastSequence": counts.last_sequence,
         },
+        # Of a running agent only: it is in nobody else's memory.
+        "health": health.to_wire() if health else None,
     }
 
 

@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from device_agent.core.backoff import delay_s
+from device_agent.core.explain import LinkStanding
 from device_agent.core.twin import merged, own_section, patch_between
 from device_agent.errors import AgentError, CredentialsRefusedError, LinkError, RefusedMessageError
 from device_agent.ports import HubLink
@@ -35,7 +36,7 @@ class LinkKeeper:
         telemetry: Telemetry,
         desired: Callable[[dict[str, Any]], None],
         section: Callable[[], dict[str, Any]],
-        answer: Callable[[str, Any], tuple[int, Any]],
+        answer: Callable[[str, Any], Awaitable[tuple[int, Any]]],
         may_give_up: Callable[[], bool],
         chance: Callable[[], float],
     ) -> None:
@@ -49,6 +50,8 @@ class LinkKeeper:
         self._loop = asyncio.get_running_loop()
         self._link: HubLink | None = None
         self._is_connecting = False
+        self._retry_at_s: float | None = None
+        self._problem: str | None = None
         self._is_lost = asyncio.Event()
         self._is_changed = asyncio.Event()
         self._desired: dict[str, Any] | None = None
@@ -65,6 +68,11 @@ class LinkKeeper:
     def is_hopeful(self) -> bool:
         """There is a connection, or one is being made at this moment."""
         return self.is_connected or self._is_connecting
+
+    def standing(self, host_name: str) -> LinkStanding:
+        """What there is to say of the line at this moment."""
+        retry_in_s = None if self._retry_at_s is None else max(0.0, self._retry_at_s - self._loop.time())
+        return LinkStanding(self.is_connected, host_name, self._problem, retry_in_s)
 
     def changed(self) -> None:
         """There may be something new to report."""
@@ -89,8 +97,8 @@ class LinkKeeper:
     def lost(self) -> None:
         self._is_lost.set()
 
-    def method_called(self, name: str, payload: Any) -> tuple[int, Any]:
-        return self._answer(name, payload)
+    async def method_called(self, name: str, payload: Any) -> tuple[int, Any]:
+        return await self._answer(name, payload)
 
     # Connection -------------------------------------------------------------------------------------------------------
 
@@ -102,8 +110,10 @@ class LinkKeeper:
             wait_s = 0.0
             try:
                 await self._one_connection()
-                _log.warning("The hub is gone; readings are kept until it is back.")
+                self._problem = "the connection was lost"
+                _log.warning("The hub is gone; readings are kept until it is back.", extra={"event": "hubLost"})
             except CredentialsRefusedError as err:
+                self._problem = err.message
                 if self._may_give_up():
                     raise
                 _log.warning(
@@ -111,12 +121,16 @@ class LinkKeeper:
                 )
                 wait_s = REFUSED_RETRY_S
             except LinkError as err:
+                self._problem = err.message
                 if attempt == 0:
                     _log.warning("%s %sTrying again until it works.", err.message, err.hint + " " if err.hint else "")
                 else:
                     _log.debug("%s", err.message)
             attempt = 1 if self._loop.time() - began_s > STEADY_S else attempt + 1
-            await asyncio.sleep(wait_s or delay_s(attempt, self._chance(), base_s=RETRY_BASE_S, cap_s=RETRY_MAX_S))
+            wait_s = wait_s or delay_s(attempt, self._chance(), base_s=RETRY_BASE_S, cap_s=RETRY_MAX_S)
+            self._retry_at_s = self._loop.time() + wait_s
+            await asyncio.sleep(wait_s)
+            self._retry_at_s = None
 
     async def _one_connection(self) -> None:
         """From connecting to the loss of the connection."""
@@ -132,7 +146,8 @@ class LinkKeeper:
             self._is_connecting = False
             self._telemetry.connected(link, self.lost)
             self._is_changed.set()
-            _log.info("Connected to the hub.")
+            self._problem = None
+            _log.info("Connected to the hub.", extra={"event": "hubConnected"})
             await self._is_lost.wait()
         finally:
             self._is_connecting = False

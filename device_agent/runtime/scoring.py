@@ -8,6 +8,7 @@ from collections.abc import Callable
 from device_agent.errors import AgentError
 from device_agent.ports import Source
 from device_agent.runtime.serving import Scored, Serving, score
+from device_agent.runtime.watchdog import Pulse
 
 # How often an agent that serves nothing yet looks again.
 IDLE_WAIT_S = 0.05
@@ -20,11 +21,14 @@ _log = logging.getLogger(__name__)
 class ScoringLoop:
     """Paces readings, scores them and hands them on. `take` may block: so a slow disk slows the sensor down."""
 
-    def __init__(self, source: Source, serving: Serving, take: Callable[[Scored], None], interval_s: float) -> None:
+    def __init__(
+        self, source: Source, serving: Serving, take: Callable[[Scored], None], interval_s: float, pulse: Pulse
+    ) -> None:
         self._source = source
         self._serving = serving
         self._take = take
         self._interval_s = interval_s
+        self._pulse = pulse
         self._stop = threading.Event()
 
     def stop(self) -> None:
@@ -55,5 +59,7 @@ class ScoringLoop:
             _log.warning("The sensor gave no reading: %s", err)
             return False
         for view in self._serving.views().values():
-            self._take(score(view, reading))
+            with self._pulse.at_work():
+                scored = score(view, reading)
+            self._take(scored)
         return True
