@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from device_agent.core import agent as core
@@ -16,9 +16,9 @@ from device_agent.ports import HubLink, Source
 from device_agent.runtime.link_keeper import LinkKeeper
 from device_agent.runtime.scoring import ScoringLoop
 from device_agent.runtime.serving import Scored
-from device_agent.runtime.telemetry import Author, Telemetry
+from device_agent.runtime.telemetry import Author, Sending, Telemetry
 from device_agent.runtime.update_driver import Tools, UpdateDriver
-from manifests.twin import ReportedAgent, ReportedTelemetry
+from manifests.twin import ReportedAgent
 
 DRAIN_LOOK_S = 0.05
 
@@ -40,6 +40,7 @@ class Parts:
     is_unclean: bool
     states: Mapping[str, ModelState]
     hub_name: str
+    sending: Sending = field(default_factory=Sending)
 
 
 class Agent:
@@ -59,7 +60,12 @@ class Agent:
         )
         self._drivers = {name: UpdateDriver(state, self._tools) for name, state in parts.states.items()}
         self._telemetry = Telemetry(
-            parts.tools.store, parts.bounds, parts.tools.in_store, parts.author, parts.tools.now
+            parts.tools.store,
+            parts.bounds,
+            parts.tools.in_store,
+            parts.author,
+            parts.tools.now,
+            sending=parts.sending,
         )
         self._keeper = LinkKeeper(
             make_link=parts.make_link,
@@ -132,6 +138,7 @@ class Agent:
     async def _drain(self) -> None:
         """Send what waits, while there is time and a link or hope of one; the rest is kept for the next start."""
         deadline_s = self._loop.time() + self._parts.drain_s
+        self._telemetry.flush()
 
         def is_done() -> bool:
             return self._telemetry.is_delivered or (self._telemetry.is_stored and not self._keeper.is_hopeful)
@@ -186,7 +193,7 @@ class Agent:
             {name: driver.progress for name, driver in drivers.items() if driver.progress is not None},
             {name: driver.evidence for name, driver in drivers.items() if driver.evidence is not None},
             self._parts.reported_agent,
-            ReportedTelemetry(enqueued=counts.enqueued, acknowledged=counts.acknowledged, dropped=counts.dropped),
+            core.reported_telemetry(counts),
         )
 
     def _answer(self, name: str, payload: Any) -> tuple[int, Any]:  # noqa: ARG002  neither method takes one
