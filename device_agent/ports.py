@@ -3,10 +3,10 @@
 Methods without ``async`` block; the runtime calls them in threads.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from manifests.model import ModelFormat, Signature
 
@@ -120,24 +120,36 @@ class Downloader(Protocol):
         ...
 
 
+# Why a message left the outbox without having been delivered: no room for it, too old, refused by the hub for good.
+DropCause = Literal["room", "age", "refused"]
+
+
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """The outbox in numbers since the state directory was made."""
+    """The outbox in numbers since the state directory was made. `dropped` is the sum of its causes."""
 
     enqueued: int = 0
     acknowledged: int = 0
     dropped: int = 0
     last_sequence: int = 0
+    dropped_room: int = 0
+    dropped_age: int = 0
+    dropped_refused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A message to store: `sequence` orders it; `position` is where its source goes on after it."""
+    """A message to store: `sequence` orders it; `position` is where its source goes on after it.
+
+    `clock_s` and `is_alert` are what the outbox's rules go by, see `core.outbox.Arriving`.
+    """
 
     sequence: int
     message_id: str
     body: bytes
     position: int | None = None
+    clock_s: int = 0
+    is_alert: bool = False
 
 
 class Store(Protocol):
@@ -158,21 +170,24 @@ class Store(Protocol):
     def models(self) -> dict[str, bytes]: ...
 
     def enqueue(self, messages: Sequence[Stored], evicted: Sequence[int]) -> None:
-        """Store messages and delete evicted ones, counting both; the messages' positions with them."""
+        """Store messages and drop evicted ones for want of room, counting both; the messages' positions with them.
+
+        A message that is itself among the evicted is counted and not stored.
+        """
         ...
 
     def acknowledge(self, sequences: Sequence[int]) -> None: ...
 
-    def drop(self, sequences: Sequence[int]) -> None:
-        """Delete messages that can never be delivered, counting them as dropped."""
+    def drop(self, sequences: Sequence[int], cause: DropCause) -> None:
+        """Delete messages that are not to be delivered, counting them as dropped."""
         ...
 
     def messages(self, sequences: Sequence[int]) -> list[Stored]:
         """Those of the messages that are stored, in order."""
         ...
 
-    def waiting(self) -> list[tuple[int, int]]:
-        """(sequence, size_bytes) of every stored message, in order."""
+    def waiting(self) -> Iterator[tuple[int, int, int, bool]]:
+        """(sequence, size_bytes, clock_s, is_alert) of every stored message, in order and without its body."""
         ...
 
     def counts(self) -> Counts: ...

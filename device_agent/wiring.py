@@ -22,8 +22,11 @@ from device_agent.adapters.sqlite_state import SqliteState
 from device_agent.adapters.systemd_notify import SystemdNotifier
 from device_agent.config import AgentConfig, Identity
 from device_agent.config.identities import ByCertificate, ByConnectionString, ByEdgeEnvironment, ByProvisioning
+from device_agent.config.settings import TelemetrySettings
 from device_agent.core import agent as core
+from device_agent.core.alerts import AlertRule
 from device_agent.core.model_state import ModelState
+from device_agent.core.outbox import Bounds
 from device_agent.errors import ConfigurationError, StateError, StateInUseError
 from device_agent.ports import Engine, Source
 from manifests.errors import ManifestError
@@ -271,12 +274,22 @@ def open_host(config: AgentConfig, lines: RecentLines) -> Any:
     )
 
 
+def outbox_bounds(settings: TelemetrySettings) -> Bounds:
+    return Bounds(settings.messages_max, settings.size_bytes_max, settings.age_s_max, settings.eviction)
+
+
+def outbox_sending(settings: TelemetrySettings) -> Any:
+    from device_agent.runtime.telemetry import Sending
+
+    rule = AlertRule(frozenset(settings.alert_predictions), settings.alert_confidence_min, settings.alert_above)
+    return Sending(settings.batch_bytes_max, settings.batch_linger_s, rule)
+
+
 def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> Any:
     """Put an agent together, on the event loop that is to run it; raises ConfigurationError and StateError."""
     from device_agent.adapters.file_slots import FileSlots
     from device_agent.adapters.http_downloader import HttpDownloader
     from device_agent.core.model_state import Rules
-    from device_agent.core.outbox import Bounds
     from device_agent.runtime.agent import Agent, Parts
     from device_agent.runtime.fetching import Fetcher
     from device_agent.runtime.serving import Serving
@@ -320,7 +333,8 @@ def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> A
                 engines=engine_names(formats),
             ),
             author=Author(identity.device_id, identity.module_id, boot),
-            bounds=Bounds(config.settings.telemetry.messages_max, config.settings.telemetry.size_bytes_max),
+            bounds=outbox_bounds(config.settings.telemetry),
+            sending=outbox_sending(config.settings.telemetry),
             interval_s=config.interval_s,
             drain_s=config.settings.telemetry.drain_s,
             is_unclean=is_unclean,

@@ -67,12 +67,24 @@ class SensorSettings(Table, frozen=True, kw_only=True):
 
 
 class TelemetrySettings(Table, frozen=True, kw_only=True):
-    """``[telemetry]``: what waits for the hub, and how much of it. At one reading a second the defaults keep a week."""
+    """``[telemetry]``: what waits for the hub, and how much of it. At one reading a second the defaults keep a week.
+
+    An `age_s_max` of zero keeps readings of any age; a `batch_linger_s` of zero sends what is there at once. The alerts
+    are what `keep_alerts` drops last: errors, events, these predictions (``label`` or ``model:label``) if the model is
+    as sure as that, and answers without classes that hold a number above this one.
+    """
 
     messages_max: Annotated[int, msgspec.Meta(ge=1)] = 700_000
     size_bytes_max: Annotated[int, msgspec.Meta(ge=64 * 1024)] = 256 * 1024 * 1024
     # How long a stopping agent goes on sending what waits.
     drain_s: Seconds = 5.0
+    age_s_max: Seconds = 0.0
+    eviction: Literal["drop_oldest", "keep_alerts"] = "drop_oldest"
+    batch_bytes_max: Annotated[int, msgspec.Meta(ge=4096, le=252 * 1024)] = 252 * 1024
+    batch_linger_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 0.0
+    alert_predictions: tuple[str, ...] = ()
+    alert_confidence_min: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    alert_above: float | None = None
 
 
 class CollectionSettings(Table, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ from device_agent.core.model_state import ModelState
 from device_agent.core.twin import DesiredReading, LoadedModel, Refusal, refused_model, reported_model
 from device_agent.ports import Counts
 from manifests.twin import (
+    DroppedReadings,
     Progress,
     ReportedAgent,
     ReportedHealth,
@@ -66,6 +67,16 @@ def section(
     return wire
 
 
+def reported_telemetry(counts: Counts) -> ReportedTelemetry:
+    by_cause = DroppedReadings(room=counts.dropped_room, age=counts.dropped_age, refused=counts.dropped_refused)
+    return ReportedTelemetry(
+        enqueued=counts.enqueued,
+        acknowledged=counts.acknowledged,
+        dropped=counts.dropped,
+        dropped_by=by_cause if counts.dropped else None,
+    )
+
+
 def status(
     states: Mapping[str, ModelState],
     *,
@@ -92,6 +103,7 @@ def status(
             "acknowledged": counts.acknowledged,
             "waiting": counts.enqueued - counts.acknowledged - counts.dropped,
             "dropped": counts.dropped,
+            "droppedBy": reported_telemetry(counts).to_wire().get("droppedBy", {}),
             "lastSequence": counts.last_sequence,
         },
         # Of a running agent only: it is in nobody else's memory.

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from device_agent.core import agent as core
@@ -31,10 +31,10 @@ from device_agent.runtime.methods import (
 )
 from device_agent.runtime.scoring import ScoringLoop
 from device_agent.runtime.serving import Scored
-from device_agent.runtime.telemetry import Author, Telemetry
+from device_agent.runtime.telemetry import Author, Sending, Telemetry
 from device_agent.runtime.update_driver import Tools, UpdateDriver
 from device_agent.runtime.watchdog import Watchdog
-from manifests.twin import ReportedAgent, ReportedTelemetry
+from manifests.twin import ReportedAgent
 
 DRAIN_LOOK_S = 0.05
 # Between the answer to a restart and its beginning.
@@ -74,6 +74,7 @@ class Parts:
     hub_name: str
     host: Host
     collector: Collector | None = None
+    sending: Sending = field(default_factory=Sending)
 
 
 class Agent:
@@ -94,7 +95,12 @@ class Agent:
         )
         self._drivers = {name: UpdateDriver(state, self._tools) for name, state in parts.states.items()}
         self._telemetry = Telemetry(
-            parts.tools.store, parts.bounds, parts.tools.in_store, parts.author, parts.tools.now
+            parts.tools.store,
+            parts.bounds,
+            parts.tools.in_store,
+            parts.author,
+            parts.tools.now,
+            sending=parts.sending,
         )
         self._methods = self._method_table()
         self._keeper = LinkKeeper(
@@ -192,6 +198,7 @@ class Agent:
     async def _drain(self) -> None:
         """Send what waits, while there is time and a link or hope of one; the rest is kept for the next start."""
         deadline_s = self._loop.time() + self._parts.drain_s
+        self._telemetry.flush()
 
         def is_done() -> bool:
             return self._telemetry.is_delivered or (self._telemetry.is_stored and not self._keeper.is_hopeful)
@@ -248,7 +255,7 @@ class Agent:
             {name: driver.progress for name, driver in drivers.items() if driver.progress is not None},
             {name: driver.evidence for name, driver in drivers.items() if driver.evidence is not None},
             self._parts.reported_agent,
-            ReportedTelemetry(enqueued=counts.enqueued, acknowledged=counts.acknowledged, dropped=counts.dropped),
+            core.reported_telemetry(counts),
             self._meter.told,
         )
 
