@@ -236,21 +236,27 @@ def give_memory_back() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
+def assigned(config: AgentConfig) -> AgentConfig:
+    """The configuration with the hub and the name that a provisioning service assigned, where it did so before."""
+    if not isinstance(config.credentials, ByProvisioning):
+        return config
+    from device_agent.adapters.provisioning import kept_assignment
+
+    kept = kept_assignment(config.state_directory, config.credentials)
+    return config if kept is None else replace(config, identity=Identity(kept.host_name, kept.device_id))
+
+
 def identified(config: AgentConfig, state: SqliteState) -> AgentConfig:
     """The configuration with the name under which the agent runs.
 
     A device that is to be provisioned runs by what was assigned earlier, else as whoever ran on this state, so that it
     serves before the service answers.
     """
-    if not isinstance(config.credentials, ByProvisioning):
-        return config
-    from device_agent.adapters.provisioning import kept_assignment
-
-    kept = kept_assignment(config.state_directory, config.credentials)
-    if kept is not None:
-        return replace(config, identity=Identity(kept.host_name, kept.device_id))
+    known = assigned(config)
     device, _ = state.identity()
-    return replace(config, identity=replace(config.identity, device_id=device or config.identity.device_id))
+    if known is not config or not device or not isinstance(config.credentials, ByProvisioning):
+        return known
+    return replace(config, identity=replace(config.identity, device_id=device))
 
 
 def open_host(config: AgentConfig, lines: RecentLines) -> Any:

@@ -16,7 +16,7 @@ from device_agent.config.identities import (
     secrets_of,
 )
 from device_agent.config.origins import Setting, origins_of
-from device_agent.config.settings import TABLES, Settings, read_settings
+from device_agent.config.settings import TABLES, Settings, read_settings, secret_settings
 from device_agent.errors import ConfigurationError
 from manifests.model import ModelFormat
 
@@ -59,7 +59,7 @@ class AgentConfig:
 
     def secrets(self) -> tuple[str, ...]:
         """What no line of a log may hold."""
-        return secrets_of(self.credentials, self.settings.dps)
+        return secrets_of(self.credentials) + secret_settings(self.settings)
 
 
 _TABLES = frozenset(TABLES)

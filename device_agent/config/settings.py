@@ -122,6 +122,13 @@ def read_settings(tables: Mapping[str, Any], environment: Mapping[str, str]) -> 
     return Settings(**read)
 
 
+def secret_settings(settings: Settings) -> tuple[str, ...]:
+    """Every value that no line of a log may hold, of whichever table."""
+    tables = [getattr(settings, name) for name in TABLES]
+    values = [getattr(table, key) for table in tables for key in table.__struct_fields__ if SECRET_NAMES.search(key)]
+    return tuple(value for value in values if isinstance(value, str) and value)
+
+
 def variable_of(table: str, key: str) -> str:
     return f"{VARIABLE_PREFIX}{table}_{key}".upper()
 
