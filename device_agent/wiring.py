@@ -165,6 +165,7 @@ def open_agent(config: AgentConfig, state: SqliteState) -> Any:
     from device_agent.core.model_state import Rules
     from device_agent.core.outbox import Bounds
     from device_agent.runtime.agent import Agent, Parts
+    from device_agent.runtime.fetching import Fetcher
     from device_agent.runtime.serving import Serving
     from device_agent.runtime.telemetry import Author
     from device_agent.runtime.update_driver import Tools
@@ -176,10 +177,11 @@ def open_agent(config: AgentConfig, state: SqliteState) -> Any:
     make_link = link_factory(config)
     is_unclean = state.begin_boot(boot)
     state.note_identity(identity.device_id, identity.module_id)
+    slots = FileSlots(config.state_directory)
     tools = Tools(
         store=state,
-        slots=FileSlots(config.state_directory),
-        downloader=HttpDownloader(config.artifacts_url, config.ca_file),
+        slots=slots,
+        fetcher=Fetcher(slots, HttpDownloader(config.artifacts_url, config.ca_file), asyncio.to_thread),
         engines=by_format,
         serving=Serving(),
         rules=Rules(formats=formats),
