@@ -6,7 +6,8 @@ import msgspec
 
 from manifests.document import Document
 from manifests.identity import Generation, ModelVersion
-from manifests.model import ByteCount, Digest, GoldenSet, ModelFormat
+from manifests.model import ByteCount, Digest, GoldenSet, ModelFormat, attachments_of
+from manifests.processing import LabelFile, Processing
 
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
@@ -61,6 +62,12 @@ class Release(Document, frozen=True, kw_only=True, omit_defaults=False):
     # More places that hold the same targets: a target is added to the path of each, before its query if it has one.
     urls: Annotated[tuple[Place, ...], msgspec.Meta(max_length=PLACES_MAX)] = ()
     delta: Annotated[tuple[DeltaOffer, ...], msgspec.Meta(max_length=DELTAS_MAX)] = ()
+    processing: Processing | None = None
+
+    @property
+    def attachments(self) -> tuple[GoldenSet | LabelFile, ...]:
+        """The files that this release needs beside its artifact."""
+        return attachments_of(self.golden, self.processing)
 
 
 def releases_in(desired: dict[str, Any]) -> dict[str, Any]:
