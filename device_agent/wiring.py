@@ -69,12 +69,17 @@ def engine_names(formats: tuple[ModelFormat, ...]) -> dict[ModelFormat, str]:
 
 
 def engines(config: AgentConfig) -> dict[ModelFormat, Callable[[], Engine]]:
+    """How to get the engine of each format that the agent runs."""
+    return engines_of(config.formats, config.settings.engine)
+
+
+def engines_of(formats: tuple[ModelFormat, ...], settings: EngineSettings) -> dict[ModelFormat, Callable[[], Engine]]:
     """How to get the engine of each format; each is made at its first use and kept.
 
     Raises ConfigurationError for a provider or delegate that is named and missing.
     """
     made: dict[ModelFormat, Engine] = {}
-    settings, plain = config.settings.engine, EngineSettings()
+    plain = EngineSettings()
 
     def onnx() -> Engine:
         if "onnx" not in made:
@@ -91,7 +96,7 @@ def engines(config: AgentConfig) -> dict[ModelFormat, Callable[[], Engine]]:
         return made["tflite"]
 
     makers: dict[ModelFormat, Callable[[], Engine]] = {"onnx": onnx, "tflite": tflite}
-    found = {name: makers[name] for name in installed_formats(config.formats)}
+    found = {name: makers[name] for name in installed_formats(formats)}
     # The CPU is always there. Anything else is asked for at the start, and not when the first model comes.
     if settings.providers != plain.providers and "onnx" in found:
         onnx()

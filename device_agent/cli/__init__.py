@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from device_agent.cli.process import serve
+from device_agent.cli.score import score
 from device_agent.config import ENVIRONMENT, read_config, read_origins
 from device_agent.errors import AgentError, CallRefusedError, ModelNotFoundError
 from manifests.exit_codes import ExitCode
@@ -258,6 +259,8 @@ def completion(shell: str) -> None:
     assert kind is not None, "click knows every shell of the choice above"
     click.echo(kind(main, {}, "slipway-agent", "_SLIPWAY_AGENT_COMPLETE").source())
 
+
+main.add_command(score)
 
 if __name__ == "__main__":
     main()
