@@ -10,7 +10,7 @@ import click
 
 from device_agent.config import FORMATS, read_engine_settings
 from device_agent.config.settings import EngineSettings
-from device_agent.errors import ConfigurationError
+from device_agent.errors import AgentError, ConfigurationError, InferenceError
 from manifests.errors import ManifestError
 from manifests.processing import Processing
 
@@ -85,7 +85,11 @@ def scored(
     if not model.is_file():
         raise ConfigurationError(f"There is no model file {model}.", hint="Give an .onnx or .tflite file as --model.")
     steps = _processing(processing) if processing is not None else None
-    return score_file(model, read_inputs(given), engines_of(FORMATS, settings), steps)
+    inputs = read_inputs(given)
+    try:
+        return score_file(model, inputs, engines_of(FORMATS, settings), steps)
+    except InferenceError as err:
+        raise AgentError(f"{model.name} cannot answer: {err.message.rstrip('.')}.") from err
 
 
 def _processing(path: Path) -> Processing:
@@ -147,7 +151,9 @@ def _flat(value: Any) -> list[Any]:
 @click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False), help="TOML file with [engine].")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON with stable fields.")
 def score(model: Path, inputs: tuple[str, ...], processing: Path | None, file: Path | None, as_json: bool) -> None:
-    """Score a bare model file by the engine that would serve it here; needs no hub and no state.
+    """Score readings by a bare model file.
+
+    By the engine and the settings that would serve it here; needs no hub and no state.
 
     \b
     slipway-agent score --model digits.onnx --input reading.npy --json
