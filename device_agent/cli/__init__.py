@@ -172,7 +172,8 @@ def explain(model: str | None, directory: Path, as_json: bool) -> None:
 def call(method: str, payload: str | None, directory: Path) -> None:
     """Call a direct method of a running agent.
 
-    As the hub would, but through a socket in the state directory, for its own user and root. METHOD is ping, status, explain, score, collect, logs or restart; PAYLOAD is JSON.
+    As the hub would, but through a socket in the state directory, for the agent's own user and root. METHOD is ping,
+    status, explain, score, collect, logs or restart; PAYLOAD is JSON.
 
     \b
     slipway-agent call score '{"inputs": [0.1, 0.7, 0.2, 0.0]}' --state /var/lib/slipway
