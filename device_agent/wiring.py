@@ -22,7 +22,7 @@ from device_agent.adapters.sqlite_state import SqliteState
 from device_agent.adapters.systemd_notify import SystemdNotifier
 from device_agent.config import AgentConfig, Identity
 from device_agent.config.identities import ByCertificate, ByConnectionString, ByEdgeEnvironment, ByProvisioning
-from device_agent.config.settings import TelemetrySettings
+from device_agent.config.settings import EngineSettings, TelemetrySettings
 from device_agent.core import agent as core
 from device_agent.core.alerts import AlertRule
 from device_agent.core.model_state import ModelState
@@ -71,25 +71,40 @@ def engine_names(formats: tuple[ModelFormat, ...]) -> dict[ModelFormat, str]:
 
 
 def engines(config: AgentConfig) -> dict[ModelFormat, Callable[[], Engine]]:
-    """How to get the engine of each format; each is made at its first use and kept."""
+    """How to get the engine of each format that the agent runs."""
+    return engines_of(config.formats, config.settings.engine)
+
+
+def engines_of(formats: tuple[ModelFormat, ...], settings: EngineSettings) -> dict[ModelFormat, Callable[[], Engine]]:
+    """How to get the engine of each format; each is made at its first use and kept.
+
+    Raises ConfigurationError for a provider or delegate that is named and missing.
+    """
     made: dict[ModelFormat, Engine] = {}
+    plain = EngineSettings()
 
     def onnx() -> Engine:
         if "onnx" not in made:
             from device_agent.adapters.onnx_engine import OnnxEngine
 
-            made["onnx"] = OnnxEngine(config.settings.engine.threads)
+            made["onnx"] = OnnxEngine(settings)
         return made["onnx"]
 
     def tflite() -> Engine:
         if "tflite" not in made:
             from device_agent.adapters.tflite_engine import TfliteEngine
 
-            made["tflite"] = TfliteEngine(config.settings.engine.threads)
+            made["tflite"] = TfliteEngine(settings)
         return made["tflite"]
 
     makers: dict[ModelFormat, Callable[[], Engine]] = {"onnx": onnx, "tflite": tflite}
-    return {name: makers[name] for name in installed_formats(config.formats)}
+    found = {name: makers[name] for name in installed_formats(formats)}
+    # The CPU is always there. Anything else is asked for at the start, and not when the first model comes.
+    if settings.providers != plain.providers and "onnx" in found:
+        onnx()
+    if settings.delegates and "tflite" in found:
+        tflite()
+    return found
 
 
 def open_source(config: AgentConfig) -> Source:
@@ -239,21 +254,27 @@ def give_memory_back() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
+def assigned(config: AgentConfig) -> AgentConfig:
+    """The configuration with the hub and the name that a provisioning service assigned, where it did so before."""
+    if not isinstance(config.credentials, ByProvisioning):
+        return config
+    from device_agent.adapters.provisioning import kept_assignment
+
+    kept = kept_assignment(config.state_directory, config.credentials)
+    return config if kept is None else replace(config, identity=Identity(kept.host_name, kept.device_id))
+
+
 def identified(config: AgentConfig, state: SqliteState) -> AgentConfig:
     """The configuration with the name under which the agent runs.
 
     A device that is to be provisioned runs by what was assigned earlier, else as whoever ran on this state, so that it
     serves before the service answers.
     """
-    if not isinstance(config.credentials, ByProvisioning):
-        return config
-    from device_agent.adapters.provisioning import kept_assignment
-
-    kept = kept_assignment(config.state_directory, config.credentials)
-    if kept is not None:
-        return replace(config, identity=Identity(kept.host_name, kept.device_id))
+    known = assigned(config)
     device, _ = state.identity()
-    return replace(config, identity=replace(config.identity, device_id=device or config.identity.device_id))
+    if known is not config or not device or not isinstance(config.credentials, ByProvisioning):
+        return known
+    return replace(config, identity=replace(config.identity, device_id=device))
 
 
 def open_host(config: AgentConfig, lines: RecentLines) -> Any:
@@ -319,6 +340,7 @@ def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> A
         digests_in_use=frozenset,
         changed=lambda: None,
         give_memory_back=give_memory_back,
+        warm_up_runs=config.settings.engine.warm_up_runs,
     )
     return Agent(
         Parts(

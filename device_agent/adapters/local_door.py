@@ -100,7 +100,7 @@ def ask(directory: Path, method: str, payload: Any = None) -> tuple[int, Any]:
         return int(answer["status"]), answer["payload"]
     except (OSError, msgspec.DecodeError) as err:
         raise NobodyListensError(
-            f"No agent answers in {directory}: {err}.",
+            f"No agent answers in {directory}: {getattr(err, 'strerror', None) or err}.",
             hint="Start it, or ask as the user that it runs as.",
         ) from err
 

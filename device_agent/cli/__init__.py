@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from device_agent.cli.process import serve
+from device_agent.cli.score import score
 from device_agent.config import ENVIRONMENT, read_config, read_origins
 from device_agent.errors import AgentError, CallRefusedError, ModelNotFoundError
 from manifests.exit_codes import ExitCode
@@ -125,7 +126,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 @state_option
 @json_option
 def status(directory: Path, as_json: bool) -> None:
-    """Say what the agent of a state directory runs and what waits, whether it is running or not.
+    """Say what an agent runs and what waits.
+
+    A running agent is asked and tells its health as well; of a stopped one the state directory tells.
 
     \b
     slipway-agent status --state /var/lib/slipway --json
@@ -142,7 +145,10 @@ def status(directory: Path, as_json: bool) -> None:
 @state_option
 @json_option
 def explain(model: str | None, directory: Path, as_json: bool) -> None:
-    """Say why a model is not where it should be, what to do next, what it waits for, and what happened before.
+    """Say why a model stands where it stands.
+
+    For every state but success: the code, the sentence and what to do next; what is awaited, what happened before, and
+    what lies on the disk.
 
     \b
     slipway-agent explain digits --state /var/lib/slipway
@@ -164,9 +170,10 @@ def explain(model: str | None, directory: Path, as_json: bool) -> None:
 @click.argument("payload", required=False)
 @state_option
 def call(method: str, payload: str | None, directory: Path) -> None:
-    """Call a direct method of the agent that runs here, as the hub would; prints its answer.
+    """Call a direct method of a running agent.
 
-    METHOD is ping, status, explain, score, collect, logs or restart; PAYLOAD is JSON.
+    As the hub would, but through a socket in the state directory, for the agent's own user and root. METHOD is ping,
+    status, explain, score, collect, logs or restart; PAYLOAD is JSON.
 
     \b
     slipway-agent call score '{"inputs": [0.1, 0.7, 0.2, 0.0]}' --state /var/lib/slipway
@@ -194,7 +201,10 @@ def as_text(found: Any) -> str:
 @settings
 @json_option
 def doctor(file: Path | None, as_json: bool, **flags: Any) -> None:
-    """Check configuration, state, engines, certificates, hub and artifact server; the exit code is the worst finding's.
+    """Check everything that a run needs.
+
+    Settings, identity, clock, state, disk, engines, sensor, certificates, hub and artifact server; the exit code is the
+    worst finding's.
 
     \b
     slipway-agent doctor --config agent.toml
@@ -218,7 +228,9 @@ def doctor(file: Path | None, as_json: bool, **flags: Any) -> None:
 @settings
 @json_option
 def config(file: Path | None, as_json: bool, **flags: Any) -> None:
-    """Print every setting, its value and who said so: command line, environment, file or default. Secrets stay unsaid.
+    """Print every setting and who said so.
+
+    That is the command line, the environment, the file or nobody. Secrets stay unsaid.
 
     \b
     slipway-agent config --config agent.toml
@@ -258,6 +270,8 @@ def completion(shell: str) -> None:
     assert kind is not None, "click knows every shell of the choice above"
     click.echo(kind(main, {}, "slipway-agent", "_SLIPWAY_AGENT_COMPLETE").source())
 
+
+main.add_command(score)
 
 if __name__ == "__main__":
     main()

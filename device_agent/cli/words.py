@@ -76,7 +76,7 @@ def _hub_line(hub: dict[str, Any]) -> str:
 def _model_lines(name: str, entry: dict[str, Any]) -> list[str]:
     offered = entry.get("offeredVersion")
     what = f"version {offered} (generation {entry['generation']})" if offered else "no offer"
-    lines = [f"{name}: {what} is {entry['phase']}" if entry["phase"] else f"{name}: {what}"]
+    lines = [f"{name}: {what}, {entry['phase']}" if entry["phase"] else f"{name}: {what}"]
     serving = entry.get("servingVersion")
     lines.append(f"  serves     {f'version {serving}' if serving else 'nothing'}")
     lines.append(f"  meaning    {entry['meaning']}")

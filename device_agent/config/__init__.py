@@ -16,11 +16,20 @@ from device_agent.config.identities import (
     secrets_of,
 )
 from device_agent.config.origins import Setting, origins_of
-from device_agent.config.settings import TABLES, Settings, read_settings
+from device_agent.config.settings import TABLES, EngineSettings, Settings, read_settings, secret_settings
 from device_agent.errors import ConfigurationError
 from manifests.model import ModelFormat
 
-__all__ = ["ENVIRONMENT", "AgentConfig", "Identity", "Setting", "identity_of", "read_config", "read_origins"]
+__all__ = [
+    "ENVIRONMENT",
+    "AgentConfig",
+    "Identity",
+    "Setting",
+    "identity_of",
+    "read_config",
+    "read_engine_settings",
+    "read_origins",
+]
 
 FORMATS: tuple[ModelFormat, ...] = get_args(ModelFormat)
 ENVIRONMENT = {
@@ -59,7 +68,7 @@ class AgentConfig:
 
     def secrets(self) -> tuple[str, ...]:
         """What no line of a log may hold."""
-        return secrets_of(self.credentials, self.settings.dps)
+        return secrets_of(self.credentials) + secret_settings(self.settings)
 
 
 _TABLES = frozenset(TABLES)
@@ -94,6 +103,12 @@ def read_config(
         formats=_formats(values.get("formats")),
         settings=settings,
     )
+
+
+def read_engine_settings(file: Path | None, environment: Mapping[str, str]) -> EngineSettings:
+    """``[engine]`` alone, for whoever needs no identity; raises ConfigurationError."""
+    written = _read_file(file) if file is not None else {}
+    return read_settings({key: written[key] for key in _TABLES & set(written)}, environment).engine
 
 
 def read_origins(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> list[Setting]:

@@ -129,16 +129,13 @@ def derived_key(group_key: str, registration_id: str) -> str:
     return base64.b64encode(digest).decode()
 
 
-def secrets_of(credentials: Credentials, dps: DpsSettings) -> tuple[str, ...]:
-    """Everything that no line of a log may hold."""
-    found = [dps.symmetric_key, dps.group_key]
+def secrets_of(credentials: Credentials) -> tuple[str, ...]:
+    """What of the identity no line of a log may hold."""
+    found = []
     if isinstance(credentials, ByConnectionString):
         found += [_parts_of(credentials.connection_string).get("SharedAccessKey", "")]
     if isinstance(credentials, ByProvisioning):
         found += [credentials.key or ""]
-    files = credentials.files if isinstance(credentials, ByCertificate | ByProvisioning) else None
-    if files is not None and files.pass_phrase:
-        found += [files.pass_phrase]
     return tuple(secret for secret in found if secret)
 
 

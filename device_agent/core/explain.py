@@ -19,6 +19,9 @@ NEXT_ACTIONS: Mapping[str, str] = {
     "EXPIRED": "Roll the version out again: a new rollout has a higher generation and a new notAfter.",
     "UNSUPPORTED_FORMAT": "Install the engine for that format on the device, "
     "or roll out the version in a format it runs.",
+    "UNSUPPORTED_ENGINE": "Upgrade the engine on the device to what the release requires, or roll out without that.",
+    "UNSUPPORTED_OPSET": "Export the model with an older opset, or upgrade onnxruntime on the device.",
+    "NO_MEMORY": "Roll out a smaller model, or stop what else takes the device's memory.",
     "QUARANTINED": "Find out why these bytes failed their trial here; then roll out a corrected version, "
     "or the same one again with a new rollout to try it once more.",
     "MALFORMED_OFFER": "Correct the entry in the desired section, or let `slipway rollout` write it; "
@@ -31,8 +34,17 @@ NEXT_ACTIONS: Mapping[str, str] = {
     "DIGEST_MISMATCH": "Compare the file on the artifact server with the registry (`slipway model show`); "
     "where it is right, check the device's disk.",
     "LOAD_FAILED": "Load the file in the device's own engine: `slipway-agent score --model FILE --input FILE.npy`.",
+    "SIGNATURE_MISMATCH": "The model's tensors are not what its release says: "
+    "register the file again and roll out that version.",
+    "DELTA_FAILED": "Nothing need be done: the whole artifact is fetched in place of the delta. "
+    "Where it happens often, make the deltas again.",
+    "TRUST_FAILED": "See that the TUF repository is complete and signed by whom the device's root names; "
+    "nothing that it does not vouch for is installed.",
     "GOLDEN_MISMATCH": "The model answers differently on this hardware: compare with `slipway-agent score`, "
     "and widen the golden set's tolerance only where the difference is harmless.",
+    "SHADOW_LATENCY": "The model is too slow for this device: quantise it, "
+    "or roll out with a higher latencyRatioMax or latencyMaxMs.",
+    "SHADOW_MEMORY": "The model takes too much memory on this device: roll out a smaller one.",
     "SHADOW_CRASHED": "Look for the reason in the system's log (out of memory, a crash of the engine), "
     "then roll out a smaller or corrected version.",
     "TRIAL_LOW_CONFIDENCE": "Compare what the sensor gives with what the model was trained on; "
@@ -40,9 +52,13 @@ NEXT_ACTIONS: Mapping[str, str] = {
     "TRIAL_DISAGREEMENT": "Look at readings on which the two versions differ; where the new one is right, "
     "roll out with a higher maxDisagreement.",
     "TRIAL_ERRORS": "The error of each reading is in the telemetry; mostly the sensor's shape is not the model's.",
+    "TRIAL_LATENCY": "On live readings the model is too slow for this device: quantise it, "
+    "or roll out with wider terms.",
     "TRIAL_NO_EVIDENCE": "Too few readings came before the deadline: check the sensor, "
     "or roll out with fewer inferences or a longer deadlineSeconds.",
     "TRIAL_CRASHED": "Look for the reason in the system's log, then roll out a corrected version.",
+    "SERVING_PREVIOUS": "The committed model is fetched again by itself; where it goes bad again, check the disk.",
+    "SERVING_FACTORY": "The committed model is fetched again by itself; where it goes bad again, check the disk.",
     "INTERNAL_ERROR": "The agent's log has the trace (`slipway-agent call logs`): report it, then roll out again.",
 }
 _NO_ACTION = "This agent knows no advice for the code; the sentence beside it says what was seen."

@@ -10,8 +10,11 @@ from device_agent.errors import InferenceError
 from manifests.model import Signature, TensorSpec
 
 
-def reading_of(inputs: Any, signature: Signature) -> dict[str, Array]:
+def reading_of(inputs: Any, signature: Signature, *, is_raw: bool = False) -> dict[str, Array]:
     """Tensors by name, without batch axis, of ``{"tensor": [...]}``; a bare list will do for a model with one input.
+
+    With `is_raw` they are what steps of pre-processing take, and not yet of the model's own types: whole numbers from 0
+    to 255 become bytes, as a camera gives them, other whole numbers int64, and fractions float32.
 
     Raises:
         InferenceError: naming the tensor that is missing, unknown, ragged or of another kind. Shapes are left to
@@ -25,14 +28,14 @@ def reading_of(inputs: Any, signature: Signature) -> dict[str, Array]:
         raise InferenceError(f"inputs is missing or no object of tensors; the model takes {wanted}")
     if len(specs) == 1 and len(inputs) == 1:
         spec = next(iter(specs.values()))
-        return {spec.name: _tensor(spec, next(iter(inputs.values())))}
+        return {spec.name: _tensor(spec, next(iter(inputs.values())), is_raw=is_raw)}
     unknown = sorted(set(inputs) - set(specs))
     if unknown:
         raise InferenceError(f"the model has no input '{unknown[0]}'; it takes {wanted}")
-    return {name: _tensor(specs[name], value) for name, value in inputs.items()}
+    return {name: _tensor(specs[name], value, is_raw=is_raw) for name, value in inputs.items()}
 
 
-def _tensor(spec: TensorSpec, value: Any) -> Array:
+def _tensor(spec: TensorSpec, value: Any, *, is_raw: bool) -> Array:
     try:
         array = np.asarray(value)
     except ValueError as err:
@@ -41,7 +44,7 @@ def _tensor(spec: TensorSpec, value: Any) -> Array:
         raise InferenceError(f"tensor '{spec.name}' is to be {spec.dtype}, but holds something that is no number")
     if spec.dtype == "str":
         return array.astype(object)
-    wanted = np.dtype(spec.dtype)
+    wanted = _raw_type(array) if is_raw else np.dtype(spec.dtype)
     if wanted.kind in "iu":
         if array.dtype.kind == "f" and not bool((array == np.rint(array)).all()):
             raise InferenceError(f"tensor '{spec.name}' is to be {spec.dtype}, but holds fractions")
@@ -51,3 +54,10 @@ def _tensor(spec: TensorSpec, value: Any) -> Array:
     if wanted.kind == "f" and array.dtype.kind == "f" and not bool(np.isfinite(array).all()):
         raise InferenceError(f"tensor '{spec.name}' holds a value that is no finite number")
     return array.astype(wanted)
+
+
+def _raw_type(array: Array) -> "np.dtype[Any]":
+    if array.dtype.kind not in "iu":
+        return np.dtype(np.float32)
+    is_bytes = array.size == 0 or (array.min() >= 0 and array.max() <= np.iinfo(np.uint8).max)
+    return np.dtype(np.uint8 if is_bytes else np.int64)

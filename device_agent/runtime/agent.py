@@ -217,7 +217,7 @@ class Agent:
         if tally is not None:
             self._loop.call_soon_threadsafe(self._count, scored)
         self._meter.count(scored)
-        with self._watchdog.handing_over.at_work():
+        with self._watchdog.handing_over:
             self._telemetry.take(scored)
 
     def _count(self, scored: Scored) -> None:

@@ -128,7 +128,9 @@ def score_method(serving: Serving) -> Method:
 
     async def handler(arguments: dict[str, Any]) -> Any:
         view = _asked_view(serving, arguments.get("model"))
-        inputs = reading_of(arguments.get("inputs"), view.served.model.signature)
+        processing = view.served.release.processing
+        is_raw = processing is not None and bool(processing.inputs)
+        inputs = reading_of(arguments.get("inputs"), view.served.model.signature, is_raw=is_raw)
         alone = replace(view, reference=None, tally=None)
         scored: Scored = await asyncio.to_thread(score, alone, Reading("asked", inputs))
         if scored.answer is None:

@@ -59,7 +59,7 @@ class ScoringLoop:
             _log.warning("The sensor gave no reading: %s", err)
             return False
         for view in self._serving.views().values():
-            with self._pulse.at_work():
+            with self._pulse:
                 scored = score(view, reading)
             self._take(scored)
         return True

@@ -6,10 +6,9 @@ lives), after the store's own thread has answered, and while no part has been at
 
 import asyncio
 import logging
-import threading
-import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
+from threading import get_ident
+from time import monotonic
 from typing import Any
 
 from device_agent.core.liveness import Sign, patience_s, ping_interval_s, stalled
@@ -23,24 +22,24 @@ _log = logging.getLogger(__name__)
 
 
 class Pulse:
-    """Since when somebody is at the one thing he does now. Set by any thread, read by the watchdog's."""
+    """Since when somebody is at the one thing he does now: ``with pulse: …`` in any thread, read by the watchdog's.
+
+    It stands around every inference, so it is a class and no generator: half a microsecond in place of two.
+    """
 
     def __init__(self) -> None:
         self._since: dict[int, float] = {}
 
-    @contextmanager
-    def at_work(self) -> Iterator[None]:
-        thread = threading.get_ident()
-        self._since[thread] = time.monotonic()
-        try:
-            yield
-        finally:
-            self._since.pop(thread, None)
+    def __enter__(self) -> None:
+        self._since[get_ident()] = monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._since.pop(get_ident(), None)
 
     def busy_s(self) -> float:
         """How long the one that is longest at it has been at it."""
         since = min(tuple(self._since.values()), default=None)
-        return 0.0 if since is None else time.monotonic() - since
+        return 0.0 if since is None else monotonic() - since
 
 
 class Watchdog:
@@ -76,12 +75,12 @@ class Watchdog:
             await asyncio.sleep(interval_s)
 
     async def _stalled(self, patience: float, write: Callable[[], None]) -> Sign | None:
-        began_s = time.monotonic()
+        began_s = monotonic()
         try:
             async with asyncio.timeout(patience):
                 await self._in_store(self._probe)
         except TimeoutError:
-            return Sign("the store", time.monotonic() - began_s)
+            return Sign("the store", monotonic() - began_s)
         except StateError:
             pass  # it answers, which is all that is asked here
         signs = [Sign("scoring", self.scoring.busy_s())]

@@ -163,6 +163,9 @@ def test_numbers_become_the_models_own_types_and_are_never_cut_to_fit():
         "x",
         "y",
     ]
+    raw = _signature(("image", "float32"))
+    kinds = [reading_of(value, raw, is_raw=True)["image"].dtype.name for value in ([0, 255], [0, 256], [0.5, 1])]
+    assert kinds == ["uint8", "int64", "float32"]
     with pytest.raises(InferenceError, match="has no input 'c'"):
         reading_of({"c": [1, 2], "b": [1, 2]}, _signature(("a", "float32"), ("b", "float32")))
 

@@ -134,7 +134,7 @@ async def complains_and_stays_silent(heard, about):
 def test_an_agent_that_works_and_one_that_waits_for_its_sensor_are_pinged_for():
     async def story(watchdog, heard):
         await until_pinged(heard)
-        with watchdog.scoring.at_work():
+        with watchdog.scoring:
             pass
         await until_pinged(heard)
         assert heard.status == "Works."
@@ -145,7 +145,7 @@ def test_an_agent_that_works_and_one_that_waits_for_its_sensor_are_pinged_for():
 def test_a_model_that_hangs_ends_the_pings_and_one_that_comes_back_brings_them_back():
     async def story(watchdog, heard):
         await until_pinged(heard, 1)
-        with watchdog.scoring.at_work():
+        with watchdog.scoring:
             await complains_and_stays_silent(heard, "scoring has been at one thing")
         await until_pinged(heard)
 
@@ -174,7 +174,7 @@ def test_a_store_that_answers_with_an_error_is_alive():
 
 def test_scores_that_nobody_takes_end_the_pings_only_where_the_disk_has_room():
     async def story(watchdog, heard):
-        with watchdog.handing_over.at_work():
+        with watchdog.handing_over:
             await complains_and_stays_silent(heard, "the outbox has been at one thing")
 
     watched(story)
@@ -183,7 +183,7 @@ def test_scores_that_nobody_takes_end_the_pings_only_where_the_disk_has_room():
         raise StateError("The disk is full.", is_full=True)
 
     async def patient(watchdog, heard):
-        with watchdog.handing_over.at_work():
+        with watchdog.handing_over:
             await until_pinged(heard, 8)
 
     watched(patient, write=full)

@@ -21,13 +21,13 @@ def stand_still(mark: Path) -> None:
 
 def plant(part: str, mark: Path) -> None:
     if part == "scoring":
-        ask = serving._ask
+        ask = serving.ask
 
         def asked(*arguments: Any) -> Any:
             stand_still(mark)
             return ask(*arguments)
 
-        serving._ask = asked
+        serving.ask = asked
     elif part == "store":
         counts = SqliteState.counts
 

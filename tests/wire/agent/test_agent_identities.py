@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from simulators.iothub.server.device_certificates import (
     sha256_thumbprint,
 )
 from tests.tiny_models import GOOD, TinyModel
-from tests.wire.agent.conftest import Device, until
+from tests.wire.agent.conftest import AGENT, Device, until
 
 pytestmark = [pytest.mark.wire, pytest.mark.timeout(120)]
 NOW = datetime.datetime.now(datetime.UTC)
@@ -203,3 +204,21 @@ def test_without_a_service_a_new_device_keeps_trying_and_finds_it(device: Device
     until(lambda: "Trying again until it works" in device.log.read_text(), "the absence is told")
     device.hub.come_back()
     until_connected(device, "press-1")
+
+
+def test_the_doctor_is_provisioned_as_the_agent_would_be(device: Device) -> None:
+    enroll(device, "press-1", SYMMETRIC, deviceId="line.press")
+    _, config = provisioning(device, "press-1", f'symmetric_key = "{KEY}"\n')
+    done = subprocess.run(
+        [str(AGENT), "doctor", *device.arguments()[1:-2], "--config", config, "--json"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    findings = {finding["check"]: finding for finding in json.loads(done.stdout)}
+    assert (done.returncode, findings["hub"]["text"]) == (
+        0, f"{device.hub.host_name} accepts the key; it asks for no model yet",
+    )  # fmt: skip
+    assert findings["identity"]["text"].startswith(
+        f"press-1 at {device.hub.host_name}, by provisioning service by symm"
+    )
+    assert f"from {config}" in findings["configuration"]["text"]
+    assert KEY not in done.stdout + done.stderr
