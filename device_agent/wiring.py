@@ -23,7 +23,7 @@ from device_agent.core.alerts import AlertRule
 from device_agent.core.model_state import ModelState
 from device_agent.core.outbox import Bounds
 from device_agent.errors import ConfigurationError, StateError, StateInUseError
-from device_agent.ports import Engine, Source
+from device_agent.ports import Engine, FileSink, Source
 from manifests.errors import ManifestError
 from manifests.model import ModelFormat
 
@@ -172,6 +172,35 @@ def outbox_sending(settings: TelemetrySettings) -> Any:
     return Sending(settings.batch_bytes_max, settings.batch_linger_s, rule)
 
 
+def open_collection(config: AgentConfig, boot: str) -> Any:
+    """What keeps samples, on the event loop that is to run it; None where it is off. Raises StateError."""
+    settings = config.settings.collection
+    if not settings.enabled:
+        return None
+    from device_agent.adapters.file_upload import ContainerUpload, HubUpload
+    from device_agent.adapters.hub_link import client_of_connection_string
+    from device_agent.adapters.sample_files import FileBounds, SampleFiles
+    from device_agent.core.collection import CollectionRules
+    from device_agent.runtime.collection import Collection
+
+    identity = config.identity
+    sink: FileSink | None = None
+    if settings.container_url:
+        sink = ContainerUpload(settings.container_url, str(identity), config.ca_file)
+    elif config.connection_string is not None and not identity.module_id:
+        sink = HubUpload(client_of_connection_string(config.connection_string, "", config.ca_file), config.ca_file)
+    rules = CollectionRules(
+        every_nth=settings.every_nth,
+        per_minute=settings.per_minute,
+        confidence_below=settings.confidence_below,
+        drift_above=settings.drift_above,
+        samples_per_minute_max=settings.samples_per_minute_max,
+    )
+    bounds = FileBounds(settings.bytes_max, settings.file_bytes_max, settings.file_age_s)
+    files = SampleFiles.open(config.state_directory, bounds)
+    return Collection(rules, files, sink, boot, random.random)
+
+
 def open_agent(config: AgentConfig, state: SqliteState) -> Any:
     """Put an agent together, on the event loop that is to run it; raises ConfigurationError and StateError."""
     from device_agent.adapters.file_slots import FileSlots
@@ -219,6 +248,7 @@ def open_agent(config: AgentConfig, state: SqliteState) -> Any:
             author=Author(identity.device_id, identity.module_id, boot),
             bounds=outbox_bounds(config.settings.telemetry),
             sending=outbox_sending(config.settings.telemetry),
+            collection=open_collection(config, boot),
             interval_s=config.interval_s,
             drain_s=config.settings.telemetry.drain_s,
             is_unclean=is_unclean,
