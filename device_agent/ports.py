@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import msgspec
+
 from manifests.model import ModelFormat, Signature
 
 if TYPE_CHECKING:
@@ -267,3 +269,74 @@ class Door(Protocol):
     async def serve(self, answer: Callable[[str, Any], Awaitable[tuple[int, Any]]]) -> None:
         """Until it is cancelled."""
         ...
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """One kept reading as it lies on the disk. `inputs` are (dtype, shape, bytes) by tensor.
+
+    (boot, sequence) is that of the reading's telemetry envelope, which says ``collected``.
+    """
+
+    model: str
+    version: int
+    digest: str
+    generation: int
+    boot: str
+    sequence: int
+    at: str
+    reason: str
+    reading: str
+    prediction: str | None
+    confidence: float | None
+    values: str
+    error: str | None
+    inputs: dict[str, tuple[str, tuple[int, ...], bytes]]
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What samples have in common that can stand in one file: the model, and the form of its inputs."""
+        forms = tuple((name, dtype, shape) for name, (dtype, shape, _) in sorted(self.inputs.items()))
+        return (self.model, self.version, self.digest, self.generation, forms)
+
+
+class FileSink(Protocol):
+    """Where files go for good."""
+
+    async def upload(self, name: str, path: Path) -> None:
+        """Bring a file there under that name, over one that is there; returns when the other side has accepted it.
+
+        Raises LinkError, and leaves nothing that looks like a whole file.
+        """
+        ...
+
+
+class SampleStore(Protocol):
+    """Collected samples on the disk. Methods block; they are called by one thread at a time."""
+
+    def append(self, samples: Sequence[Sample]) -> None:
+        """Make samples durable; what finds no place is counted."""
+        ...
+
+    def seal_due(self, *, is_forced: bool = False) -> None: ...
+
+    def waiting(self) -> list[Path]:
+        """Sealed files, oldest first."""
+        ...
+
+    def is_whole(self, path: Path) -> bool: ...
+
+    def blob_name(self, path: Path) -> str:
+        """Under which name a sealed file goes to the cloud: the same at every attempt, and no other file's."""
+        ...
+
+    def remove(self, path: Path) -> None: ...
+
+    def size_bytes(self) -> int: ...
+
+    def lost(self) -> dict[str, int]:
+        """Samples that were kept and then given up since the process began, by cause."""
+        ...
+
+    def save_reference(self, model: str, content: bytes) -> None: ...
+
+    def reference(self, model: str) -> bytes | None: ...

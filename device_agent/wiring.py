@@ -27,8 +27,8 @@ from device_agent.core import agent as core
 from device_agent.core.alerts import AlertRule
 from device_agent.core.model_state import ModelState
 from device_agent.core.outbox import Bounds
-from device_agent.errors import ConfigurationError, StateError, StateInUseError
-from device_agent.ports import Engine, Source
+from device_agent.errors import ConfigurationError, LinkError, StateError, StateInUseError
+from device_agent.ports import Engine, FileSink, Source
 from manifests.errors import ManifestError
 from manifests.model import ModelFormat
 
@@ -306,6 +306,34 @@ def outbox_sending(settings: TelemetrySettings) -> Any:
     return Sending(settings.batch_bytes_max, settings.batch_linger_s, rule)
 
 
+def open_collection(config: AgentConfig, boot: str) -> Any:
+    """What keeps samples, on the event loop that is to run it; None where it is off. Raises StateError."""
+    settings = config.settings.collection
+    if not settings.enabled:
+        return None
+    from device_agent.adapters.file_upload import ContainerUpload, HubUpload
+    from device_agent.adapters.sample_files import FileBounds, SampleFiles
+    from device_agent.core.collection import CollectionRules
+    from device_agent.runtime.collection import Collection
+
+    identity = config.identity
+    sink: FileSink | None = None
+    if settings.container_url:
+        sink = ContainerUpload(settings.container_url, str(identity), config.ca_file)
+    elif not identity.module_id:
+        sink = HubUpload(client_factory(config) or _assigned_client(config), config.ca_file)
+    rules = CollectionRules(
+        every_nth=settings.every_nth,
+        per_minute=settings.per_minute,
+        confidence_below=settings.confidence_below,
+        drift_above=settings.drift_above,
+        samples_per_minute_max=settings.samples_per_minute_max,
+    )
+    bounds = FileBounds(settings.bytes_max, settings.file_bytes_max, settings.file_age_s)
+    files = SampleFiles.open(config.state_directory, bounds)
+    return Collection(rules, files, sink, boot, random.random)
+
+
 def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> Any:
     """Put an agent together, on the event loop that is to run it; raises ConfigurationError and StateError."""
     from device_agent.adapters.file_slots import FileSlots
@@ -357,6 +385,7 @@ def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> A
             author=Author(identity.device_id, identity.module_id, boot),
             bounds=outbox_bounds(config.settings.telemetry),
             sending=outbox_sending(config.settings.telemetry),
+            collection=open_collection(config, boot),
             interval_s=config.interval_s,
             drain_s=config.settings.telemetry.drain_s,
             is_unclean=is_unclean,
@@ -369,29 +398,54 @@ def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> A
 
 def link_factory(config: AgentConfig) -> Callable[[], Any]:
     """How to make a link to the hub, one for each connection."""
+    from device_agent.adapters.hub_link import AzureHubLink, watch_network_threads
+
+    watch_network_threads()
+    make_client = client_factory(config)
+    if make_client is not None:
+        return lambda: AzureHubLink(make_client)
+    from device_agent.adapters.provisioning import ProvisionedLink, Provisioner
+
+    assert isinstance(config.credentials, ByProvisioning)
+    provisioner = Provisioner(config.credentials, config.ca_file, config.state_directory, random.random)
+    return lambda: ProvisionedLink(provisioner, config.identity.device_id)
+
+
+def client_factory(config: AgentConfig) -> Callable[[], Any] | None:
+    """How to make clients of the vendor's SDK; None for a device whose hub a provisioning service has to name first."""
     from device_agent.adapters.hub_link import (
-        AzureHubLink,
         client_of_certificate,
         client_of_connection_string,
         client_of_edge_environment,
-        watch_network_threads,
     )
 
-    watch_network_threads()
     credentials, identity = config.credentials, config.identity
     match credentials:
-        case ByProvisioning():
-            from device_agent.adapters.provisioning import ProvisionedLink, Provisioner
-
-            provisioner = Provisioner(credentials, config.ca_file, config.state_directory, random.random)
-            return lambda: ProvisionedLink(provisioner, identity.device_id)
         case ByConnectionString():
-            make_client = client_of_connection_string(credentials.connection_string, identity.module_id, config.ca_file)
+            return client_of_connection_string(credentials.connection_string, identity.module_id, config.ca_file)
         case ByCertificate():
-            make_client = client_of_certificate(identity, credentials.files, config.ca_file)
+            return client_of_certificate(identity, credentials.files, config.ca_file)
         case ByEdgeEnvironment():
-            make_client = client_of_edge_environment()
-    return lambda: AzureHubLink(make_client)
+            return client_of_edge_environment()
+        case ByProvisioning():
+            return None
+
+
+def _assigned_client(config: AgentConfig) -> Callable[[], Any]:
+    """How to make clients for the hub that the provisioning service named; raises LinkError while it has not."""
+    from device_agent.adapters.provisioning import Provisioner, kept_assignment
+
+    credentials = config.credentials
+    assert isinstance(credentials, ByProvisioning)
+    provisioner = Provisioner(credentials, config.ca_file, config.state_directory, random.random)
+
+    def make() -> Any:
+        kept = kept_assignment(config.state_directory, credentials)
+        if kept is None:
+            raise LinkError("The provisioning service has not named a hub yet.")
+        return provisioner.make_client(kept)
+
+    return make
 
 
 def _one_thread() -> Callable[..., Any]:

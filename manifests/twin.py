@@ -112,6 +112,17 @@ class DroppedReadings(Document, frozen=True, kw_only=True):
     refused: int = 0
 
 
+class ReportedCollection(Document, frozen=True, kw_only=True):
+    """Samples kept for monitoring and retraining, since the agent started. `drift` is the stability index by model."""
+
+    taken: int = 0
+    written: int = 0
+    dropped: int = 0
+    uploaded_files: int = 0
+    waiting_bytes: int = 0
+    drift: dict[str, float] = {}
+
+
 class ReportedTelemetry(Document, frozen=True, kw_only=True):
     """The outbox as counts of readings since the state directory was made: nothing is dropped without being counted."""
 
@@ -119,6 +130,7 @@ class ReportedTelemetry(Document, frozen=True, kw_only=True):
     acknowledged: int = 0
     dropped: int = 0
     dropped_by: DroppedReadings | None = None
+    collection: ReportedCollection | None = None
 
 
 class LabelCount(Document, frozen=True, kw_only=True):

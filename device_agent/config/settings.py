@@ -106,7 +106,23 @@ class TelemetrySettings(Table, frozen=True, kw_only=True):
 
 
 class CollectionSettings(Table, frozen=True, kw_only=True):
-    """``[collection]``: which inputs and predictions are kept for monitoring and retraining."""
+    """``[collection]``: which inputs and predictions are kept for monitoring and retraining.
+
+    Nothing is while `enabled` is false. The rules at zero keep nothing by themselves; a direct method may then still
+    ask for samples. `container_url` is where the files of a module go, whose identity the hub takes no files from: a
+    blob container with a signature that may create and write. It is a secret.
+    """
+
+    enabled: bool = False
+    every_nth: Annotated[int, msgspec.Meta(ge=0)] = 0
+    per_minute: Annotated[int, msgspec.Meta(ge=0, le=600)] = 0
+    confidence_below: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    drift_above: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    samples_per_minute_max: Annotated[int, msgspec.Meta(ge=1)] = 60
+    bytes_max: Annotated[int, msgspec.Meta(ge=64 * 1024)] = 64 * 1024 * 1024
+    file_bytes_max: Annotated[int, msgspec.Meta(ge=16 * 1024)] = 4 * 1024 * 1024
+    file_age_s: Annotated[float, msgspec.Meta(ge=1)] = 3600.0
+    container_url: str = ""
 
 
 class HealthSettings(Table, frozen=True, kw_only=True):

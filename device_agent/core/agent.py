@@ -11,6 +11,7 @@ from manifests.twin import (
     DroppedReadings,
     Progress,
     ReportedAgent,
+    ReportedCollection,
     ReportedHealth,
     ReportedModel,
     ReportedSection,
@@ -67,13 +68,14 @@ def section(
     return wire
 
 
-def reported_telemetry(counts: Counts) -> ReportedTelemetry:
+def reported_telemetry(counts: Counts, collection: ReportedCollection | None = None) -> ReportedTelemetry:
     by_cause = DroppedReadings(room=counts.dropped_room, age=counts.dropped_age, refused=counts.dropped_refused)
     return ReportedTelemetry(
         enqueued=counts.enqueued,
         acknowledged=counts.acknowledged,
         dropped=counts.dropped,
         dropped_by=by_cause if counts.dropped else None,
+        collection=collection,
     )
 
 

@@ -64,7 +64,8 @@ def _triangles(before: int, after: int) -> Array:
     reach = max(before / after, 1.0)
     centre = (np.arange(after) + 0.5)[:, np.newaxis] * before / after
     weights = np.clip(1.0 - np.abs((np.arange(before) + 0.5 - centre) / reach), 0.0, None)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    shares: Array = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return shares
 
 
 def grayscale(picture: Array) -> Array:

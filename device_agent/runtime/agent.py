@@ -16,10 +16,10 @@ from device_agent.core.outbox import Bounds
 from device_agent.core.twin import Refusal, read_desired
 from device_agent.errors import AgentError
 from device_agent.ports import Door, HubLink, Source, Supervisor
+from device_agent.runtime.collection import Collection
 from device_agent.runtime.health_meter import HealthMeter
 from device_agent.runtime.link_keeper import LinkKeeper
 from device_agent.runtime.methods import (
-    Collector,
     Method,
     Methods,
     RecentLines,
@@ -73,8 +73,8 @@ class Parts:
     states: Mapping[str, ModelState]
     hub_name: str
     host: Host
-    collector: Collector | None = None
     sending: Sending = field(default_factory=Sending)
+    collection: Collection | None = None
 
 
 class Agent:
@@ -101,6 +101,7 @@ class Agent:
             parts.author,
             parts.tools.now,
             sending=parts.sending,
+            collector=parts.collection,
         )
         self._methods = self._method_table()
         self._keeper = LinkKeeper(
@@ -167,6 +168,8 @@ class Agent:
             self._open_door,
         )
         tasks = [group.create_task(loop()) for loop in loops]
+        if (collection := self._parts.collection) is not None:
+            tasks += [group.create_task(collection.keep_writing()), group.create_task(collection.keep_uploading())]
         scoring = group.create_task(asyncio.to_thread(self._scoring.run))
         group.create_task(self._stop_in_order(tasks, scoring))
         _log.info("Waiting for the hub at %s and for what it wants.", self._parts.hub_name)
@@ -191,6 +194,8 @@ class Agent:
         for task in self._driver_tasks:
             task.cancel()
         await self._drain()
+        if self._parts.collection is not None:
+            await self._parts.collection.finish()
         await self._keeper.say_farewell()
         for task in tasks:
             task.cancel()
@@ -247,7 +252,7 @@ class Agent:
         return self._drivers[name]
 
     def _section(self) -> dict[str, Any]:
-        drivers, counts = self._drivers, self._telemetry.counts
+        drivers, counts, collection = self._drivers, self._telemetry.counts, self._parts.collection
         return core.section(
             self._reportable(),
             self._refusals,
@@ -255,7 +260,7 @@ class Agent:
             {name: driver.progress for name, driver in drivers.items() if driver.progress is not None},
             {name: driver.evidence for name, driver in drivers.items() if driver.evidence is not None},
             self._parts.reported_agent,
-            core.reported_telemetry(counts),
+            core.reported_telemetry(counts, collection.reported() if collection is not None else None),
             self._meter.told,
         )
 
@@ -267,7 +272,7 @@ class Agent:
                 "status": plain_method(self._status),
                 "explain": Method(self._explain, "nothing"),
                 "score": score_method(parts.tools.serving),
-                "collect": collect_method(parts.collector),
+                "collect": collect_method(parts.collection),
                 "logs": logs_method(parts.host.lines),
                 "restart": restart_method(self.restart, RESTART_DELAY_S),
             }

@@ -25,6 +25,8 @@ CALLS_AT_ONCE_MAX = 4
 PAYLOAD_BYTES_MAX = 128 * 1024
 LOG_LINES_MAX = 500
 _LOG_LINES_ASKED = 100
+COLLECT_COUNT_ASKED = 100
+COLLECT_DURATION_ASKED_S = 60.0
 
 _log = logging.getLogger(__name__)
 
@@ -46,8 +48,8 @@ class Method:
 
 
 class Collector(Protocol):
-    async def collect(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Collect on request and say what came of it; raises AgentError for a request that makes no sense."""
+    def request(self, count: int, duration_s: float) -> None:
+        """Keep the next readings; raises ValueError that says what may be asked for."""
         ...
 
 
@@ -179,12 +181,26 @@ def logs_method(lines: RecentLines) -> Method:
 
 
 def collect_method(collector: Collector | None) -> Method:
+    """Keep the next readings of every model, whatever the rules say, and upload them."""
+
     async def handler(arguments: dict[str, Any]) -> Any:
         if collector is None:
-            raise RefusedCallError(501, "This device collects nothing: [collection] is not set in its configuration.")
-        return await collector.collect(arguments)
+            raise RefusedCallError(501, "This device collects nothing: [collection] enabled is false.")
+        count = arguments.get("count", COLLECT_COUNT_ASKED)
+        duration_s = arguments.get("seconds", COLLECT_DURATION_ASKED_S)
+        if not _is_number(count, int) or not _is_number(duration_s, int, float):
+            raise RefusedCallError(400, "count is a whole number of readings and seconds a number.")
+        try:
+            collector.request(count, duration_s)
+        except ValueError as err:
+            raise RefusedCallError(400, f"{err}.") from err
+        return {"collecting": True, "count": count, "seconds": duration_s}
 
-    return Method(handler, "what is to be collected")
+    return Method(handler, '{"count": readings, "seconds": for how long to wait for them}')
+
+
+def _is_number(value: Any, *kinds: type) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 def restart_method(restart: Callable[[], None], delay_s: float) -> Method:

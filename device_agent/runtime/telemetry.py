@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Protocol
 
 from device_agent.core.alerts import AlertRule
 from device_agent.core.outbox import MESSAGE_BYTES_MAX, Arriving, BatchSize, Bounds, Outbox
@@ -48,8 +49,16 @@ class Sending:
     alerts: AlertRule = field(default_factory=AlertRule)
 
 
-# Told of every reading before it is stored; whether a sample of it is kept.
-Collect = Callable[[Scored, int, datetime], bool]
+class Collector(Protocol):
+    """Keeps samples of readings."""
+
+    def offer(self, scored: Scored, sequence: int, taken_at: datetime) -> bool:
+        """Told of every reading before it is stored; whether a sample of it is kept."""
+        ...
+
+    def confirm(self) -> None:
+        """What was offered so far is stored: a sample need not fear to outlive its telemetry."""
+        ...
 
 
 def envelope(
@@ -90,7 +99,7 @@ class Telemetry:
         now: Callable[[], datetime],
         *,
         sending: Sending | None = None,
-        collect: Collect = lambda _scored, _sequence, _taken_at: False,
+        collector: Collector | None = None,
     ):
         # What is stored, as numbers: the same as `store.counts`, without asking the disk.
         self.counts = store.counts()
@@ -100,7 +109,7 @@ class Telemetry:
         self._author = author
         self._now = now
         self._sending = sending or Sending()
-        self._collect = collect
+        self._collector = collector
         self._loop = asyncio.get_running_loop()
         # The outbox's clock goes on where the newest stored message left it.
         self._clock_zero_s = self._loop.time() - self._outbox.clock_s
@@ -189,7 +198,7 @@ class Telemetry:
         self._room.release(len(batch))
 
     def _message(self, scored: Scored, sequence: int, taken_at: datetime) -> Stored:
-        is_collected = self._collect(scored, sequence, taken_at)
+        is_collected = self._collector is not None and self._collector.offer(scored, sequence, taken_at)
         made = envelope(scored, self._author, sequence, taken_at, is_collected=is_collected)
         return Stored(
             sequence,
@@ -221,6 +230,8 @@ class Telemetry:
     def _has_stored(self, arriving: list[Arriving], evicted: list[int]) -> None:
         was_empty = self._outbox.waiting_count == 0
         self._outbox.stored(arriving, evicted)
+        if self._collector is not None:
+            self._collector.confirm()
         self._count_dropped("room", len(evicted))
         self.counts = replace(
             self.counts,
