@@ -72,7 +72,7 @@ def _filtered(picture: Array, before: int, after: int, axis: int) -> Array:
         # Behind the last pixel the weights are zero.
         total += np.take(source, np.minimum(first + tap, before - 1), axis) * shares[tap]
     if is_bytes:
-        return np.clip((total + (1 << (_SHARE_BITS - 1))) >> _SHARE_BITS, 0, 255).astype(np.uint8)
+        total = np.clip((total + (1 << (_SHARE_BITS - 1))) >> _SHARE_BITS, 0, 255).astype(np.uint8)
     return total
 
 
