@@ -65,6 +65,10 @@ class Slots(Protocol):
 
     def has(self, digest: str) -> bool: ...
 
+    def path(self, digest: str) -> Path:
+        """Where the sealed bytes are, or would be."""
+        ...
+
     def part(self, digest: str) -> Path:
         """Where the bytes of a download grow; its folder exists."""
         ...
@@ -98,8 +102,12 @@ class Downloader(Protocol):
         part: Path,
         progress: Callable[[int], None],
         is_cancelled: Callable[[], bool],
+        urls: Sequence[str] = (),
     ) -> None:
-        """Bring `part` to `size_bytes` bytes of `target`, going on where it ends; raises DownloadError."""
+        """Bring `part` to the very bytes of `digest`, going on where it ends; raises DownloadError.
+
+        `urls` are more places that hold `target`, asked in order after those that are configured.
+        """
         ...
 
 

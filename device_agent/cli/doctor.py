@@ -178,14 +178,12 @@ async def _hub(config: AgentConfig) -> str:
 def _artifacts(config: AgentConfig) -> str:
     import requests
 
+    from device_agent.wiring import web_client
+
     host = urlsplit(config.artifacts_url).netloc.rpartition("@")[2]
-    session = requests.Session()
-    if config.ca_file is not None:
-        session.verify = str(config.ca_file)
-        session.trust_env = False
     try:
         # Any answer will do: without a target there is nothing to find.
-        answer = session.head(config.artifacts_url, timeout=ARTIFACTS_TIMEOUT_S, allow_redirects=False)
+        answer = web_client(config).head(config.artifacts_url, ARTIFACTS_TIMEOUT_S)
     except requests.exceptions.SSLError as err:
         raise _untrusted(host) from err
     except requests.RequestException as err:
