@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from device_agent.errors import DownloadError
 from manifests.model import ModelFormat, Signature
 
 if TYPE_CHECKING:
@@ -90,6 +91,25 @@ class Slots(Protocol):
 
     def sweep(self, keep: Iterable[str]) -> int:
         """Delete every blob and part whose digest is not in `keep`; returns how many."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file that an artifact server holds under `target`, with what it must be."""
+
+    target: str
+    digest: str
+    size_bytes: int
+
+
+class Trust(Protocol):
+    def verdicts(self, files: Sequence[RemoteFile], is_present: bool) -> list[DownloadError | None]:
+        """What signed metadata says against each of the files: None where it allows the file.
+
+        `is_present` where their bytes are on the disk already: then metadata that was seen before and has not expired
+        will do while the repository cannot be reached. Raises DownloadError where there is no metadata to trust.
+        """
         ...
 
 

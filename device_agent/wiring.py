@@ -160,6 +160,7 @@ def give_memory_back() -> None:
 
 def open_agent(config: AgentConfig, state: SqliteState) -> Any:
     """Put an agent together, on the event loop that is to run it; raises ConfigurationError and StateError."""
+    from device_agent.adapters.delta_patch import apply_delta
     from device_agent.adapters.file_slots import FileSlots
     from device_agent.core.model_state import Rules
     from device_agent.core.outbox import Bounds
@@ -180,7 +181,7 @@ def open_agent(config: AgentConfig, state: SqliteState) -> Any:
     tools = Tools(
         store=state,
         slots=slots,
-        fetcher=Fetcher(slots, downloader(config), asyncio.to_thread),
+        fetcher=Fetcher(slots, downloader(config), asyncio.to_thread, patch=apply_delta),
         engines=by_format,
         serving=Serving(),
         rules=Rules(formats=formats),

@@ -1,7 +1,7 @@
 """Artifacts on disk by digest: what stands under its name is complete, verified and durable.
 
-``blobs/sha256/<hex>`` are sealed, ``parts/<hex>.part`` still grow. A part becomes a blob by fsync, rename and fsync of
-the folder, so that a power cut leaves one or the other.
+``blobs/sha256/<hex>`` are sealed, ``parts/<hex>.part`` still grow, ``parts/<hex>.patched`` are being made by a delta. A
+part becomes a blob by fsync, rename and fsync of the folder, so that a power cut leaves one or the other.
 """
 
 import errno
@@ -70,9 +70,9 @@ class FileSlots:
     def sweep(self, keep: Iterable[str]) -> int:
         kept = {_hex(digest) for digest in keep}
         deleted = 0
-        for folder, suffix in ((self._blobs, ""), (self._parts, ".part")):
+        for folder in (self._blobs, self._parts):
             for path in folder.iterdir():
-                if path.name.removesuffix(suffix) not in kept:
+                if path.name.partition(".")[0] not in kept:
                     path.unlink(missing_ok=True)
                     deleted += 1
         return deleted
