@@ -28,7 +28,7 @@ from device_agent.core.alerts import AlertRule
 from device_agent.core.model_state import ModelState
 from device_agent.core.outbox import Bounds
 from device_agent.errors import ConfigurationError, LinkError, StateError, StateInUseError
-from device_agent.ports import Engine, FileSink, Source
+from device_agent.ports import Downloader, Engine, FileSink, Source
 from manifests.errors import ManifestError
 from manifests.model import ModelFormat
 
@@ -336,8 +336,8 @@ def open_collection(config: AgentConfig, boot: str) -> Any:
 
 def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> Any:
     """Put an agent together, on the event loop that is to run it; raises ConfigurationError and StateError."""
+    from device_agent.adapters.delta_patch import apply_delta
     from device_agent.adapters.file_slots import FileSlots
-    from device_agent.adapters.http_downloader import HttpDownloader
     from device_agent.core.model_state import Rules
     from device_agent.runtime.agent import Agent, Parts
     from device_agent.runtime.fetching import Fetcher
@@ -356,7 +356,7 @@ def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> A
     tools = Tools(
         store=state,
         slots=slots,
-        fetcher=Fetcher(slots, HttpDownloader(config.artifacts_url, config.ca_file), asyncio.to_thread),
+        fetcher=Fetcher(slots, downloader(config), asyncio.to_thread, patch=apply_delta),
         engines=by_format,
         serving=Serving(),
         rules=Rules(formats=formats),
@@ -394,6 +394,21 @@ def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> A
             host=open_host(config, lines),
         )
     )
+
+
+def downloader(config: AgentConfig) -> Downloader:
+    from device_agent.adapters.http_downloader import HttpDownloader
+
+    wanted = config.settings.download
+    bases = (config.artifacts_url, *wanted.mirrors)
+    return HttpDownloader(bases, web_client(config), bytes_per_second_max=wanted.bytes_per_second_max)
+
+
+def web_client(config: AgentConfig) -> Any:
+    """HTTP with the authority and the proxy of the configuration."""
+    from device_agent.adapters.web_client import WebClient
+
+    return WebClient(config.ca_file, config.settings.download.proxy)
 
 
 def link_factory(config: AgentConfig) -> Callable[[], Any]:

@@ -154,10 +154,10 @@ def _server_time(config: AgentConfig) -> datetime | None:
     """The Date of the artifact server's answer; None where there is none to be had."""
     import requests
 
+    from device_agent.wiring import web_client
+
     try:
-        told = _artifact_session(config).head(
-            config.artifacts_url, timeout=ARTIFACTS_TIMEOUT_S, allow_redirects=False
-        ).headers["Date"]  # fmt: skip
+        told = web_client(config).head(config.artifacts_url, ARTIFACTS_TIMEOUT_S).headers["Date"]
         return parsedate_to_datetime(told).astimezone(UTC)
     except (requests.RequestException, KeyError, ValueError):
         return None
@@ -314,11 +314,12 @@ def _shown(config: AgentConfig) -> str:
 def _artifacts(config: AgentConfig) -> str:
     import requests
 
+    from device_agent.wiring import web_client
+
     host = urlsplit(config.artifacts_url).netloc.rpartition("@")[2]
-    session = _artifact_session(config)
     try:
         # Any answer will do: without a target there is nothing to find.
-        answer = session.head(config.artifacts_url, timeout=ARTIFACTS_TIMEOUT_S, allow_redirects=False)
+        answer = web_client(config).head(config.artifacts_url, ARTIFACTS_TIMEOUT_S)
     except requests.exceptions.SSLError as err:
         raise _untrusted(host) from err
     except requests.RequestException as err:
@@ -327,16 +328,6 @@ def _artifacts(config: AgentConfig) -> str:
             hint="Check --artifacts and that `slipway serve` runs there.",
         ) from err
     return f"{host} answers ({answer.status_code})"
-
-
-def _artifact_session(config: AgentConfig) -> Any:
-    import requests
-
-    session = requests.Session()
-    if config.ca_file is not None:
-        session.verify = str(config.ca_file)
-        session.trust_env = False
-    return session
 
 
 def _untrusted(host: str) -> AgentError:

@@ -5,7 +5,6 @@ import asyncio
 import numpy as np
 import pytest
 
-from device_agent.adapters.local_door import LocalDoor, NobodyListensError, ask
 from device_agent.adapters.onnx_engine import OnnxEngine
 from device_agent.core.json_reading import reading_of
 from device_agent.errors import ConfigurationError, InferenceError
@@ -18,7 +17,6 @@ from device_agent.runtime.methods import (
     collect_method,
     logs_method,
     plain_method,
-    restart_method,
     score_method,
 )
 from device_agent.runtime.serving import Served, Serving
