@@ -12,9 +12,9 @@ from device_agent.core.model_state import ModelState
 from device_agent.core.outbox import Bounds
 from device_agent.core.twin import Refusal, read_desired
 from device_agent.errors import AgentError
-from device_agent.ports import HubLink, Source
+from device_agent.ports import HubLink, Mirror, Reading, Source
 from device_agent.runtime.link_keeper import LinkKeeper
-from device_agent.runtime.scoring import ScoringLoop
+from device_agent.runtime.scoring import ScoringLoop, accepts_all
 from device_agent.runtime.serving import Scored
 from device_agent.runtime.telemetry import Author, Telemetry
 from device_agent.runtime.update_driver import Tools, UpdateDriver
@@ -40,6 +40,8 @@ class Parts:
     is_unclean: bool
     states: Mapping[str, ModelState]
     hub_name: str
+    accepts: Callable[[str, Reading], bool] = accepts_all
+    mirror: Mirror | None = None
 
 
 class Agent:
@@ -59,7 +61,7 @@ class Agent:
         )
         self._drivers = {name: UpdateDriver(state, self._tools) for name, state in parts.states.items()}
         self._telemetry = Telemetry(
-            parts.tools.store, parts.bounds, parts.tools.in_store, parts.author, parts.tools.now
+            parts.tools.store, parts.bounds, parts.tools.in_store, parts.author, parts.tools.now, parts.mirror
         )
         self._keeper = LinkKeeper(
             make_link=parts.make_link,
@@ -70,7 +72,9 @@ class Agent:
             may_give_up=lambda: not core.has_ever_committed(self.states().values()),
             chance=parts.tools.chance,
         )
-        self._scoring = ScoringLoop(parts.source, parts.tools.serving, self._scored, parts.interval_s)
+        self._scoring = ScoringLoop(
+            parts.source, parts.tools.serving, self._scored, parts.interval_s, parts.tools.now, parts.accepts
+        )
 
     def states(self) -> dict[str, ModelState]:
         return {name: driver.state for name, driver in self._drivers.items()}
@@ -99,6 +103,8 @@ class Agent:
             raise _first(err) from err
         finally:
             self._scoring.stop()
+            if self._parts.mirror is not None:
+                self._parts.mirror.close()
 
     def _start(self, group: asyncio.TaskGroup) -> None:
         self._group = group

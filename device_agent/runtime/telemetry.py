@@ -10,7 +10,7 @@ from datetime import datetime
 
 from device_agent.core.outbox import Bounds, Outbox
 from device_agent.errors import LinkError, RefusedMessageError, StateError
-from device_agent.ports import HubLink, Store, Stored
+from device_agent.ports import HubLink, Mirror, Store, Stored
 from device_agent.runtime.serving import Scored
 from manifests.telemetry import Envelope
 
@@ -63,7 +63,15 @@ def envelope(scored: Scored, author: Author, sequence: int, taken_at: datetime) 
 class Telemetry:
     """Two loops around one outbox: one stores what was scored, one sends what is stored."""
 
-    def __init__(self, store: Store, bounds: Bounds, in_store: InStore, author: Author, now: Callable[[], datetime]):
+    def __init__(
+        self,
+        store: Store,
+        bounds: Bounds,
+        in_store: InStore,
+        author: Author,
+        now: Callable[[], datetime],
+        mirror: Mirror | None = None,
+    ) -> None:
         # What is stored, as numbers: the same as `store.counts`, without asking the disk.
         self.counts = store.counts()
         self._outbox = Outbox(store.waiting(), self.counts.last_sequence, bounds)
@@ -71,6 +79,7 @@ class Telemetry:
         self._in_store = in_store
         self._author = author
         self._now = now
+        self._mirror = mirror
         self._loop = asyncio.get_running_loop()
         self._room = threading.BoundedSemaphore(UNSTORED_MAX)
         self._scored: deque[tuple[Scored, datetime]] = deque()
@@ -146,6 +155,14 @@ class Telemetry:
         self._is_storing_batch = False
         self._room.release(len(batch))
         self._sendable.set()
+        for (scored, _), message in zip(batch, messages, strict=True):
+            self._tell_stored(scored, message)
+
+    def _tell_stored(self, scored: Scored, message: Stored) -> None:
+        if scored.reading.receipt is not None:
+            scored.reading.receipt.stored()
+        if self._mirror is not None:
+            self._mirror.offer(scored.view.name, message.body)
 
     def _message(self, scored: Scored, sequence: int, taken_at: datetime) -> Stored:
         made = envelope(scored, self._author, sequence, taken_at)
