@@ -128,10 +128,13 @@ class PushSource:
         while not self._is_closing.is_set():
             config = uvicorn.Config(
                 self._app,
+                interface="asgi3",
                 lifespan="off",
+                proxy_headers=False,
                 ws="none",
                 loop="asyncio",
                 log_config=None,
+                log_level="error",
                 access_log=False,
                 server_header=False,
                 limit_concurrency=self._settings.queue_max + SPARE_CONNECTIONS,
