@@ -72,7 +72,13 @@ def settings(command: Callable[..., None]) -> Callable[..., None]:
             "--state", "state_directory", metavar="DIR", help=_with_variable("state_directory", "State directory.")
         ),
         click.option(
-            "--source", metavar="KIND:WHAT", help=_with_variable("source", "Where readings come from: replay:FILE.npz.")
+            "--source",
+            metavar="KIND:WHAT",
+            help=_with_variable(
+                "source",
+                "Where readings come from: mqtt:TOPIC/#, folder:DIR, csv:FILE, wav:FILE, images:DIR, "
+                "http:127.0.0.1:PORT, unix:PATH or replay:FILE.npz.",
+            ),
         ),
         click.option(
             "--interval",

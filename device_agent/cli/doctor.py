@@ -225,11 +225,9 @@ def _engines(config: AgentConfig) -> str:
 
 
 def _source(config: AgentConfig) -> str:
-    from device_agent.wiring import open_source
+    from device_agent.wiring import probe_source
 
-    reading = open_source(config).next_reading()
-    tensors = ", ".join(f"{name} {list(value.shape)} {value.dtype}" for name, value in reading.inputs.items())
-    return f"{config.source} gives {tensors}"
+    return probe_source(config)
 
 
 def _certificates(config: AgentConfig) -> str:
