@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from device_agent.adapters.durable_folders import make_folder
 from device_agent.adapters.sqlite_state import SqliteState
 from device_agent.config import AgentConfig
 from device_agent.core import agent as core
@@ -82,7 +83,7 @@ def open_source(config: AgentConfig) -> Source:
 def state_lock(directory: Path) -> Iterator[None]:
     """Keep a second agent off this state directory; raises StateInUseError."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_folder(directory)
         file = _lock_file(directory).open("a")
     except OSError as err:
         raise StateError(
