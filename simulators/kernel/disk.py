@@ -168,6 +168,17 @@ class Disk:
         for folders in (self._folders, self._live):
             folders[place[0]][place[1]] = name
 
+    def copy(self) -> "Disk":
+        """The same disk with the same operations not synced yet, to go on with apart."""
+        other = Disk()
+        other._files = {file: bytearray(content) for file, content in self._files.items()}
+        other._folders = {number: dict(names) for number, names in self._folders.items()}
+        other._live = {number: dict(names) for number, names in self._live.items()}
+        other._pending = list(self._pending)
+        other._next_folder = self._next_folder
+        other._next_old_file = self._next_old_file
+        return other
+
     def file_at(self, path: str) -> FileId | None:
         """The file under a path as the program sees it; None where there is none."""
         folder, name = self._place(path)

@@ -12,6 +12,7 @@ own VFS would have made of it.
 import builtins
 import contextlib
 import io
+import itertools
 import os
 import sys
 import threading
@@ -25,20 +26,25 @@ from simulators.kernel.sqlite_vfs import SqliteWatch
 # The index of a WAL is shared memory: SQLite makes it anew after a cut.
 _NOT_DURABLE = "-shm"
 
+_FILES_MAX = 1_000_000
+_RECORDINGS = itertools.count()
+
 Before = Callable[[d.Operation], None]
 
 
 class Recording:
     """The operations below `root`, in order. Safe to use from several threads."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, disk: d.Disk | None = None) -> None:
+        """Go on with `disk`, where what is below `root` is what a process left that was killed before it had synced."""
         self.root = os.path.realpath(root)
         self.operations: list[d.Operation] = []
         self.first_tree = read_tree(root)
-        self.disk = d.Disk(self.first_tree)
+        self.disk = d.Disk(self.first_tree) if disk is None else disk
         self.before: Before = lambda operation: None  # noqa: ARG005
         self.lock = threading.RLock()
-        self._next_file = 1
+        # Numbers of their own for every recording, so that one may go on with the disk of another.
+        self._next_file = next(_RECORDINGS) * _FILES_MAX + 1
 
     def note(self, what: Any) -> None:
         """Mark that something happened outside the disk."""
@@ -114,9 +120,9 @@ def write_tree(tree: d.Tree, root: Path) -> None:
 
 
 @contextlib.contextmanager
-def recording(root: Path) -> Iterator[Recording]:
+def recording(root: Path, disk: d.Disk | None = None) -> Iterator[Recording]:
     """Record everything below `root` until the end of the block; one at a time in a process."""
-    record = Recording(root)
+    record = Recording(root, disk)
     with PythonWatch(record).installed(), SqliteWatch(record).installed():
         yield record
 

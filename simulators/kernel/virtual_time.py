@@ -38,7 +38,13 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._jumping.now_s
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:  # noqa: ARG002
+    def run_in_executor(  # type: ignore[override]
+        self,
+        executor: Any,  # noqa: ARG002
+        func: Callable[..., Any],
+        *args: Any,
+    ) -> Any:
+        """Call it on the loop, soon."""
         # asyncio.to_thread wraps what it is to call.
         wrapped = getattr(func, "args", ())
         owner = getattr(wrapped[0] if wrapped else func, "__self__", None)

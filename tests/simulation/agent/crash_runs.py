@@ -5,7 +5,6 @@ promised) and never asked of the code under test.
 """
 
 import asyncio
-import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,13 +18,10 @@ from tests.simulation.agent.crash_lives import Life
 from tests.simulation.agent.small_world import (
     MODEL,
     NEVER_SERVES,
-    Enqueued,
     Item,
     Loaded,
     Received,
-    Reported,
     World,
-    sequences,
 )
 from tests.simulation.agent.whole_agent import Device, Running, wiped
 
@@ -109,6 +105,8 @@ class Cut:
     done: int
     events: int
     state: CrashState
+    # With what was not synced; of this moment only, so to be copied.
+    disk: Disk
 
 
 def cuts(recorded: Recorded, chosen: frozenset[int], seed: int, samples: int) -> Iterator[list[Cut]]:
@@ -120,7 +118,7 @@ def cuts(recorded: Recorded, chosen: frozenset[int], seed: int, samples: int) ->
             events = operation.note
         if done in chosen:
             rng = Random(f"{seed}/{recorded.life.name}/{done}")
-            yield [Cut(done, events, state) for state in disk.crash_states(rng, samples)]
+            yield [Cut(done, events, state, disk) for state in disk.crash_states(rng, samples)]
 
 
 @dataclass
@@ -134,6 +132,7 @@ class CrashRun:
     points: int | None = None
     # Of the starts after a cut this share is cut again, at every operation of the recovery.
     share_twice: float = 0.0
+    is_first_fault_enough: bool = False
 
     def run(self) -> Result:
         result, chance = Result(), Random(f"{self.seed}/{self.recorded.life.name}")
@@ -152,6 +151,8 @@ class CrashRun:
                 seen.add(key)
                 is_twice = chance.random() < self.share_twice
                 self.start(cut, result, is_twice=is_twice)
+                if result.faults and self.is_first_fault_enough:
+                    return result
         return result
 
     def start(self, cut: Cut, result: Result, *, is_twice: bool) -> None:
@@ -161,15 +162,17 @@ class CrashRun:
         if not is_twice:
             self._judge(cut.state.tree, world, cut.events, where, result)
             return
+        # What is kept as a whole is a process that was killed: the disk still has to write what nobody synced.
+        is_kill = cut.state.kind == "kept"
+        disk = cut.disk.copy() if is_kill else Disk(cut.state.tree)
         device = self._device(cut.state.tree, world, "b")
-        with recording(device.root) as again:
+        with recording(device.root, disk.copy()) as again:
             world.noted = again.note
             self._judge_device(device, cut.events, where, result)
-        self._cut_again(again, world, cut, where, result)
+        self._cut_again(again, disk, world, cut, f"{where} (killed)" if is_kill else where, result)
 
-    def _cut_again(self, again: Recording, world: World, cut: Cut, where: str, result: Result) -> None:
-        disk, events = Disk(cut.state.tree), cut.events
-        rng = Random(f"{self.seed}/{where}")
+    def _cut_again(self, again: Recording, disk: Disk, world: World, cut: Cut, where: str, result: Result) -> None:
+        events, rng = cut.events, Random(f"{self.seed}/{where}")
         for done, operation in enumerate(again.operations, 1):
             disk.record(operation)
             if isinstance(operation, Mark):
@@ -178,7 +181,7 @@ class CrashRun:
                 continue
             result.cuts += 1
             states = list(disk.crash_states(rng, 1))
-            state = states[rng.randrange(len(states))]
+            state = rng.choice(states)
             result.states += 1
             result.kinds[f"{state.kind} twice"] += 1
             then = World(history=world.history[:events])
@@ -213,8 +216,11 @@ class Judgement:
     def pass_(self) -> None:
         """Raises FaultError."""
         self._world.is_hub_up = self._world.is_shelf_up = False
-        self._device.boot(self._script)
-        self._check_served()
+        try:
+            self._device.boot(self._script)
+        finally:
+            # Whatever else went wrong: this is the worst.
+            self._check_served()
         self._check_commits()
         self._check_readings()
 
@@ -225,14 +231,14 @@ class Judgement:
                 await running.until(lambda: running.loaded is not None, "serves by itself", ALONE_S)
             except AssertionError as err:
                 raise FaultError(BRICKED, "what was committed does not serve without the hub") from err
-            if running.loaded not in must_serve:
+            if running.loaded not in must_serve | self._may_try():
                 raise FaultError(UNVERIFIED, f"serves {running.loaded}, which was never committed")
         else:
             await asyncio.sleep(ALONE_S)
         self._world.is_hub_up = self._world.is_shelf_up = True
         await self._until(running, lambda: self._world.links, LOST_REPORT)
         await self._rest(running)
-        await self._until(running, lambda: len(self._missing()) <= self._dropped(), LOST_READING)
+        await self._until(running, lambda: len(self._world.missing) <= self._world.dropped, LOST_READING)
 
     # What it must come to ---------------------------------------------------------------------------------------------
 
@@ -253,6 +259,11 @@ class Judgement:
         if not self._told() or None in offers:
             return set()
         return {one.release.digest for one in offers if one is not None and one.kind == "good"}
+
+    def _may_try(self) -> set[str]:
+        """A trial begins again by itself, so what is asked for may be on trial."""
+        asked = self._world.asked
+        return set() if asked is None or asked.kind in NEVER_SERVES else {asked.release.digest}
 
     def _may_end(self, asked: Item) -> set[str]:
         ends = {str(asked.end)}
@@ -312,11 +323,8 @@ class Judgement:
 
     def _check_commits(self) -> None:
         """Once the hub was told that a generation is committed, nothing else is said of that generation."""
-        committed, entry = 0, dict[str, Any]()
-        for event in self._world.of(Reported):
-            models = event.patch.get("models") or {}
-            if MODEL in models:
-                entry = {} if models[MODEL] is None else {**entry, **models[MODEL]}
+        committed = 0
+        for entry in self._world.entries():
             if entry.get("phase") == "committed":
                 committed = max(committed, entry["generation"])
             elif entry and entry["generation"] <= committed:
@@ -329,19 +337,10 @@ class Judgement:
                 identity = f"{envelope['boot']}-{envelope['seq']}"
                 if received.setdefault(envelope["seq"], identity) != identity:
                     raise FaultError(REUSED, f"{envelope['seq']} is {received[envelope['seq']]} and {identity}")
-        promised = dict(itertools.chain.from_iterable(event.messages for event in self._world.of(Enqueued)))
         before = World(history=self._world.history[: self._events])
-        for sequence, identity in itertools.chain.from_iterable(event.messages for event in before.of(Enqueued)):
-            if promised[sequence] != identity or received.get(sequence, identity) != identity:
+        for sequence, identity in before.promised.items():
+            if self._world.promised[sequence] != identity or received.get(sequence, identity) != identity:
                 raise FaultError(REUSED, f"sequence {sequence} was {identity} and was given again")
-        missing, dropped = self._missing(), self._dropped()
+        missing, dropped = self._world.missing, self._world.dropped
         if len(missing) > dropped:
-            raise FaultError(LOST_READING, f"{len(missing)} readings missing, {dropped} dropped: {missing[:5]}")
-
-    def _missing(self) -> list[int]:
-        """Sequences that a producer was promised and that did not come to the hub."""
-        promised = itertools.chain.from_iterable(event.messages for event in self._world.of(Enqueued))
-        return sorted({sequence for sequence, _ in promised} - set(sequences(self._world.received)))
-
-    def _dropped(self) -> int:
-        return int((self._world.reported.get("telemetry") or {}).get("dropped", 0))
+            raise FaultError(LOST_READING, f"{len(missing)} readings missing, {dropped} dropped: {sorted(missing)[:5]}")

@@ -5,7 +5,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -106,12 +106,12 @@ class Received:
     """The hub has acknowledged this message."""
 
     message_id: str
-    body: bytes
+    envelopes: tuple[dict[str, Any], ...]
 
-    @property
-    def envelopes(self) -> list[dict[str, Any]]:
-        found = json.loads(self.body)
-        return found if isinstance(found, list) else [found]
+    @classmethod
+    def of(cls, message_id: str, body: bytes) -> "Received":
+        found = json.loads(body)
+        return cls(message_id, tuple(found) if isinstance(found, list) else (found,))
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,10 @@ class World:
         self.items: list[Item | None] = []
         self.desired: dict[str, Any] = {"models": {}, "$version": 1}
         self.reported: dict[str, Any] = {}
+        # Everything that came to the hub, and (sequence -> message id) what the producer was promised.
+        self.received: list[dict[str, Any]] = []
+        self.promised: dict[int, str] = {}
+        self._arrived: set[int] = set()
         self._files: dict[str, bytes] = {}
         past, self.history = self.history, []
         for event in past:
@@ -158,6 +162,11 @@ class World:
             self._take_up(event.item)
         elif isinstance(event, Reported):
             self.reported = merged(self.reported, event.patch)
+        elif isinstance(event, Received):
+            self.received += event.envelopes
+            self._arrived |= {envelope["seq"] for envelope in event.envelopes}
+        elif isinstance(event, Enqueued):
+            self.promised.update(event.messages)
         self.history.append(event)
         self.noted(len(self.history))
 
@@ -200,20 +209,32 @@ class World:
         return found
 
     @property
-    def received(self) -> list[dict[str, Any]]:
-        return [envelope for event in self.of(Received) for envelope in event.envelopes]
+    def missing(self) -> set[int]:
+        """Sequences that the producer was promised and that did not come to the hub."""
+        return self.promised.keys() - self._arrived
+
+    @property
+    def dropped(self) -> int:
+        """Readings that the device says it dropped."""
+        return int((self.reported.get("telemetry") or {}).get("dropped", 0))
 
     def of(self, kind: type[Any]) -> list[Any]:
         return [event for event in self.history if isinstance(event, kind)]
 
     def committed(self) -> list[int]:
         """Generations that the hub was told to be committed, in order."""
-        found = []
-        for event in self.of(Reported):
-            entry = (event.patch.get("models") or {}).get(MODEL) or {}
-            if entry.get("phase") == Phase.COMMITTED:
-                found.append(entry.get("generation") or (found[-1] if found else 0))
+        found: list[int] = []
+        for entry in self.entries():
+            if entry.get("phase") == Phase.COMMITTED and entry["generation"] not in found[-1:]:
+                found.append(entry["generation"])
         return found
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """The model's entry at the hub after each report."""
+        section: dict[str, Any] = {}
+        for event in self.of(Reported):
+            section = merged(section, event.patch)
+            yield section.get("models", {}).get(MODEL) or {}
 
     def kind_of(self, version: int) -> str:
         return next(one.kind for one in self.items if one is not None and one.release.version == version)
@@ -266,7 +287,7 @@ class HubInMemory:
 
     async def send(self, message_id: str, body: bytes) -> None:
         await self._pass("send")
-        self._world.happened(Received(message_id, body))
+        self._world.happened(Received.of(message_id, body))
         await self._return("send")
 
     async def close(self) -> None:
@@ -283,7 +304,3 @@ class HubInMemory:
 
 def readings(count: int = 12) -> np.ndarray:
     return np.eye(4, dtype=np.float32)[np.arange(count) % 4]
-
-
-def sequences(envelopes: Iterable[dict[str, Any]]) -> list[int]:
-    return [envelope["seq"] for envelope in envelopes]

@@ -38,7 +38,7 @@ from tests.tiny_models import npz
 START = datetime(2026, 1, 5, 8, 0, tzinfo=UTC)
 INTERVAL_S = 0.25
 LOOK_S = 0.1
-PATIENCE_S = 900.0
+PATIENCE_S = 400.0
 SHELF_URL = "http://shelf.test/artifacts/"
 CONNECTION = "HostName=hub.test;DeviceId=dev-01;ModuleId=slipway;SharedAccessKey=a2V5"
 
