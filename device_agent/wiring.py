@@ -186,6 +186,11 @@ def open_collection(config: AgentConfig, boot: str) -> Any:
     identity = config.identity
     sink: FileSink | None = None
     if settings.container_url:
+        if not settings.container_url.startswith(("https://", "http://")):
+            raise ConfigurationError(
+                "container_url in [collection] is no http or https URL.",
+                hint="Copy the container's URL with its shared access signature again.",
+            )
         sink = ContainerUpload(settings.container_url, str(identity), config.ca_file)
     elif config.connection_string is not None and not identity.module_id:
         sink = HubUpload(client_of_connection_string(config.connection_string, "", config.ca_file), config.ca_file)
