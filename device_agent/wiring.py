@@ -18,10 +18,13 @@ from typing import IO, Any
 from device_agent.adapters.durable_folders import make_folder
 from device_agent.adapters.sqlite_state import SqliteState
 from device_agent.config import AgentConfig
+from device_agent.config.settings import TelemetrySettings
 from device_agent.core import agent as core
+from device_agent.core.alerts import AlertRule
 from device_agent.core.model_state import ModelState
+from device_agent.core.outbox import Bounds
 from device_agent.errors import ConfigurationError, StateError, StateInUseError
-from device_agent.ports import Engine, Source
+from device_agent.ports import Engine, FileSink, Source
 from manifests.errors import ManifestError
 from manifests.model import ModelFormat
 
@@ -159,12 +162,56 @@ def give_memory_back() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
+def outbox_bounds(settings: TelemetrySettings) -> Bounds:
+    return Bounds(settings.messages_max, settings.size_bytes_max, settings.age_s_max, settings.eviction)
+
+
+def outbox_sending(settings: TelemetrySettings) -> Any:
+    from device_agent.runtime.telemetry import Sending
+
+    rule = AlertRule(frozenset(settings.alert_predictions), settings.alert_confidence_min, settings.alert_above)
+    return Sending(settings.batch_bytes_max, settings.batch_linger_s, rule)
+
+
+def open_collection(config: AgentConfig, boot: str) -> Any:
+    """What keeps samples, on the event loop that is to run it; None where it is off. Raises StateError."""
+    settings = config.settings.collection
+    if not settings.enabled:
+        return None
+    from device_agent.adapters.file_upload import ContainerUpload, HubUpload
+    from device_agent.adapters.hub_link import client_of_connection_string
+    from device_agent.adapters.sample_files import FileBounds, SampleFiles
+    from device_agent.core.collection import CollectionRules
+    from device_agent.runtime.collection import Collection
+
+    identity = config.identity
+    sink: FileSink | None = None
+    if settings.container_url:
+        if not settings.container_url.startswith(("https://", "http://")):
+            raise ConfigurationError(
+                "container_url in [collection] is no http or https URL.",
+                hint="Copy the container's URL with its shared access signature again.",
+            )
+        sink = ContainerUpload(settings.container_url, str(identity), config.ca_file)
+    elif config.connection_string is not None and not identity.module_id:
+        sink = HubUpload(client_of_connection_string(config.connection_string, "", config.ca_file), config.ca_file)
+    rules = CollectionRules(
+        every_nth=settings.every_nth,
+        per_minute=settings.per_minute,
+        confidence_below=settings.confidence_below,
+        drift_above=settings.drift_above,
+        samples_per_minute_max=settings.samples_per_minute_max,
+    )
+    bounds = FileBounds(settings.bytes_max, settings.file_bytes_max, settings.file_age_s)
+    files = SampleFiles.open(config.state_directory, bounds)
+    return Collection(rules, files, sink, boot, random.random)
+
+
 def open_agent(config: AgentConfig, state: SqliteState) -> Any:
     """Put an agent together, on the event loop that is to run it; raises ConfigurationError and StateError."""
     from device_agent.adapters.file_slots import FileSlots
     from device_agent.adapters.http_downloader import HttpDownloader
     from device_agent.core.model_state import Rules
-    from device_agent.core.outbox import Bounds
     from device_agent.runtime.agent import Agent, Parts
     from device_agent.runtime.serving import Serving
     from device_agent.runtime.telemetry import Author
@@ -205,7 +252,9 @@ def open_agent(config: AgentConfig, state: SqliteState) -> Any:
                 formats=formats,
             ),
             author=Author(identity.device_id, identity.module_id, boot),
-            bounds=Bounds(config.settings.telemetry.messages_max, config.settings.telemetry.size_bytes_max),
+            bounds=outbox_bounds(config.settings.telemetry),
+            sending=outbox_sending(config.settings.telemetry),
+            collection=open_collection(config, boot),
             interval_s=config.interval_s,
             drain_s=config.settings.telemetry.drain_s,
             is_unclean=is_unclean,
