@@ -20,7 +20,7 @@ from device_agent.config import AgentConfig
 from device_agent.core import agent as core
 from device_agent.core.model_state import ModelState
 from device_agent.errors import ConfigurationError, StateError, StateInUseError
-from device_agent.ports import Downloader, Engine, Source
+from device_agent.ports import Downloader, Engine, Source, Trust
 from manifests.errors import ManifestError
 from manifests.model import ModelFormat
 
@@ -181,7 +181,7 @@ def open_agent(config: AgentConfig, state: SqliteState) -> Any:
     tools = Tools(
         store=state,
         slots=slots,
-        fetcher=Fetcher(slots, downloader(config), asyncio.to_thread, patch=apply_delta),
+        fetcher=Fetcher(slots, downloader(config), asyncio.to_thread, trust=trust_of(config), patch=apply_delta),
         engines=by_format,
         serving=Serving(),
         rules=Rules(formats=formats),
@@ -222,6 +222,36 @@ def downloader(config: AgentConfig) -> Downloader:
     wanted = config.settings.download
     bases = (config.artifacts_url, *wanted.mirrors)
     return HttpDownloader(bases, web_client(config), bytes_per_second_max=wanted.bytes_per_second_max)
+
+
+def trust_of(config: AgentConfig, directory: Path | None = None) -> Trust | None:
+    """What signed metadata is asked; None where no root is pinned. Raises ConfigurationError.
+
+    `directory` takes the place of the state directory's, which belongs to the running agent alone.
+    """
+    wanted = config.settings.download
+    if wanted.trusted_root is None and wanted.metadata_url is None:
+        return None
+    if wanted.trusted_root is None or wanted.metadata_url is None:
+        missing = "trusted_root" if wanted.trusted_root is None else "metadata_url"
+        raise ConfigurationError(
+            f"[download] has no {missing}, so signed metadata cannot be checked.",
+            hint="Give both trusted_root (the root metadata of the repository) and metadata_url, or neither.",
+        )
+    root = Path(wanted.trusted_root).expanduser()
+    if not root.is_file():
+        raise ConfigurationError(f"There is no trusted root {root}.", hint="Give the repository's root metadata.")
+    from device_agent.adapters.tuf_trust import TufTrust
+
+    directory = directory or config.state_directory / "trust"
+    return TufTrust(directory, root, wanted.metadata_url, web_client(config), lambda: datetime.now(UTC))
+
+
+def trust_in_words(config: AgentConfig) -> str:
+    wanted = config.settings.download
+    if wanted.trusted_root is None:
+        return "no root is pinned: whoever owns the hub decides what is installed"
+    return f"only what {wanted.trusted_root} vouches for is installed; metadata at {wanted.metadata_url}"
 
 
 def web_client(config: AgentConfig) -> Any:
