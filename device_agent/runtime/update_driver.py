@@ -20,12 +20,13 @@ from device_agent.core.inference import golden_difference, golden_pairs
 from device_agent.core.model_state import ModelState, Rules
 from device_agent.core.trial import Broken, Tally, judge
 from device_agent.core.update import step
-from device_agent.errors import AgentError, DownloadError, StateError, StepError
-from device_agent.ports import Downloader, Engine, Slots, Store
+from device_agent.errors import AgentError, StateError, StepError
+from device_agent.ports import Engine, Slots, Store
+from device_agent.runtime.fetching import Fetcher, FetchError, files_of
 from device_agent.runtime.serving import Served, Serving
 from manifests.model import GoldenSet, ModelFormat
 from manifests.release import Release
-from manifests.twin import Phase, Progress, TrialEvidence, UpdateProblem
+from manifests.twin import Phase, Progress, Transfer, TrialEvidence, UpdateProblem
 
 DOWNLOAD_DELAY_BASE_S = 0.5
 DOWNLOAD_DELAY_MAX_S = 30.0
@@ -45,7 +46,7 @@ class Tools:
 
     store: Store
     slots: Slots
-    downloader: Downloader
+    fetcher: Fetcher
     engines: Mapping[ModelFormat, Callable[[], Engine]]
     serving: Serving
     rules: Rules
@@ -256,7 +257,7 @@ class UpdateDriver:
         slots, release = self._tools.slots, command.release
 
         def look() -> tuple[bool, int, int]:
-            missing = [(digest, size) for digest, size in _files(release) if not slots.has(digest)]
+            missing = [(digest, size) for digest, size in files_of(release) if not slots.has(digest)]
             needed_bytes = sum(size for _, size in missing)
             for digest, _ in missing:
                 part = slots.part(digest)
@@ -272,49 +273,24 @@ class UpdateDriver:
                     f"Version {release.version} needs {needed_bytes:,} bytes more; the disk has {room_bytes:,} free.",
                 ),
             )
-        return e.PreflightPassed(command.ticket, is_present=is_present)
+        return e.PreflightPassed(command.ticket, is_present=is_present and not self._tools.fetcher.must_ask)
 
     async def _download(self, command: c.Download) -> e.Answer:
         await asyncio.sleep(self._delay_s(command.attempt, DOWNLOAD_DELAY_MAX_S))
-        await self._fetch(command.release)
-        return e.Downloaded(command.ticket)
+        return e.Downloaded(command.ticket, await self._fetch(command.release))
 
-    async def _fetch(self, release: Release) -> None:
-        """Bring the parts of artifact and golden set to their size; `progress` counts the bytes of both."""
-        files = [(release.target, release.digest, release.size_bytes)]
-        if release.golden is not None:
-            files.append((release.golden.target, release.golden.digest, release.golden.size_bytes))
-        total_bytes = sum(size_bytes for _, _, size_bytes in files)
-        cancelled, before_bytes = self._cancelled, 0
-        start_bytes = sum(_size_of(self._tools.slots, digest) for _, digest, _ in files)
-        try:
-            for target, digest, size_bytes in files:
-                self.progress = Progress(done_bytes=before_bytes, total_bytes=total_bytes)
-                if not self._tools.slots.has(digest):
-                    part = self._tools.slots.part(digest)
-                    advance = self._advance(before_bytes, total_bytes)
-                    await self._tools.in_thread(
-                        self._tools.downloader.fetch, target, digest, size_bytes, part, advance, cancelled.is_set
-                    )
-                before_bytes += size_bytes
-        except DownloadError as err:
-            end_bytes = sum(_size_of(self._tools.slots, digest) for _, digest, _ in files)
-            raise _InterruptedError(err, has_advanced=end_bytes > start_bytes) from err
-        finally:
-            self.progress = None
+    async def _fetch(self, release: Release) -> Transfer:
+        return await self._tools.fetcher.fetch(self.state.name, release, self._show_progress, self._cancelled)
 
-    def _advance(self, before_bytes: int, total_bytes: int) -> Callable[[int], None]:
-        def advance(done_bytes: int) -> None:
-            # One assignment of a finished value: read by the loop, written in the download's thread.
-            self.progress = Progress(done_bytes=before_bytes + done_bytes, total_bytes=total_bytes)
-
-        return advance
+    def _show_progress(self, progress: Progress | None) -> None:
+        # One assignment of a finished value: read by the loop, written in the download's thread.
+        self.progress = progress
 
     def _delay_s(self, attempt: int, cap_s: float) -> float:
         return delay_s(attempt, self._tools.chance(), base_s=DOWNLOAD_DELAY_BASE_S, cap_s=cap_s)
 
     async def _verify(self, command: c.Verify) -> e.Answer:
-        for digest, size_bytes in _files(command.release):
+        for digest, size_bytes in files_of(command.release):
             await self._tools.in_thread(self._tools.slots.seal, digest, size_bytes)
         return e.Verified(command.ticket)
 
@@ -373,27 +349,6 @@ class UpdateDriver:
         return e.TrialPassed(command.ticket, evidence)
 
 
-class _InterruptedError(StepError):
-    """A download that ended early, with what the machine wants to know of it."""
-
-    def __init__(self, err: DownloadError, *, has_advanced: bool) -> None:
-        super().__init__(err.code, err.message)
-        self.is_retryable = err.is_retryable
-        self.has_advanced = has_advanced
-
-
-def _files(release: Release) -> list[tuple[str, int]]:
-    files = [(release.digest, release.size_bytes)]
-    if release.golden is not None:
-        files.append((release.golden.digest, release.golden.size_bytes))
-    return files
-
-
-def _size_of(slots: Slots, digest: str) -> int:
-    part = slots.part(digest)
-    return part.stat().st_size if part.is_file() else 0
-
-
 def _first_difference(candidate: Served, golden: GoldenSet, inputs: Any, outputs: Any) -> str | None:
     from device_agent.core.inference import fitted
 
@@ -413,7 +368,7 @@ def _first_difference(candidate: Served, golden: GoldenSet, inputs: Any, outputs
 
 
 def _download_failure(ticket: int, seen: UpdateProblem, err: Exception) -> e.Answer:
-    if isinstance(err, _InterruptedError):
+    if isinstance(err, FetchError):
         return e.DownloadFailed(ticket, seen, is_retryable=err.is_retryable, has_advanced=err.has_advanced)
     return e.DownloadFailed(ticket, seen)
 

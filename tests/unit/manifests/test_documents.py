@@ -6,7 +6,7 @@ from manifests.canonical import canonical_json, digest_of, is_digest
 from manifests.errors import ManifestError
 from manifests.identity import ModelReference
 from manifests.model import Artifact, GoldenSet, ModelManifest, Signature, TensorSpec
-from manifests.release import Release, releases_in
+from manifests.release import DeltaOffer, Release, releases_in
 from manifests.telemetry import Envelope
 from manifests.twin import (
     TERMINAL_PHASES,
@@ -59,6 +59,8 @@ def test_a_release_is_written_whole_so_that_a_patch_removes_what_an_older_offer_
             "maxErrorRate": 0.02,
         },
         "notAfter": None,
+        "urls": [],
+        "delta": [],
     }
 
 
@@ -66,7 +68,20 @@ def test_a_release_from_a_newer_cloud_is_read_without_the_fields_this_agent_does
     wire = Release(
         generation=1, rollout="r-1", version=1, format="tflite", digest=DIGEST, size_bytes=1, target="a"
     ).to_wire()
-    assert Release.from_wire({**wire, "delta": [{"from": OTHER}]}) == Release.from_wire(wire)
+    assert Release.from_wire({**wire, "hologram": [{"from": OTHER}]}) == Release.from_wire(wire)
+
+
+def test_a_release_names_more_places_and_shorter_ways():
+    wire = Release(
+        generation=1, rollout="r-1", version=1, format="tflite", digest=DIGEST, size_bytes=1, target="a"
+    ).to_wire()
+    delta = {"from": OTHER, "digest": DIGEST, "size": 9120, "target": "digits/3/from-2.delta"}
+    release = Release.from_wire({**wire, "urls": ["https://mirror.example/models?sig=x"], "delta": [delta]})
+    assert release.urls == ("https://mirror.example/models?sig=x",)
+    assert release.delta == (DeltaOffer(base_digest=OTHER, digest=DIGEST, size_bytes=9120, target=delta["target"]),)
+    for change in ({"urls": ["file:///etc/passwd"]}, {"urls": ["http://a/"] * 9}, {"delta": [{"from": OTHER}]}):
+        with pytest.raises(ManifestError, match="malformed"):
+            Release.from_wire({**wire, **change})
 
 
 @pytest.mark.parametrize(
