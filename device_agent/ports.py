@@ -225,11 +225,13 @@ class Slots(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file that an artifact server holds under `target`, with what it must be."""
+    """A file that an artifact server holds under `target`, with what it must be, and which model wants it."""
 
     target: str
     digest: str
     size_bytes: int
+    model: str = ""
+    version: int = 0
 
 
 class Trust(Protocol):

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from device_agent.adapters.durable_folders import make_folder
 from device_agent.adapters.logs import RecentLines
 from device_agent.adapters.sqlite_state import SqliteState
 from device_agent.adapters.systemd_notify import SystemdNotifier
@@ -28,7 +29,7 @@ from device_agent.core.alerts import AlertRule
 from device_agent.core.model_state import ModelState
 from device_agent.core.outbox import Bounds
 from device_agent.errors import ConfigurationError, LinkError, StateError, StateInUseError
-from device_agent.ports import Downloader, Engine, FileSink, Mirror, Reading, Source
+from device_agent.ports import Downloader, Engine, FileSink, Mirror, Reading, Source, Trust
 from manifests.errors import ManifestError
 from manifests.model import ModelFormat
 
@@ -272,7 +273,7 @@ def open_mirror(config: AgentConfig) -> Mirror | None:
 def state_lock(directory: Path) -> Iterator[None]:
     """Keep a second agent off this state directory; raises StateInUseError."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_folder(directory)
         file = _lock_file(directory).open("a")
     except OSError as err:
         raise StateError(
@@ -396,6 +397,7 @@ def introduction(config: AgentConfig, state: SqliteState) -> list[str]:
         f"Runs {engines_said or 'no format, as no engine is installed'}; "
         f"models on disk: {', '.join(committed) or 'none yet'}; {waiting:,} readings wait for the hub.",
         f"Reads {config.source} every {config.interval_s:g} s; state in {directory}; trusts {trusted}.",
+        f"Of models {trust_in_words(config)}.",
     ]
 
 
@@ -470,6 +472,11 @@ def open_collection(config: AgentConfig, boot: str) -> Any:
     identity = config.identity
     sink: FileSink | None = None
     if settings.container_url:
+        if not settings.container_url.startswith(("https://", "http://")):
+            raise ConfigurationError(
+                "container_url in [collection] is no http or https URL.",
+                hint="Copy the container's URL with its shared access signature again.",
+            )
         sink = ContainerUpload(settings.container_url, str(identity), config.ca_file)
     elif not identity.module_id:
         sink = HubUpload(client_factory(config) or _assigned_client(config), config.ca_file)
@@ -509,7 +516,7 @@ def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> A
     tools = Tools(
         store=state,
         slots=slots,
-        fetcher=Fetcher(slots, downloader(config), asyncio.to_thread, patch=apply_delta),
+        fetcher=Fetcher(slots, downloader(config), asyncio.to_thread, trust=trust_of(config), patch=apply_delta),
         engines=by_format,
         serving=Serving(),
         rules=Rules(formats=formats),
@@ -557,6 +564,36 @@ def downloader(config: AgentConfig) -> Downloader:
     wanted = config.settings.download
     bases = (config.artifacts_url, *wanted.mirrors)
     return HttpDownloader(bases, web_client(config), bytes_per_second_max=wanted.bytes_per_second_max)
+
+
+def trust_of(config: AgentConfig, directory: Path | None = None) -> Trust | None:
+    """What signed metadata is asked; None where no root is pinned. Raises ConfigurationError.
+
+    `directory` takes the place of the state directory's, which belongs to the running agent alone.
+    """
+    wanted = config.settings.download
+    if wanted.trusted_root is None and wanted.metadata_url is None:
+        return None
+    if wanted.trusted_root is None or wanted.metadata_url is None:
+        missing = "trusted_root" if wanted.trusted_root is None else "metadata_url"
+        raise ConfigurationError(
+            f"[download] has no {missing}, so signed metadata cannot be checked.",
+            hint="Give both trusted_root (the root metadata of the repository) and metadata_url, or neither.",
+        )
+    root = Path(wanted.trusted_root).expanduser()
+    if not root.is_file():
+        raise ConfigurationError(f"There is no trusted root {root}.", hint="Give the repository's root metadata.")
+    from device_agent.adapters.tuf_trust import TufTrust
+
+    directory = directory or config.state_directory / "trust"
+    return TufTrust(directory, root, wanted.metadata_url, web_client(config), lambda: datetime.now(UTC))
+
+
+def trust_in_words(config: AgentConfig) -> str:
+    wanted = config.settings.download
+    if wanted.trusted_root is None:
+        return "whatever the hub offers is installed, as no root is pinned"
+    return f"only what {wanted.trusted_root} vouches for is installed; metadata at {wanted.metadata_url}"
 
 
 def web_client(config: AgentConfig) -> Any:

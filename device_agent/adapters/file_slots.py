@@ -6,11 +6,11 @@ part becomes a blob by fsync, rename and fsync of the folder, so that a power cu
 
 import errno
 import hashlib
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from device_agent.adapters.durable_folders import make_folder, sync
 from device_agent.errors import StepError
 
 _CHUNK_BYTES = 1024 * 1024
@@ -24,8 +24,11 @@ class FileSlots:
         self._directory = directory
         self._blobs = directory / "blobs" / "sha256"
         self._parts = directory / "parts"
-        self._blobs.mkdir(parents=True, exist_ok=True)
-        self._parts.mkdir(parents=True, exist_ok=True)
+        make_folder(self._blobs.parent)
+        make_folder(self._blobs)
+        make_folder(self._parts)
+        # A process that was killed may have renamed a part and not have come to the sync of its new name.
+        sync(self._blobs)
 
     def has(self, digest: str) -> bool:
         return self.path(digest).is_file()
@@ -46,9 +49,9 @@ class FileSlots:
             raise
         if candidate is part:
             try:
-                _sync(part)
+                sync(part)
                 part.rename(blob)
-                _sync(self._blobs)
+                sync(self._blobs)
             except OSError as err:
                 raise _step_error(err, f"making {part.name} durable") from err
         part.unlink(missing_ok=True)
@@ -115,11 +118,3 @@ def _step_error(err: OSError, doing: str) -> StepError:
     if err.errno in _FULL:
         return StepError("NO_SPACE", f"The disk is full: {doing} failed.")
     return StepError("INTERNAL_ERROR", f"The operating system refused {doing}: {err.strerror}.")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

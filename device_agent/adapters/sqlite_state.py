@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
+from device_agent.adapters.durable_folders import make_folder
 from device_agent.core.history import TRANSITIONS_MAX
 from device_agent.errors import StateError, StateNotFoundError
 from device_agent.ports import Counts, DropCause, Stored
@@ -54,7 +55,7 @@ class SqliteState:
         """Open or make the state; raises StateError."""
         path = directory / DATABASE_NAME
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            make_folder(directory)
             connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")

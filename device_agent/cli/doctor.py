@@ -76,6 +76,7 @@ def examine(file: Path | None, environment: Mapping[str, str], flags: Mapping[st
         "certificates": lambda: _certificates(config),
         "hub": lambda: _hub(config),
         "artifacts": lambda: _artifacts(config),
+        "trust": lambda: _trust(config),
     }
     findings = []
     for name, check in checks.items():
@@ -326,6 +327,27 @@ def _artifacts(config: AgentConfig) -> str:
             hint="Check --artifacts and that `slipway serve` runs there.",
         ) from err
     return f"{host} answers ({answer.status_code})"
+
+
+def _trust(config: AgentConfig) -> str:
+    """Follow the signed metadata from the pinned root; what an agent has seen before is not asked."""
+    import tempfile
+
+    from device_agent.errors import CredentialsRefusedError, DownloadError
+    from device_agent.wiring import trust_in_words, trust_of
+
+    with tempfile.TemporaryDirectory() as directory:
+        trust = trust_of(config, Path(directory))
+        try:
+            if trust is not None:
+                trust.verdicts((), is_present=False)
+        except DownloadError as err:
+            if err.code == "TRUST_UNREACHABLE":
+                raise AgentError(err.message, hint="Check metadata_url in [download] and the network.") from err
+            raise CredentialsRefusedError(
+                err.message, hint="Check trusted_root and metadata_url in [download]; updates are refused until then."
+            ) from err
+    return trust_in_words(config)
 
 
 def _untrusted(host: str) -> AgentError:

@@ -7,6 +7,7 @@ file is fetched in its stead, and what was done is told. Golden set and labels a
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -68,7 +69,7 @@ class Fetcher:
         """Whether even bytes that are on the disk already may only be used when somebody else allows it."""
         return self._trust is not None
 
-    async def fetch(self, release: Release, tell: Tell, cancelled: threading.Event) -> Transfer:
+    async def fetch(self, model: str, release: Release, tell: Tell, cancelled: threading.Event) -> Transfer:
         """Bring the parts of artifact and golden set to their bytes, and say how; raises FetchError.
 
         `tell` hears the progress, in bytes that are really transferred, partly in other threads; None at the end.
@@ -76,21 +77,23 @@ class Fetcher:
         attempt = _Attempt(release, tell, cancelled)
         arrived = self._arrived_bytes(release)
         try:
-            deltas = await self._allowed(release)
+            deltas = await self._allowed(model, release)
             return await self._bring(attempt, deltas)
         except DownloadError as err:
+            _log.info("%s: version %d did not come: %s: %s", model, release.version, err.code, err.message)
             now = self._arrived_bytes(release)
             raise FetchError(err, has_advanced=any(now[key] > arrived[key] for key in now)) from err
         finally:
             tell(None)
 
-    async def _allowed(self, release: Release) -> list[DeltaOffer]:
+    async def _allowed(self, model: str, release: Release) -> list[DeltaOffer]:
         """Of the deltas those that are of use and allowed; raises DownloadError where the release itself is not."""
         files, deltas = remote_files(release), self._useful_deltas(release)
         if self._trust is None:
             return deltas
         is_present = all(self._slots.has(file.digest) for file in files)
-        asked = [*files, *(RemoteFile(delta.target, delta.digest, delta.size_bytes) for delta in deltas)]
+        wanted = [*files, *(RemoteFile(delta.target, delta.digest, delta.size_bytes) for delta in deltas)]
+        asked = [replace(file, model=model, version=release.version) for file in wanted]
         verdicts = await self._in_thread(self._trust.verdicts, asked, is_present)
         for refusal in verdicts[: len(files)]:
             if refusal is not None:

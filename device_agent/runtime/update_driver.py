@@ -292,7 +292,7 @@ class UpdateDriver:
         return e.Downloaded(command.ticket, await self._fetch(command.release))
 
     async def _fetch(self, release: Release) -> Transfer:
-        return await self._tools.fetcher.fetch(release, self._show_progress, self._cancelled)
+        return await self._tools.fetcher.fetch(self.state.name, release, self._show_progress, self._cancelled)
 
     def _show_progress(self, progress: Progress | None) -> None:
         # One assignment of a finished value: read by the loop, written in the download's thread.

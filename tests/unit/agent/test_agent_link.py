@@ -337,3 +337,61 @@ def test_a_closed_link_is_told_nothing(heard_elsewhere):
         assert not handler.is_lost.is_set()
 
     asyncio.run(story())
+
+
+# Connecting again -----------------------------------------------------------------------------------------------------
+
+
+class FlakyLink:
+    """Connects or not, holds for a while or not, as its turn says."""
+
+    def __init__(self, turn, log):
+        self.turn = turn
+        self.log = log
+
+    async def connect(self, handler):
+        self.log.append(handler._connecting.failures)
+        if self.turn == "slow refusal":
+            await asyncio.sleep(0.25)
+        if "refusal" in self.turn:
+            raise LinkError("Connecting to the hub failed.")
+        asyncio.get_running_loop().call_later(0.25 if self.turn == "steady" else 0.0, handler.lost)
+
+    async def twin(self):
+        return {}
+
+    async def close(self): ...
+
+
+class NoTelemetry:
+    def connected(self, link, lost): ...
+
+    def disconnected(self): ...
+
+
+def test_patience_with_the_hub_grows_until_a_link_has_held(monkeypatch):
+    """Whatever time was spent on connecting in vain: an address that does not answer is no link that was good."""
+    for name, value in {"RETRY_BASE_S": 0.05, "RETRY_MAX_S": 0.4, "STEADY_S": 0.2}.items():
+        monkeypatch.setattr(link_keeper, name, value)
+    turns = ["refusal", "slow refusal", "short", "steady", "refusal", "refusal"]
+
+    async def story():
+        log: list[int] = []
+        waiting = iter(turns)
+        keeper = LinkKeeper(
+            make_link=lambda: FlakyLink(next(waiting), log),
+            telemetry=NoTelemetry(),
+            desired=lambda _: None,
+            section=dict,
+            answer=lambda _name, _payload: (200, None),
+            may_give_up=lambda: False,
+            chance=lambda: 0.0,
+        )
+        connecting = asyncio.ensure_future(keeper.keep_connected())
+        async with asyncio.timeout(10):
+            while len(log) < len(turns):
+                await asyncio.sleep(0.005)
+        connecting.cancel()
+        assert log == [0, 1, 2, 3, 1, 2]
+
+    asyncio.run(story())

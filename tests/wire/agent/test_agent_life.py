@@ -15,6 +15,7 @@ import pytest
 from device_agent.adapters.sqlite_state import SqliteState
 from device_agent.ports import Stored
 from manifests.telemetry import Envelope
+from simulators.hub_client import HubClient
 from simulators.iothub.server.certificates import ensure_certificates
 from tests.tiny_models import BETTER, GOOD, TinyModel
 from tests.wire.agent.conftest import AGENT, until
@@ -300,7 +301,7 @@ def doctor(device, *more: str, connection_string: str | None = None) -> tuple[in
 def test_the_doctor_finds_a_healthy_device_healthy(device):
     code, findings, _ = doctor(device)
     checks = ["configuration", "identity", "clock", "state", "disk"]
-    checks += ["engines", "source", "certificates", "hub", "artifacts"]
+    checks += ["engines", "source", "certificates", "hub", "artifacts", "trust"]
     assert (code, findings) == (0, dict.fromkeys(checks, True))
 
 
@@ -370,3 +371,35 @@ def test_alerts_outlive_other_readings_when_there_is_no_room_for_all(device):
     alerts = {number for number in range(seen, counts["lastSequence"] + 1) if said[number % 4] == "3"}
     assert alerts
     assert not alerts & missing
+
+
+def test_a_backlog_in_batches_arrives_in_order_through_cuts_and_kills_in_the_middle_of_it(device, hub, tmp_path):
+    """Acknowledgements come late, so every cut hits a batch that has arrived and that the agent does not know of."""
+    count = 2000
+    state = SqliteState.open(device.state)
+    bodies = [
+        Envelope(device="dev-01", module="slipway", boot="old", sequence=n, device_time="t", model="digits", version=1)
+        for n in range(1, count + 1)
+    ]
+    state.enqueue([Stored(body.sequence, body.message_id, body.to_json()) for body in bodies], [])
+    state.close()
+    config = device.directory / "agent.toml"
+    config.write_text("[telemetry]\nbatch_bytes_max = 4096\n")
+    HubClient(tmp_path / "hub").plant_fault({"kind": "delay", "value": 0.03, "durationInSeconds": 600})
+    device.start("--config", str(config))
+
+    def restart() -> None:
+        device.kill()
+        device.start("--config", str(config))
+
+    for share, act in enumerate((hub.kill_connections, restart, hub.kill_connections), 1):
+        until(lambda share=share: len(device.envelopes()) > share * count // 5, "a part has arrived")
+        act()
+    until(lambda: device.status()["telemetry"]["waiting"] == 0, "nothing waits")
+    assert device.terminate() == 0
+    everything_arrived(device)
+    sequences = [envelope.sequence for envelope in device.envelopes()]
+    assert list(dict.fromkeys(sequences)) == list(range(1, count + 1)), "something overtook what was before it"
+    assert len(sequences) > count, "no batch was sent twice, so nothing was shown"
+    # What is sent again begins with what was in flight: at most one batch for each cut.
+    assert len(sequences) - count <= 3 * 4096 // 100

@@ -70,7 +70,7 @@ class Device:
         chosen = release or self.release
 
         async def run() -> Transfer:
-            return await self.fetcher.fetch(chosen, self._tell, self.cancelled)
+            return await self.fetcher.fetch("digits", chosen, self._tell, self.cancelled)
 
         transfer = asyncio.run(run())
         for digest, size_bytes in files_of(chosen):
