@@ -25,6 +25,7 @@ import requests
 import urllib3
 
 from device_agent import wiring
+from device_agent.adapters.logs import RecentLines
 from device_agent.adapters.sqlite_state import SqliteState
 from device_agent.config import read_config
 from device_agent.errors import AgentError
@@ -156,7 +157,7 @@ class Device:
             state = WatchedState.open(config.state_directory)
             state.world = self.world
             try:
-                agent = wiring.open_agent(config, state)
+                agent = wiring.open_agent(config, state, RecentLines())
                 running = asyncio.ensure_future(agent.run())
                 await _with(script(Running(self, agent, running)), running)
                 agent.stop()

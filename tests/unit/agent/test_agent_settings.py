@@ -127,7 +127,7 @@ def test_where_artifacts_come_from_is_read_from_the_environment():
 
 def test_trust_needs_both_a_root_and_a_repository_and_says_when_there_is_none(tmp_path):
     assert trust_of(config_with()) is None
-    assert trust_in_words(config_with()) == "no root is pinned: whoever owns the hub decides what is installed"
+    assert trust_in_words(config_with()) == "whatever the hub offers is installed, as no root is pinned"
     root = tmp_path / "root.json"
     for variables, words in (
         ({"TRUSTED_ROOT": str(root)}, "has no metadata_url"),
