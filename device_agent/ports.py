@@ -54,7 +54,24 @@ class Model(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What an engine is, found out by asking it. `opset_max` is None where the format has no opsets or none was found.
+
+    `providers` are the execution providers (ONNX) or delegates (TFLite) that its models are run by, preferred first.
+    """
+
+    name: str
+    version: str
+    opset_max: int | None
+    providers: tuple[str, ...]
+
+
 class Engine(Protocol):
+    def facts(self) -> EngineFacts:
+        """Asked once and remembered; the first call may take some milliseconds."""
+        ...
+
     def load(self, content: bytes, digest: str) -> Model:
         """Make a model of verified bytes; raises StepError(LOAD_FAILED) with a sentence."""
         ...

@@ -1,5 +1,7 @@
 """Models in TFLite, by LiteRT or, where that is not installed, the older tflite-runtime."""
 
+import functools
+import importlib.metadata
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from device_agent.errors import InferenceError, StepError
+from device_agent.ports import EngineFacts
 from manifests.model import ModelFormat, Signature, TensorSpec
 
 # The identifier of a TFLite flatbuffer, at bytes 4 to 8. The interpreter trusts its input, so a file that is plainly
@@ -15,8 +18,12 @@ _IDENTIFIER = b"TFL3"
 
 try:
     from ai_edge_litert.interpreter import Interpreter
+
+    _PACKAGE = "ai-edge-litert"
 except ImportError:
     from tflite_runtime.interpreter import Interpreter
+
+    _PACKAGE = "tflite-runtime"
 
 
 class TfliteModel:
@@ -62,6 +69,9 @@ class TfliteEngine:
     def __init__(self, threads: int = 1) -> None:
         self._threads = threads
 
+    def facts(self) -> EngineFacts:
+        return EngineFacts(name=_PACKAGE, version=_version(), opset_max=None, providers=())
+
     def load(self, content: bytes, digest: str) -> TfliteModel:
         if content[4:8] != _IDENTIFIER:
             raise StepError("LOAD_FAILED", "The file is no TFLite model: its identifier is missing.")
@@ -71,6 +81,11 @@ class TfliteEngine:
         except (RuntimeError, ValueError) as err:
             raise StepError("LOAD_FAILED", f"LiteRT cannot load the model: {_first_line(err)}") from err
         return TfliteModel(interpreter, digest)
+
+
+@functools.cache
+def _version() -> str:
+    return importlib.metadata.version(_PACKAGE)
 
 
 def _tensor_spec(detail: Mapping[str, Any]) -> TensorSpec:

@@ -1,10 +1,12 @@
 """The adapters that touch the disk and the engines, with real files and real models."""
 
 import hashlib
+import importlib.metadata
 import sqlite3
 from pathlib import Path
 
 import numpy as np
+import onnx.helper
 import pytest
 
 from device_agent.adapters.file_slots import FileSlots
@@ -203,6 +205,31 @@ def test_a_wrong_tensor_is_an_inference_error_and_not_a_crash():
     model = OnnxEngine().load(content, digest_of(content))
     with pytest.raises(InferenceError):
         model.run({"other": np.zeros((1, 4), np.float32)})
+
+
+def test_onnxruntime_tells_the_newest_opset_it_takes():
+    """Checked by models that the onnx package writes: that opset loads, the next one does not."""
+    newest = OnnxEngine().facts().opset_max
+    assert newest is not None
+    load_identity(newest)
+    with pytest.raises(StepError, match="opset"):
+        load_identity(newest + 1)
+
+
+def load_identity(opset: int):
+    tensors = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "g", tensors[:1], tensors[1:])
+    model = onnx.helper.make_model(graph, ir_version=8, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    content = model.SerializeToString()
+    return OnnxEngine().load(content, digest_of(content))
+
+
+def test_an_engine_says_what_it_is():
+    onnx_facts, tflite_facts = OnnxEngine().facts(), TfliteEngine().facts()
+    assert (onnx_facts.name, onnx_facts.version) == ("onnxruntime", importlib.metadata.version("onnxruntime"))
+    assert onnx_facts.providers == ("CPUExecutionProvider",)
+    assert tflite_facts.version == importlib.metadata.version(tflite_facts.name)
+    assert tflite_facts.opset_max is None
 
 
 needs_models = pytest.mark.skipif(not MODELS.is_dir(), reason="the published models are not beside this checkout")
