@@ -5,8 +5,9 @@ Methods without ``async`` block; the runtime calls them in threads.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from manifests.model import ModelFormat, Signature
 
@@ -74,6 +75,41 @@ class Engine(Protocol):
 
     def load(self, content: bytes, digest: str) -> Model:
         """Make a model of verified bytes; raises StepError(LOAD_FAILED) with a sentence."""
+        ...
+
+
+# What an update may have to wait before.
+Moment = Literal["download", "activation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """The device at one moment. What belongs to the other moment is not asked for and left at its default.
+
+    `local` carries the device's time zone. `busy` is None, or a sentence that says the same as long as it stays so.
+    `battery_percent` is None without a battery.
+    """
+
+    local: datetime
+    busy: str | None = None
+    is_metered: bool = False
+    battery_percent: float | None = None
+    is_on_mains: bool = True
+
+
+class Machine(Protocol):
+    """The computer and what surrounds it. None raises: what cannot be read is not known."""
+
+    def surroundings(self, moment: Moment) -> Surroundings:
+        """What matters before that moment of an update; runs the hooks that were configured for it."""
+        ...
+
+    def memory_free_bytes(self) -> int | None:
+        """What a process may still take before the system or the container's limit takes it away from somebody."""
+        ...
+
+    def memory_used_bytes(self) -> int | None:
+        """The resident memory of this process."""
         ...
 
 

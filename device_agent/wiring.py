@@ -18,9 +18,10 @@ from typing import IO, Any
 from device_agent.adapters.sqlite_state import SqliteState
 from device_agent.config import AgentConfig
 from device_agent.core import agent as core
-from device_agent.core.model_state import ModelState
+from device_agent.core.deferral import Policy, read_windows
+from device_agent.core.model_state import ModelState, Rules
 from device_agent.errors import ConfigurationError, StateError, StateInUseError
-from device_agent.ports import Engine, Source
+from device_agent.ports import Engine, Machine, Source
 from manifests.errors import ManifestError
 from manifests.model import ModelFormat
 
@@ -160,9 +161,9 @@ def give_memory_back() -> None:
 
 def open_agent(config: AgentConfig, state: SqliteState) -> Any:
     """Put an agent together, on the event loop that is to run it; raises ConfigurationError and StateError."""
+    from device_agent.adapters.factory_models import read_factory_models
     from device_agent.adapters.file_slots import FileSlots
     from device_agent.adapters.http_downloader import HttpDownloader
-    from device_agent.core.model_state import Rules
     from device_agent.core.outbox import Bounds
     from device_agent.runtime.agent import Agent, Parts
     from device_agent.runtime.fetching import Fetcher
@@ -174,17 +175,19 @@ def open_agent(config: AgentConfig, state: SqliteState) -> Any:
     boot = secrets.token_hex(8)
     identity, source, by_format = config.identity, open_source(config), engines(config)
     formats = tuple(by_format)
+    factory, factory_files = read_factory_models(config.settings.update.factory, formats)
     make_link = link_factory(config)
     is_unclean = state.begin_boot(boot)
     state.note_identity(identity.device_id, identity.module_id)
-    slots = FileSlots(config.state_directory)
+    slots = FileSlots(config.state_directory, factory_files)
     tools = Tools(
         store=state,
         slots=slots,
         fetcher=Fetcher(slots, HttpDownloader(config.artifacts_url, config.ca_file), asyncio.to_thread),
         engines=by_format,
         serving=Serving(),
-        rules=Rules(formats=formats),
+        machine=machine_of(config),
+        rules=rules_of(config, formats),
         now=lambda: datetime.now(UTC),
         monotonic_s=time.monotonic,
         chance=random.random,
@@ -204,16 +207,50 @@ def open_agent(config: AgentConfig, state: SqliteState) -> Any:
                 boot=boot,
                 platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
                 formats=formats,
+                factory={name: release.version for name, release in factory.items()},
             ),
             author=Author(identity.device_id, identity.module_id, boot),
             bounds=Bounds(config.settings.telemetry.messages_max, config.settings.telemetry.size_bytes_max),
             interval_s=config.interval_s,
             drain_s=config.settings.telemetry.drain_s,
             is_unclean=is_unclean,
-            states=read_states(state.models()),
+            states=core.with_factory(read_states(state.models()), factory),
             hub_name=identity.host_name,
         )
     )
+
+
+def rules_of(config: AgentConfig, formats: tuple[str, ...]) -> Rules:
+    """The update machine's rules from ``[update]``; raises ConfigurationError that quotes what cannot be read."""
+    settings = config.settings.update
+    windows = tuple(part.strip() for part in settings.window.split(",") if part.strip())
+    return Rules(
+        formats=formats,
+        keep_releases=settings.keep_releases,
+        keep_bytes_max=settings.keep_bytes_max,
+        deferral=Policy(
+            windows=read_windows(windows, settings.days),
+            is_downloaded_ahead=settings.download_ahead,
+            metered_bytes_max=settings.metered_bytes_max,
+            battery_percent_min=settings.battery_percent_min,
+            battery_percent_floor=settings.battery_percent_floor,
+        ),
+        look_again_s=settings.look_again_s,
+    )
+
+
+def machine_of(config: AgentConfig) -> Machine:
+    """The machine with the operator's hooks from ``[update]``; raises ConfigurationError."""
+    from device_agent.adapters.linux_machine import Hooks, LinuxMachine, read_hook, read_timezone
+
+    settings = config.settings.update
+    hooks = Hooks(
+        busy=read_hook("busy_command", settings.busy_command),
+        metered=read_hook("metered_command", settings.metered_command),
+        is_metered=settings.metered,
+        timeout_s=settings.hook_timeout_s,
+    )
+    return LinuxMachine(hooks, read_timezone(settings.timezone))
 
 
 def link_factory(config: AgentConfig) -> Callable[[], Any]:

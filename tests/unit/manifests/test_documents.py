@@ -57,8 +57,13 @@ def test_a_release_is_written_whole_so_that_a_patch_removes_what_an_older_offer_
             "minConfidence": 0.5,
             "maxDisagreement": 0.3,
             "maxErrorRate": 0.02,
+            "latencyRatioMax": None,
+            "latencyMaxMs": None,
+            "memoryGrowthMax": None,
         },
         "notAfter": None,
+        "requires": None,
+        "urgent": False,
     }
 
 
