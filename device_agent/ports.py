@@ -36,6 +36,14 @@ class Source(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Quantisation:
+    """A tensor of whole numbers that stand for others: ``number = scale * (whole - zero_point)``."""
+
+    scale: float
+    zero_point: int
+
+
 class Model(Protocol):
     """A network in memory, made of bytes whose digest was checked. Safe to run from several threads."""
 
@@ -50,8 +58,17 @@ class Model(Protocol):
     @property
     def signature(self) -> Signature: ...
 
+    @property
+    def quantisation(self) -> Mapping[str, Quantisation]:
+        """Of those inputs and outputs, by name, for which the file gives a scale."""
+        ...
+
     def run(self, inputs: "Tensors") -> "dict[str, np.ndarray[Any, Any]]":
-        """Answers by tensor name for inputs that carry their batch axis; raises InferenceError."""
+        """Answers by tensor name for inputs that carry their batch axis.
+
+        Raises InferenceError that names the tensor where an input does not fit. What is no tensor in the signature
+        (`TensorSpec.is_tensor`) comes and goes as lists, dicts and None.
+        """
         ...
 
 

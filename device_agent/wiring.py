@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from device_agent.adapters.sqlite_state import SqliteState
 from device_agent.config import AgentConfig
+from device_agent.config.settings import EngineSettings
 from device_agent.core import agent as core
 from device_agent.core.deferral import Policy, read_windows
 from device_agent.core.model_state import ModelState, Rules
@@ -48,25 +49,35 @@ def installed_formats(wanted: tuple[ModelFormat, ...]) -> tuple[ModelFormat, ...
 
 
 def engines(config: AgentConfig) -> dict[ModelFormat, Callable[[], Engine]]:
-    """How to get the engine of each format; each is made at its first use and kept."""
+    """How to get the engine of each format; each is made at its first use and kept.
+
+    Raises ConfigurationError for a provider or delegate that is named and missing.
+    """
     made: dict[ModelFormat, Engine] = {}
+    settings, plain = config.settings.engine, EngineSettings()
 
     def onnx() -> Engine:
         if "onnx" not in made:
             from device_agent.adapters.onnx_engine import OnnxEngine
 
-            made["onnx"] = OnnxEngine(config.settings.engine.threads)
+            made["onnx"] = OnnxEngine(settings)
         return made["onnx"]
 
     def tflite() -> Engine:
         if "tflite" not in made:
             from device_agent.adapters.tflite_engine import TfliteEngine
 
-            made["tflite"] = TfliteEngine(config.settings.engine.threads)
+            made["tflite"] = TfliteEngine(settings)
         return made["tflite"]
 
     makers: dict[ModelFormat, Callable[[], Engine]] = {"onnx": onnx, "tflite": tflite}
-    return {name: makers[name] for name in installed_formats(config.formats)}
+    found = {name: makers[name] for name in installed_formats(config.formats)}
+    # The CPU is always there. Anything else is asked for at the start, and not when the first model comes.
+    if settings.providers != plain.providers and "onnx" in found:
+        onnx()
+    if settings.delegates and "tflite" in found:
+        tflite()
+    return found
 
 
 def open_source(config: AgentConfig) -> Source:
@@ -196,6 +207,7 @@ def open_agent(config: AgentConfig, state: SqliteState) -> Any:
         digests_in_use=frozenset,
         changed=lambda: None,
         give_memory_back=give_memory_back,
+        warm_up_runs=config.settings.engine.warm_up_runs,
     )
     return Agent(
         Parts(

@@ -6,10 +6,15 @@ import msgspec
 
 from manifests.document import Document
 from manifests.identity import Generation, ModelVersion
-from manifests.model import ByteCount, Digest, GoldenSet, ModelFormat
+from manifests.model import ByteCount, Digest, GoldenSet, ModelFormat, attachments_of
+from manifests.processing import LabelFile, Processing
 
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
+# Each place and each delta costs a twin room; a device asks them one after the other.
+PLACES_MAX = 8
+DELTAS_MAX = 8
+Place = Annotated[str, msgspec.Meta(pattern="^https?://", max_length=2048)]
 
 
 class TrialTerms(Document, frozen=True, kw_only=True, omit_defaults=False):
@@ -46,6 +51,15 @@ class Requirements(Document, frozen=True, kw_only=True, omit_defaults=False):
     engine: str | None = None
 
 
+class DeltaOffer(Document, frozen=True, kw_only=True):
+    """A shorter way to the artifact for a device that holds `base_digest`: a file that turns those bytes into it."""
+
+    base_digest: Digest = msgspec.field(name="from")
+    digest: Digest
+    size_bytes: ByteCount = msgspec.field(name="size")
+    target: str
+
+
 class Release(Document, frozen=True, kw_only=True, omit_defaults=False):
     """The terms of one offer. A device follows a higher generation only, so a replay of this document is a no-op.
 
@@ -66,6 +80,15 @@ class Release(Document, frozen=True, kw_only=True, omit_defaults=False):
     requires: Requirements | None = None
     # Waits neither for the update window nor for a link that costs nothing.
     urgent: bool = False
+    # More places that hold the same targets: a target is added to the path of each, before its query if it has one.
+    urls: Annotated[tuple[Place, ...], msgspec.Meta(max_length=PLACES_MAX)] = ()
+    delta: Annotated[tuple[DeltaOffer, ...], msgspec.Meta(max_length=DELTAS_MAX)] = ()
+    processing: Processing | None = None
+
+    @property
+    def attachments(self) -> tuple[GoldenSet | LabelFile, ...]:
+        """The files that this release needs beside its artifact."""
+        return attachments_of(self.golden, self.processing)
 
 
 def releases_in(desired: dict[str, Any]) -> dict[str, Any]:

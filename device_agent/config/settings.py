@@ -5,7 +5,7 @@ wins. Units are the last word of a key.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, get_origin
+from typing import Annotated, Any, Literal, get_origin
 
 import msgspec
 
@@ -23,7 +23,25 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class EngineSettings(Table, frozen=True, kw_only=True):
     """``[engine]``: how models are run."""
 
-    threads: Annotated[int, msgspec.Meta(ge=1)] = 1
+    # One a model: a second one shortens a lone inference by a third and lengthens the slowest ones once the other core
+    # is wanted for anything else.
+    threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
+    # Runs on zeros that a model makes before it serves.
+    warm_up_runs: Annotated[int, msgspec.Meta(ge=0, le=100)] = 1
+    # How far onnxruntime rewrites a graph when it loads it.
+    optimisation: Literal["off", "basic", "extended", "all"] = "all"
+    # onnxruntime's own pool of memory. Without it what a swapped-out model held goes back to the system.
+    arena: bool = False
+    # The bound of that pool for all models together; 0 is none. A model that wants more fails, and the agent does not.
+    memory_bytes_max: Annotated[int, msgspec.Meta(ge=0)] = 0
+    # Execution providers of onnxruntime, preferred first, and the options of each as its documentation names them.
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    provider_options: dict[str, dict[str, str]] = {}
+    # Shared libraries of TFLite delegates, such as libedgetpu.so.1, and the options of each.
+    delegates: tuple[str, ...] = ()
+    delegate_options: dict[str, dict[str, str]] = {}
+    # What follows where a provider or delegate is missing: no start and no such model, or the CPU in its place.
+    fallback: Literal["refuse", "cpu"] = "refuse"
 
 
 class UpdateSettings(Table, frozen=True, kw_only=True):

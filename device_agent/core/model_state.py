@@ -52,7 +52,7 @@ class ModelState(Document, frozen=True, kw_only=True):
     quarantine: dict[str, int] = {}
 
     def digests(self) -> frozenset[str]:
-        """Every artifact and golden set that this model may still need."""
+        """Every artifact, golden set and label file that this model may still need."""
         offer = self.offer if self.phase in BUSY_PHASES else None
         kept: set[str] = set()
         for release in (self.current, self.previous, *self.older, offer, self.pending):
@@ -67,8 +67,7 @@ class ModelState(Document, frozen=True, kw_only=True):
 
 def sizes_bytes(release: Release) -> dict[str, int]:
     """The files of a release by digest."""
-    golden = release.golden
-    return {release.digest: release.size_bytes} | ({golden.digest: golden.size_bytes} if golden else {})
+    return {release.digest: release.size_bytes} | {file.digest: file.size_bytes for file in release.attachments}
 
 
 # Phases in which the device still works on its offer.

@@ -5,7 +5,7 @@ Also the look at the machine before anything is fetched. The update driver calls
 
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ from device_agent.runtime.serving import Served
 from manifests.model import GoldenSet
 from manifests.release import Release, TrialTerms
 from manifests.twin import ShadowEvidence
+
+Tensors = Mapping[str, Any]
 
 # A median of fewer says little; of more it costs time in which the old model shares the machine.
 _MEASUREMENTS_MIN = 24
@@ -60,12 +62,14 @@ def examine(examination: Examination, slots: Slots, machine: Machine) -> ShadowE
     """Raises StepError with the code of the first thing that speaks against the candidate."""
     _must_take_what_the_sensor_gives(examination)
     golden = examination.candidate.release.golden
-    asked: list[dict[str, Any]] = []
+    asked: list[Tensors] = []
+    prepare: Callable[[Served, Tensors], Tensors] = _as_a_reading
     if golden is not None:
-        asked = _ask_golden_set(examination.candidate.model, golden, slots.read(golden.digest))
+        # Golden inputs are the model's own tensors; what a sensor gives goes through the declared steps.
+        asked, prepare = _ask_golden_set(examination.candidate.model, golden, slots.read(golden.digest)), _as_tensors
     elif examination.reading is not None:
-        asked = [dict(examination.reading.inputs)]
-    new_ms, reference_ms = _latencies(examination, asked)
+        asked = [examination.reading.inputs]
+    new_ms, reference_ms = _latencies(examination, asked, prepare)
     used_bytes, before_bytes = machine.memory_used_bytes(), examination.memory_before_bytes
     growth_bytes = None if used_bytes is None or before_bytes is None else max(0, used_bytes - before_bytes)
     evidence = evidence_of(len(asked), new_ms, reference_ms, growth_bytes)
@@ -77,21 +81,21 @@ def examine(examination: Examination, slots: Slots, machine: Machine) -> ShadowE
 
 def _must_take_what_the_sensor_gives(examination: Examination) -> None:
     """A reading that the old model had an answer to is the sensor's word; before one came, the old signature is."""
-    model, serving = examination.candidate.model, examination.serving
+    candidate, serving = examination.candidate, examination.serving
     why: str | None = None
     if examination.reading is not None:
         try:
-            fitted(examination.reading.inputs, model.signature)
+            candidate.pipeline.prepare(examination.reading.inputs)
         except InferenceError as err:
             why = err.message
-    elif serving is not None:
-        why = signature_conflict(serving.model.signature, model.signature)
+    elif serving is not None and candidate.release.processing == serving.release.processing is None:
+        why = signature_conflict(serving.model.signature, candidate.model.signature)
     if why is not None:
-        version = examination.candidate.release.version
+        version = candidate.release.version
         raise StepError(Code.SIGNATURE_MISMATCH, f"Version {version} does not take what the sensor gives: {why}.")
 
 
-def _ask_golden_set(model: Model, golden: GoldenSet, content: bytes) -> list[dict[str, Any]]:
+def _ask_golden_set(model: Model, golden: GoldenSet, content: bytes) -> list[Tensors]:
     """The golden inputs, sample by sample, after the model has answered each of them rightly."""
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
@@ -99,7 +103,7 @@ def _ask_golden_set(model: Model, golden: GoldenSet, content: bytes) -> list[dic
     except (ValueError, OSError, EOFError, AgentError) as err:
         raise StepError(Code.GOLDEN_MISMATCH, f"The golden set cannot be read: {err}.") from err
     samples = len(next(iter(inputs.values())))
-    readings = [{name: array[index] for name, array in inputs.items()} for index in range(samples)]
+    readings: list[Tensors] = [{name: array[index] for name, array in inputs.items()} for index in range(samples)]
     for index, reading in enumerate(readings):
         expected = {name: np.asarray(array[index]) for name, array in outputs.items()}
         try:
@@ -112,17 +116,19 @@ def _ask_golden_set(model: Model, golden: GoldenSet, content: bytes) -> list[dic
     return readings
 
 
-def _latencies(examination: Examination, readings: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+def _latencies(
+    examination: Examination, readings: list[Tensors], prepare: Callable[[Served, Tensors], Tensors]
+) -> tuple[list[float], list[float]]:
     """Milliseconds of both models, measured in turns so that a busy machine slows both; empty without inputs."""
-    models: list[tuple[Model, list[float]]] = [(examination.candidate.model, [])]
+    models: list[tuple[Served, list[float]]] = [(examination.candidate, [])]
     if examination.serving is not None:
-        models.append((examination.serving.model, []))
+        models.append((examination.serving, []))
     if readings:
         deadline_s = time.perf_counter() + _MEASURING_S_MAX
         for count, reading in enumerate(_over_and_over(readings)):
             is_warm = count >= _WARM_UP_RUNS
-            for model, seen_ms in models:
-                took_ms = _latency_ms(model, reading)
+            for served, seen_ms in models:
+                took_ms = _latency_ms(served, reading, prepare)
                 if took_ms is not None and is_warm:
                     seen_ms.append(took_ms)
             is_over = time.perf_counter() > deadline_s
@@ -131,17 +137,25 @@ def _latencies(examination: Examination, readings: list[dict[str, Any]]) -> tupl
     return models[0][1], models[1][1] if len(models) > 1 else []
 
 
-def _over_and_over(readings: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _as_tensors(served: Served, tensors: Tensors) -> Tensors:
+    return fitted(tensors, served.model.signature)
+
+
+def _as_a_reading(served: Served, reading: Tensors) -> Tensors:
+    return served.pipeline.prepare(reading)[0]
+
+
+def _over_and_over(readings: list[Tensors]) -> Iterator[Tensors]:
     while True:
         yield from readings
 
 
-def _latency_ms(model: Model, reading: dict[str, Any]) -> float | None:
+def _latency_ms(served: Served, reading: Tensors, prepare: Callable[[Served, Tensors], Tensors]) -> float | None:
     """None where the model does not take this input: the golden set is made for the new one."""
     try:
-        inputs = fitted(reading, model.signature)
+        inputs = prepare(served, reading)
         began_s = time.perf_counter()
-        model.run(inputs)
+        served.model.run(inputs)
     except InferenceError:
         return None
     return (time.perf_counter() - began_s) * 1000

@@ -1,4 +1,4 @@
-"""Brings the files of a release to the disk: artifact and golden set, one after the other, going on where they end."""
+"""Brings the files of a release to the disk, one after the other, going on where they end."""
 
 import threading
 from collections.abc import Awaitable, Callable
@@ -30,13 +30,12 @@ class Fetcher:
     async def fetch(
         self, release: Release, tell: Callable[[Progress | None], None], cancelled: threading.Event
     ) -> None:
-        """Bring the parts of artifact and golden set to their size; raises FetchError.
+        """Bring the parts of artifact, golden set and label file to their size; raises FetchError.
 
-        `tell` hears the progress, in bytes of both files, partly in the download's thread; None at the end.
+        `tell` hears the progress, in bytes of all files, partly in the download's thread; None at the end.
         """
         files = [(release.target, release.digest, release.size_bytes)]
-        if release.golden is not None:
-            files.append((release.golden.target, release.golden.digest, release.golden.size_bytes))
+        files += [(file.target, file.digest, file.size_bytes) for file in release.attachments]
         total_bytes = sum(size_bytes for _, _, size_bytes in files)
         before_bytes = 0
         start_bytes = self._arrived_bytes(release)
@@ -62,10 +61,7 @@ class Fetcher:
 
 def files_of(release: Release) -> list[tuple[str, int]]:
     """(digest, size_bytes) of every file that a release is made of."""
-    files = [(release.digest, release.size_bytes)]
-    if release.golden is not None:
-        files.append((release.golden.digest, release.golden.size_bytes))
-    return files
+    return [(release.digest, release.size_bytes), *((file.digest, file.size_bytes) for file in release.attachments)]
 
 
 def _advance(tell: Callable[[Progress | None], None], before_bytes: int, total_bytes: int) -> Callable[[int], None]:

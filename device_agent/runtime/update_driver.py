@@ -24,6 +24,7 @@ from device_agent.ports import Engine, Slots, Store
 from device_agent.runtime.examining import Examination, examine, find_machine
 from device_agent.runtime.fetching import Fetcher, FetchError, files_of
 from device_agent.runtime.serving import Served, Serving
+from device_agent.runtime.serving import load as load_served
 from manifests.model import ModelFormat
 from manifests.release import Release
 from manifests.twin import Phase, Progress, TrialEvidence, UpdateProblem
@@ -62,6 +63,8 @@ class Tools:
     changed: Callable[[], None]
     # Gives memory of a model that is gone back to the system.
     give_memory_back: Callable[[], None]
+    # Runs on zeros that a model makes before it serves.
+    warm_up_runs: int = 0
 
 
 class UpdateDriver:
@@ -127,8 +130,9 @@ class UpdateDriver:
         view, current = self._tools.serving.view(self.state.name), self.state.current
         if view is None or current is None or view.reference is not None or view.served.release == current:
             return
-        if view.served.model.digest == current.digest:
-            self._tools.serving.serve(self.state.name, Served(view.served.model, current))
+        renamed = view.served.under(current)
+        if renamed is not None:
+            self._tools.serving.serve(self.state.name, renamed)
 
     async def _journal(self) -> None:
         """Store before doing. On a full disk the update stands still, and the model that serves goes on serving."""
@@ -212,8 +216,9 @@ class UpdateDriver:
         in_memory = [served for served in (view.reference, view.served) if served is not None] if view else []
         for release in command.candidates:
             for served in in_memory:
-                if served.model.digest == release.digest:
-                    serving.serve(name, Served(served.model, release))
+                renamed = served.under(release)
+                if renamed is not None:
+                    serving.serve(name, renamed)
                     self._tools.give_memory_back()
                     return e.Restored(command.ticket, release.digest, await self._is_on_disk(release))
             try:
@@ -243,8 +248,7 @@ class UpdateDriver:
 
         def load() -> Served:
             # The bytes are checked and loaded from memory, so nothing can come between the two.
-            model = make().load(self._tools.slots.read(release.digest), release.digest)
-            return Served(model, release)
+            return load_served(make(), release, self._tools.slots.read, warm_up_runs=self._tools.warm_up_runs)
 
         served: Served = await self._tools.in_thread(load)
         return served
@@ -257,7 +261,8 @@ class UpdateDriver:
             _log.warning("%s: version %d is fetched again: %s", self.state.name, release.version, err.message)
             await asyncio.sleep(self._delay_s(command.attempt, REPAIR_DELAY_MAX_S))
             await self._fetch(release)
-            await self._tools.in_thread(self._tools.slots.seal, release.digest, release.size_bytes)
+            for digest, size_bytes in files_of(release):
+                await self._tools.in_thread(self._tools.slots.seal, digest, size_bytes)
             served = await self._loaded(release)
         self._tools.serving.serve(self.state.name, served)
         self._tools.give_memory_back()
