@@ -58,6 +58,20 @@ class Deferral(Document, frozen=True, kw_only=True):
     until: str | None = None
 
 
+Way = Literal["full", "delta", "none"]
+
+
+class Transfer(Document, frozen=True, kw_only=True):
+    """How a release came to the device: its bytes whole, by a delta, or not at all as they were there already.
+
+    `why` says what was wrong with the deltas that were tried in vain.
+    """
+
+    way: Way
+    size_bytes: ByteCount = msgspec.field(name="bytes")
+    why: str | None = None
+
+
 class PreviousModel(Document, frozen=True, kw_only=True):
     version: ModelVersion
     digest: Digest
@@ -109,6 +123,7 @@ class ReportedModel(Document, frozen=True, kw_only=True):
     previous: PreviousModel | None = None
     deferred: Deferral | None = None
     progress: Progress | None = None
+    transfer: Transfer | None = None
     shadow: ShadowEvidence | None = None
     trial: TrialEvidence | None = None
     error: UpdateProblem | None = None

@@ -1,8 +1,8 @@
 """Artifacts on disk by digest: what stands under its name is complete, verified and durable.
 
-``blobs/sha256/<hex>`` are sealed, ``parts/<hex>.part`` still grow. A part becomes a blob by fsync, rename and fsync of
-the folder, so that a power cut leaves one or the other. Files that the device was provisioned with are read where they
-lie, and never deleted.
+``blobs/sha256/<hex>`` are sealed, ``parts/<hex>.part`` still grow, ``parts/<hex>.patched`` are being made by a delta. A
+part becomes a blob by fsync, rename and fsync of the folder, so that a power cut leaves one or the other. Files that
+the device was provisioned with are read where they lie, and never deleted.
 """
 
 import contextlib
@@ -31,7 +31,14 @@ class FileSlots:
         self._parts.mkdir(parents=True, exist_ok=True)
 
     def has(self, digest: str) -> bool:
-        return self._blob(digest).is_file() or self._is_provisioned(digest)
+        return self.path(digest).is_file()
+
+    def path(self, digest: str) -> Path:
+        blob = self._blob(digest)
+        return self._provisioned[digest] if not blob.is_file() and self._is_provisioned(digest) else blob
+
+    def _blob(self, digest: str) -> Path:
+        return self._blobs / _hex(digest)
 
     def part(self, digest: str) -> Path:
         return self._parts / f"{_hex(digest)}.part"
@@ -95,15 +102,12 @@ class FileSlots:
     def sweep(self, keep: Iterable[str]) -> int:
         kept = {_hex(digest) for digest in keep}
         deleted = 0
-        for folder, suffix in ((self._blobs, ""), (self._parts, ".part")):
+        for folder in (self._blobs, self._parts):
             for path in folder.iterdir():
-                if path.name.removesuffix(suffix) not in kept:
+                if path.name.partition(".")[0] not in kept:
                     path.unlink(missing_ok=True)
                     deleted += 1
         return deleted
-
-    def _blob(self, digest: str) -> Path:
-        return self._blobs / _hex(digest)
 
     def _check(self, path: Path, digest: str, size_bytes: int) -> None:
         sha256 = hashlib.sha256()

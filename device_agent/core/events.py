@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from device_agent.ports import Surroundings
 from manifests.release import Release
-from manifests.twin import ShadowEvidence, TrialEvidence, UpdateProblem
+from manifests.twin import ShadowEvidence, Transfer, TrialEvidence, UpdateProblem
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,10 @@ class RepairFailed(Answer):
 
 @dataclass(frozen=True, slots=True)
 class PreflightPassed(Answer):
-    """The machine can take the release, of which `missing_bytes` are still to be fetched."""
+    """The machine can take the release; `is_present` where all of it is on the disk and free to be used."""
 
-    missing_bytes: int
+    is_present: bool
+    missing_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,9 @@ class LookFailed(Answer):
 
 @dataclass(frozen=True, slots=True)
 class Downloaded(Answer):
-    pass
+    """Everything is on the disk; `transfer` says how it came there."""
+
+    transfer: Transfer | None = None
 
 
 @dataclass(frozen=True, slots=True)

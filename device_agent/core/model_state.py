@@ -7,7 +7,7 @@ from device_agent.core.deferral import Policy
 from manifests.document import Document
 from manifests.errors import ManifestError
 from manifests.release import Release
-from manifests.twin import Deferral, Phase, ShadowEvidence, TrialEvidence, UpdateProblem
+from manifests.twin import Deferral, Phase, ShadowEvidence, Transfer, TrialEvidence, UpdateProblem
 
 # A device that was offered more bad releases than this forgets the oldest; generations still keep it from a retry.
 QUARANTINE_MAX = 32
@@ -45,6 +45,8 @@ class ModelState(Document, frozen=True, kw_only=True):
     # Of the offer's bytes these are still to be fetched, as the last look at the disk said.
     missing_bytes: int = 0
     deferred: Deferral | None = None
+    # How the offer's bytes came here.
+    transfer: Transfer | None = None
     problem: UpdateProblem | None = None
     shadow: ShadowEvidence | None = None
     evidence: TrialEvidence | None = None
@@ -52,13 +54,14 @@ class ModelState(Document, frozen=True, kw_only=True):
     quarantine: dict[str, int] = {}
 
     def digests(self) -> frozenset[str]:
-        """Every artifact, golden set and label file that this model may still need."""
+        """Every artifact, golden set, label file and delta that this model may still need."""
         offer = self.offer if self.phase in BUSY_PHASES else None
         kept: set[str] = set()
         for release in (self.current, self.previous, *self.older, offer, self.pending):
             if release is not None:
                 kept |= sizes_bytes(release).keys()
-        return frozenset(kept)
+        # A delta is of use until the bytes are here that it makes.
+        return frozenset(kept | {delta.digest for delta in (offer.delta if offer is not None else ())})
 
     def is_withdrawn(self) -> bool:
         """Whether the cloud asked for this model once and then for nothing."""

@@ -19,8 +19,9 @@ HOPELESS = frozenset({Code.UNSUPPORTED_ENGINE, Code.UNSUPPORTED_OPSET})
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What was found. `missing_bytes` of the release are not on the disk yet."""
+    """What was found. `missing_bytes` of the release are not on the disk yet, `is_present` where every file is."""
 
+    is_present: bool
     missing_bytes: int
     room_bytes: int
     memory_bytes: int | None = None
@@ -66,7 +67,7 @@ def _of_opset(offer: Release, requires: Requirements, machine: Machine) -> Updat
 
 
 def _of_room(offer: Release, machine: Machine) -> UpdateProblem | None:
-    if not machine.missing_bytes or machine.missing_bytes + ROOM_RESERVE_BYTES <= machine.room_bytes:
+    if machine.is_present or machine.missing_bytes + ROOM_RESERVE_BYTES <= machine.room_bytes:
         return None
     return problem(
         Code.NO_SPACE,

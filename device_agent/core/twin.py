@@ -143,6 +143,7 @@ def reported_model(
         previous=_previous(state, loaded),
         deferred=state.deferred if state.phase is Phase.DEFERRED else None,
         progress=progress if state.phase is Phase.DOWNLOADING else None,
+        transfer=state.transfer,
         shadow=state.shadow,
         trial=evidence if state.phase is Phase.TRIAL else state.evidence,
         error=state.problem or _stand_in(state, loaded),

@@ -128,6 +128,7 @@ def _begin(state: ModelState, offer: Release, context: Context) -> Step:
         is_in_place=False,
         missing_bytes=0,
         deferred=None,
+        transfer=None,
         problem=None,
         shadow=None,
         evidence=None,
@@ -184,9 +185,7 @@ def _expiry(offer: Release, context: Context) -> UpdateProblem | None:
 def _fits(state: ModelState, event: e.PreflightPassed, context: Context) -> Step:
     """Bytes that are on the disk already are verified; others wait for the moment to fetch them."""
     state = replace(state, missing_bytes=event.missing_bytes)
-    if not event.missing_bytes:
-        return _verify(state, None, context)
-    return _look_around(state, "download")
+    return _verify(state, None, context) if event.is_present else _look_around(state, "download")
 
 
 def _does_not_fit(state: ModelState, event: e.PreflightFailed, context: Context) -> Step:
@@ -216,12 +215,14 @@ def _seen_before_activation(state: ModelState, event: e.SurroundingsSeen, contex
 
 
 def _seen_while_waiting(state: ModelState, event: e.SurroundingsSeen, context: Context) -> Step:
-    """An offer that nothing holds any longer begins again: what was seen of the machine may be days old."""
+    """What waited for its download is looked at again, since days may have passed; what lies ready is verified."""
     assert state.deferred is not None
     late = _expiry(_offer(state), context)
     if late is not None:
         return _rest(replace(state, phase=Phase.REJECTED, problem=late, deferred=None), context)
-    return _deferred(state, state.deferred.step, event, context) or _preflight(state, None, context)
+    moment = state.deferred.step
+    go_on = _preflight if moment == "download" else _verify
+    return _deferred(state, moment, event, context) or go_on(replace(state, deferred=None), None, context)
 
 
 def _deferred(state: ModelState, moment: Moment, event: e.SurroundingsSeen, context: Context) -> Step | None:
@@ -252,6 +253,10 @@ def _download_failed(state: ModelState, event: e.DownloadFailed, context: Contex
     if event.is_retryable and attempt < context.rules.download_attempts_max:
         return _resume(replace(state, attempt=attempt), None, context)
     return _fail(state, event, context)
+
+
+def _downloaded(state: ModelState, event: e.Downloaded, context: Context) -> Step:
+    return _verify(replace(state, transfer=event.transfer), event, context)
 
 
 def _verify(state: ModelState, event: e.Downloaded | e.Restored | None, context: Context) -> Step:
@@ -470,7 +475,7 @@ TRANSITIONS: dict[tuple[Standing, type[e.Event]], Handler] = {
     (Phase.DOWNLOADING, e.Restored): _resume,
     (Phase.DOWNLOADING, e.SurroundingsSeen): _seen_before_download,
     (Phase.DOWNLOADING, e.LookFailed): _fail,
-    (Phase.DOWNLOADING, e.Downloaded): _verify,
+    (Phase.DOWNLOADING, e.Downloaded): _downloaded,
     (Phase.DOWNLOADING, e.DownloadFailed): _download_failed,
     (Phase.VERIFYING, e.Desired): _accept,
     (Phase.VERIFYING, e.Withdrawn): _withdraw,

@@ -37,10 +37,9 @@ def find_machine(release: Release, slots: Slots, engine: Engine | None, machine:
     missing = [(digest, size_bytes) for digest, size_bytes in files_of(release) if not slots.has(digest)]
     parts = [part for digest, _ in missing if (part := slots.part(digest)).is_file()]
     arrived_bytes = sum(part.stat().st_size for part in parts)
-    # Bytes that lie in parts are not yet known to be good, so as long as one file is missing something is.
-    missing_bytes = max(1, sum(size for _, size in missing) - arrived_bytes) if missing else 0
     return preflight.Machine(
-        missing_bytes=missing_bytes,
+        is_present=not missing,
+        missing_bytes=max(0, sum(size_bytes for _, size_bytes in missing) - arrived_bytes),
         room_bytes=slots.room_bytes(),
         memory_bytes=machine.memory_free_bytes(),
         engine=engine.facts() if engine is not None else None,

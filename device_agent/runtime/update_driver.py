@@ -27,7 +27,7 @@ from device_agent.runtime.serving import Served, Serving
 from device_agent.runtime.serving import load as load_served
 from manifests.model import ModelFormat
 from manifests.release import Release
-from manifests.twin import Phase, Progress, TrialEvidence, UpdateProblem
+from manifests.twin import Phase, Progress, Transfer, TrialEvidence, UpdateProblem
 
 DOWNLOAD_DELAY_BASE_S = 0.5
 DOWNLOAD_DELAY_MAX_S = 30.0
@@ -279,7 +279,9 @@ class UpdateDriver:
         seen = shortcoming(release, machine)
         if seen is not None:
             return e.PreflightFailed(command.ticket, seen)
-        return e.PreflightPassed(command.ticket, machine.missing_bytes)
+        # Somebody else may have to allow even bytes that are here already.
+        is_present = machine.is_present and not tools.fetcher.must_ask
+        return e.PreflightPassed(command.ticket, is_present, machine.missing_bytes)
 
     async def _look_around(self, command: c.LookAround) -> e.Answer:
         """At once, or as soon as what is seen is judged otherwise than what is known."""
@@ -294,11 +296,10 @@ class UpdateDriver:
 
     async def _download(self, command: c.Download) -> e.Answer:
         await asyncio.sleep(self._delay_s(command.attempt, DOWNLOAD_DELAY_MAX_S))
-        await self._fetch(command.release)
-        return e.Downloaded(command.ticket)
+        return e.Downloaded(command.ticket, await self._fetch(command.release))
 
-    async def _fetch(self, release: Release) -> None:
-        await self._tools.fetcher.fetch(release, self._show_progress, self._cancelled)
+    async def _fetch(self, release: Release) -> Transfer:
+        return await self._tools.fetcher.fetch(self.state.name, release, self._show_progress, self._cancelled)
 
     def _show_progress(self, progress: Progress | None) -> None:
         # One assignment of a finished value: read by the loop, written in the download's thread.

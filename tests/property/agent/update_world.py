@@ -201,7 +201,7 @@ class World:
             moment: Moment = "download" if isinstance(command, c.Download) else "activation"
             assert isinstance(event, e.SurroundingsSeen), f"{type(command).__name__} without a look around"
             assert is_right(moment, command.release, event.surroundings), "the wrong moment"
-        if isinstance(command, c.Preflight) and before.phase is Phase.DEFERRED:
+        if isinstance(command, c.Preflight | c.Verify) and before.phase is Phase.DEFERRED:
             assert not is_late_for(command.release, self.now), "an offer was started that expired"
 
     def _check_command(self, command: c.Command, state: ModelState) -> None:
@@ -267,7 +267,7 @@ class World:
                 if not is_present and len(self.disk) >= self.room:
                     self.was_short = True
                     return e.PreflightFailed(ticket, problem(Code.NO_SPACE, "Full."))
-                return e.PreflightPassed(ticket, 0 if is_present else SIZE_BYTES)
+                return e.PreflightPassed(ticket, is_present, 0 if is_present else SIZE_BYTES)
             case c.LookAround(moment=moment):
                 return e.SurroundingsSeen(ticket, self.surroundings(moment)) if is_lucky else e.LookFailed(ticket, bad)
             case c.Download(release=item):

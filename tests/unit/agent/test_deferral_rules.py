@@ -184,9 +184,9 @@ def test_bytes_are_fetched_ahead_and_activated_in_the_window():
     assert (known.reason, known.step, known.until) == ("window", "activation", "2025-03-02T01:00:00+00:00")
     assert device.work == c.LookAround(device.state.ticket, release(2), "activation", 100, known)
     assert digest(2) in device.state.digests()
-    device.sees(NIGHT).says((e.PreflightPassed, (0,)), e.Verified).sees(NIGHT).says(e.Loaded, e.ShadowPassed)
+    device.sees(NIGHT).says(e.Verified).sees(NIGHT).says(e.Loaded, e.ShadowPassed)
     device.says(e.Switched, PASSED)
-    assert device.chain == ["offered", "verifying", "staged", "shadow", "switching", "trial", "committed"]
+    assert device.chain == ["verifying", "staged", "shadow", "switching", "trial", "committed"]
     assert (device.state.current, device.state.deferred) == (release(2), None)
 
 
@@ -234,18 +234,20 @@ def test_after_a_restart_it_serves_and_goes_on_waiting():
 
 
 def test_killed_on_trial_in_the_night_and_back_at_noon_the_new_model_waits_for_the_next_night():
-    device = with_bytes_at_hand().sees(NIGHT).says((e.PreflightPassed, (0,)), e.Verified).sees(NIGHT)
+    device = with_bytes_at_hand().sees(NIGHT).says(e.Verified).sees(NIGHT)
     device.says(e.Loaded, e.ShadowPassed, e.Switched).hears(e.Restarted(is_unclean=True))
     device.says((e.Restored, (digest(1),))).sees(NOON)
     assert (device.chain[-2:], device.state.serving) == (["staged", "deferred"], digest(1))
 
 
 def test_a_download_whose_line_becomes_metered_waits_between_two_attempts():
-    device = Waiting(committed(1).state).hears(e.Desired(release(2))).says((e.PreflightPassed, (5_000_000,))).sees()
+    device = (
+        Waiting(committed(1).state).hears(e.Desired(release(2))).says((e.PreflightPassed, (False, 5_000_000))).sees()
+    )
     device.says((e.DownloadFailed, (BAD, True, True))).sees(is_metered=True)
     assert device.chain == ["offered", "downloading", "deferred"]
     assert device.state.deferred.reason == "metered"
-    device.sees().says((e.PreflightPassed, (1_000,))).sees(is_metered=True)
+    device.sees().says((e.PreflightPassed, (False, 1_000))).sees(is_metered=True)
     assert isinstance(device.work, c.Download)
 
 
@@ -261,7 +263,7 @@ def test_a_clock_that_jumps_a_year_is_judged_by_what_it_says_now(years):
     jumped = NIGHT.replace(year=NIGHT.year + years)
     device.now = jumped.astimezone(UTC)
     device.sees(jumped)
-    assert device.state.phase is Phase.OFFERED
+    assert device.state.phase is Phase.VERIFYING
 
 
 def test_a_journal_that_says_deferred_without_a_reason_is_taken_as_an_offer_that_was_not_started():

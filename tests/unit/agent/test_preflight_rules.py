@@ -13,14 +13,14 @@ from manifests.twin import Phase
 from tests.unit.agent.test_update_machine import PASSED, TO_TRIAL, Device, committed, digest, release
 
 ENGINE = EngineFacts("onnxruntime", "1.17.3", 20, ("CPUExecutionProvider",))
-PLENTY = Machine(missing_bytes=1000, room_bytes=10_000_000, memory_bytes=100_000_000, engine=ENGINE)
+PLENTY = Machine(is_present=False, missing_bytes=1000, room_bytes=10_000_000, memory_bytes=100_000_000, engine=ENGINE)
 
 # A sentence -> (what the release requires, the machine, the code).
 CASES = {
     "it asks for nothing": (None, PLENTY, None),
     "the disk is full": (None, replace(PLENTY, room_bytes=1000 + ROOM_RESERVE_BYTES - 1), Code.NO_SPACE),
     "the disk has just enough": (None, replace(PLENTY, room_bytes=1000 + ROOM_RESERVE_BYTES), None),
-    "the disk is full, but the bytes are there": (None, replace(PLENTY, missing_bytes=0, room_bytes=0), None),
+    "the disk is full, but the bytes are there": (None, replace(PLENTY, is_present=True, room_bytes=0), None),
     "the memory is short": (Requirements(memory_bytes=100_000_001), PLENTY, Code.NO_MEMORY),
     "the memory is enough": (Requirements(memory_bytes=100_000_000), PLENTY, None),
     "the memory is not known": (Requirements(memory_bytes=10**12), replace(PLENTY, memory_bytes=None), None),

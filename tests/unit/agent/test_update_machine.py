@@ -82,8 +82,8 @@ class Device:
         return [type(command).__name__ for command in self.asked]
 
 
-ROOM = (e.PreflightPassed, (100,))
-PRESENT = (e.PreflightPassed, (0,))
+ROOM = (e.PreflightPassed, (False, 100))
+PRESENT = (e.PreflightPassed, (True,))
 TO_TRIAL = (ROOM, e.Downloaded, e.Verified, e.Loaded, e.ShadowPassed, e.Switched)
 PASSED = (e.TrialPassed, (SEEN,))
 
