@@ -190,6 +190,41 @@ class Engine(Protocol):
         ...
 
 
+# What an update may have to wait before.
+Moment = Literal["download", "activation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """The device at one moment. What belongs to the other moment is not asked for and left at its default.
+
+    `local` carries the device's time zone. `busy` is None, or a sentence that says the same as long as it stays so.
+    `battery_percent` is None without a battery.
+    """
+
+    local: datetime
+    busy: str | None = None
+    is_metered: bool = False
+    battery_percent: float | None = None
+    is_on_mains: bool = True
+
+
+class Machine(Protocol):
+    """The computer and what surrounds it. None raises: what cannot be read is not known."""
+
+    def surroundings(self, moment: Moment) -> Surroundings:
+        """What matters before that moment of an update; runs the hooks that were configured for it."""
+        ...
+
+    def memory_free_bytes(self) -> int | None:
+        """What a process may still take before the system or the container's limit takes it away from somebody."""
+        ...
+
+    def memory_used_bytes(self) -> int | None:
+        """The resident memory of this process."""
+        ...
+
+
 class Slots(Protocol):
     """Artifacts by digest. What stands under a digest is complete; what is still being written is a part."""
 

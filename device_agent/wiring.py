@@ -26,10 +26,11 @@ from device_agent.config.identities import ByCertificate, ByConnectionString, By
 from device_agent.config.settings import EngineSettings, TelemetrySettings
 from device_agent.core import agent as core
 from device_agent.core.alerts import AlertRule
-from device_agent.core.model_state import ModelState
+from device_agent.core.deferral import Policy, read_windows
+from device_agent.core.model_state import ModelState, Rules
 from device_agent.core.outbox import Bounds
 from device_agent.errors import ConfigurationError, LinkError, StateError, StateInUseError
-from device_agent.ports import Downloader, Engine, FileSink, Mirror, Reading, Source, Trust
+from device_agent.ports import Downloader, Engine, FileSink, Machine, Mirror, Reading, Source, Trust
 from manifests.errors import ManifestError
 from manifests.model import ModelFormat
 
@@ -495,8 +496,8 @@ def open_collection(config: AgentConfig, boot: str) -> Any:
 def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> Any:
     """Put an agent together, on the event loop that is to run it; raises ConfigurationError and StateError."""
     from device_agent.adapters.delta_patch import apply_delta
+    from device_agent.adapters.factory_models import read_factory_models
     from device_agent.adapters.file_slots import FileSlots
-    from device_agent.core.model_state import Rules
     from device_agent.runtime.agent import Agent, Parts
     from device_agent.runtime.fetching import Fetcher
     from device_agent.runtime.serving import Serving
@@ -508,18 +509,20 @@ def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> A
     identity, by_format = config.identity, engines(config)
     accepts, mirror, source = chooser(config), open_mirror(config), open_source(config)
     formats = tuple(by_format)
+    factory, factory_files = read_factory_models(config.settings.update.factory, formats)
     make_link = link_factory(config)
     is_unclean = state.begin_boot(boot)
     state.note_identity(identity.device_id, identity.module_id)
     state.note_source(config.source)
-    slots = FileSlots(config.state_directory)
+    slots = FileSlots(config.state_directory, factory_files)
     tools = Tools(
         store=state,
         slots=slots,
         fetcher=Fetcher(slots, downloader(config), asyncio.to_thread, trust=trust_of(config), patch=apply_delta),
         engines=by_format,
         serving=Serving(),
-        rules=Rules(formats=formats),
+        machine=machine_of(config),
+        rules=rules_of(config, formats),
         now=lambda: datetime.now(UTC),
         monotonic_s=time.monotonic,
         chance=random.random,
@@ -541,6 +544,7 @@ def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> A
                 platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
                 formats=formats,
                 engines=engine_names(formats),
+                factory={name: release.version for name, release in factory.items()},
             ),
             author=Author(identity.device_id, identity.module_id, boot),
             bounds=outbox_bounds(config.settings.telemetry),
@@ -549,13 +553,46 @@ def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> A
             interval_s=config.interval_s,
             drain_s=config.settings.telemetry.drain_s,
             is_unclean=is_unclean,
-            states=read_states(state.models()),
+            states=core.with_factory(read_states(state.models()), factory),
             hub_name=identity.host_name,
             host=open_host(config, lines),
             accepts=accepts,
             mirror=mirror,
         )
     )
+
+
+def rules_of(config: AgentConfig, formats: tuple[str, ...]) -> Rules:
+    """The update machine's rules from ``[update]``; raises ConfigurationError that quotes what cannot be read."""
+    settings = config.settings.update
+    windows = tuple(part.strip() for part in settings.window.split(",") if part.strip())
+    return Rules(
+        formats=formats,
+        keep_releases=settings.keep_releases,
+        keep_bytes_max=settings.keep_bytes_max,
+        deferral=Policy(
+            windows=read_windows(windows, settings.days),
+            is_downloaded_ahead=settings.download_ahead,
+            metered_bytes_max=settings.metered_bytes_max,
+            battery_percent_min=settings.battery_percent_min,
+            battery_percent_floor=settings.battery_percent_floor,
+        ),
+        look_again_s=settings.look_again_s,
+    )
+
+
+def machine_of(config: AgentConfig) -> Machine:
+    """The machine with the operator's hooks from ``[update]``; raises ConfigurationError."""
+    from device_agent.adapters.linux_machine import Hooks, LinuxMachine, read_hook, read_timezone
+
+    settings = config.settings.update
+    hooks = Hooks(
+        busy=read_hook("busy_command", settings.busy_command),
+        metered=read_hook("metered_command", settings.metered_command),
+        is_metered=settings.metered,
+        timeout_s=settings.hook_timeout_s,
+    )
+    return LinuxMachine(hooks, read_timezone(settings.timezone))
 
 
 def downloader(config: AgentConfig) -> Downloader:

@@ -38,8 +38,18 @@ NEXT_ACTIONS: Mapping[str, str] = {
     "register the file again and roll out that version.",
     "DELTA_FAILED": "Nothing need be done: the whole artifact is fetched in place of the delta. "
     "Where it happens often, make the deltas again.",
-    "TRUST_FAILED": "See that the TUF repository is complete and signed by whom the device's root names; "
-    "nothing that it does not vouch for is installed.",
+    "TRUST_NO_ROOT": "Give the device the repository's root metadata again, as trusted_root in [download].",
+    "TRUST_UNREACHABLE": "See from the device that metadata_url answers (`slipway-agent doctor`); it is tried again.",
+    "TRUST_EXPIRED": "Sign the repository's metadata anew; where it is fresh, set the device's clock.",
+    "TRUST_ROLLBACK": "The repository shows older metadata than this device has seen: restore its newest state, "
+    "and find out who put the old one there.",
+    "TRUST_BAD_SIGNATURE": "The metadata is not signed by whom the device's root names: "
+    "sign it with the right keys, and find out who published it.",
+    "TRUST_BAD_METADATA": "The repository's metadata is damaged or does not fit together: publish it again.",
+    "TRUST_UNKNOWN_TARGET": "Publish and sign the file in the repository, then roll out again; "
+    "whoever offered it without that may not be allowed to.",
+    "TRUST_TARGET_MISMATCH": "The release names other bytes than the repository vouches for: "
+    "compare both with the registry (`slipway model show`).",
     "GOLDEN_MISMATCH": "The model answers differently on this hardware: compare with `slipway-agent score`, "
     "and widen the golden set's tolerance only where the difference is harmless.",
     "SHADOW_LATENCY": "The model is too slow for this device: quantise it, "

@@ -70,7 +70,7 @@ class Fetcher:
         return self._trust is not None
 
     async def fetch(self, model: str, release: Release, tell: Tell, cancelled: threading.Event) -> Transfer:
-        """Bring the parts of artifact and golden set to their bytes, and say how; raises FetchError.
+        """Bring the parts of artifact, golden set and label file to their bytes, and say how; raises FetchError.
 
         `tell` hears the progress, in bytes that are really transferred, partly in other threads; None at the end.
         """
@@ -241,8 +241,8 @@ class _Attempt:
 
 def remote_files(release: Release) -> list[RemoteFile]:
     """Every file that a release is made of, the artifact first."""
-    files = [RemoteFile(release.target, release.digest, release.size_bytes)]
-    return files + [RemoteFile(file.target, file.digest, file.size_bytes) for file in release.attachments]
+    files = (RemoteFile(file.target, file.digest, file.size_bytes) for file in release.attachments)
+    return [RemoteFile(release.target, release.digest, release.size_bytes), *files]
 
 
 def files_of(release: Release) -> list[tuple[str, int]]:
