@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from device_agent.core.outbox import MESSAGE_BYTES_MAX, Arriving, BatchSize, Bounds, Outbox
@@ -158,6 +158,11 @@ BOUNDS = st.builds(
 )
 
 
+# While the oldest is in flight another one is dropped; then the line is cut, and the oldest is the first to go again.
+CUT_IN_A_FULL_OUTBOX = [("enqueue", [(1, False)] * 3), ("send", 3), ("enqueue", [(1, False)]), ("lose", False)]
+
+
+@example(Bounds(messages_max=3, eviction="keep_alerts"), [*CUT_IN_A_FULL_OUTBOX, ("enqueue", [(1, False)])])
 @settings(deadline=None, max_examples=250)
 @given(BOUNDS, st.lists(TURNS, min_size=15, max_size=80))
 def test_every_message_arrives_or_is_counted_as_dropped(bounds, turns):
