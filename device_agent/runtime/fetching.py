@@ -155,7 +155,7 @@ class Fetcher:
         try:
             await self._download_while_it_advances(file, attempt, total_bytes)
             await self._in_thread(self._apply, attempt, delta)
-        except (AgentError, OSError) as err:
+        except Exception as err:
             if attempt.cancelled.is_set():
                 raise
             if not (isinstance(err, DownloadError) and err.is_retryable):
