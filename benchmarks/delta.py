@@ -1,7 +1,7 @@
 """Deltas between models: size, time and memory, beside what general tools reach on the same pairs.
 
-``--full`` adds the pairs of 102 MB, and the slow tools on the smaller ones. Each step runs in a process of its own, and each result is
-compared with the target byte for byte.
+``--full`` adds the pairs of 102 MB, and the slow tools on the smaller ones. Each step runs in a process of its own,
+and each result is compared with the target byte for byte.
 """
 
 import importlib.util

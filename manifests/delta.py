@@ -36,7 +36,8 @@ RANS_SEGMENTS_MAX = 256
 RANS_HEAD = struct.Struct("<BHI")  # log2 of lanes, steps of a segment, length of the stored tables
 
 # What an application needs besides: its buffers for reading and writing, and the arrays that decode one block.
-_WORK_BYTES = 2 * MIB + 10 * BLOCK_BYTES
+_BUFFERS_BYTES = 4 * MIB
+_DECODING_BYTES = 14 * BLOCK_BYTES
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 48)]
 Length = Annotated[int, msgspec.Meta(ge=1, lt=1 << 48)]
@@ -217,7 +218,9 @@ class Plan(_Part, frozen=True):
 
     def memory_bytes(self) -> int:
         """An upper bound of what an application needs over the plan itself."""
-        held = 0
+        held = _BUFFERS_BYTES
+        if any(isinstance(stream, Elements) for stream in self.streams):
+            held += _DECODING_BYTES
         for stream, length in zip(self.streams, self.lengths_bytes(), strict=True):
             if isinstance(stream, Text):
                 # A prefix is held twice for a moment, while the decompressor takes it over.
@@ -227,7 +230,7 @@ class Plan(_Part, frozen=True):
                 )
             else:
                 held += min(length, BLOCK_BYTES)
-        return held + _WORK_BYTES
+        return held
 
     def check(self) -> None:
         """Raises ManifestError where the plan reads outside the base, or its parts do not add up."""

@@ -47,7 +47,7 @@ else:
 # Streams of elements besides the text; more kinds than this in one model are taken as text.
 _ELEMENT_STREAMS_MAX = STREAMS_MAX - 2
 # Beside element streams a prefix is shorter, so that a device's bound holds for all of it together.
-_PREFIX_BYTES_MAX_BESIDE = PREFIX_BYTES_MAX // 2
+_PREFIX_BYTES_MAX_BESIDE = PREFIX_BYTES_MAX // 4
 # Text with its prefix up to this size is compressed as well as can be; beyond, that would take seconds.
 _THOROUGH_BYTES_MAX = MIB
 _PLAN_LEVEL = 19
