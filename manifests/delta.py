@@ -19,13 +19,15 @@ MAGIC = b"SLDELTA\x01"
 HEAD = struct.Struct("<8sI")  # magic, length of the stored plan
 
 MIB = 1024 * 1024
-PLAN_BYTES_MAX = 2 * MIB  # as MessagePack; what a plan's objects need in memory is several times that
+PLAN_BYTES_MAX = MIB  # as MessagePack; what a plan's objects need in memory is several times that
+OPERATIONS_MAX = 65_536
 BLOCK_BYTES = 2 * MIB  # of an element stream; the last block of a stream may be shorter
 CHUNK_BYTES_MAX = 4 * MIB  # of a text stream
 PREFIX_BYTES_MAX = 16 * MIB
 PREFIX_BYTES_MIN = 8  # zstd takes no shorter one
-PREFIX_RANGES_MAX = 64
+PREFIX_RANGES_MAX = 16
 STREAMS_MAX = 8
+PIECES_MAX = 4096  # blocks or chunks of a stream: 8 GiB, or 16
 # Of every zstd frame in a delta, log2 of bytes.
 WINDOW_LOG_MAX = 22
 # rANS: frequencies of a table add up to 2**14, states stay in 2**16 ≤ x < 2**32, words have 16 bits.
@@ -146,20 +148,20 @@ class Block(_Part, frozen=True):
     """
 
     is_sorted: bool
-    planes: tuple[Plane, ...]
+    planes: Annotated[tuple[Plane, ...], msgspec.Meta(max_length=8)]
 
 
 class Text(_Part, frozen=True, tag=0):
     """Bytes of no kind."""
 
-    chunks: tuple[Chunk, ...]
+    chunks: Annotated[tuple[Chunk, ...], msgspec.Meta(max_length=PIECES_MAX)]
 
 
 class Elements(_Part, frozen=True, tag=1):
     """Elements of one kind in blocks of BLOCK_BYTES: differences where operations change, values where they insert."""
 
     element: Element
-    blocks: tuple[Block, ...]
+    blocks: Annotated[tuple[Block, ...], msgspec.Meta(max_length=PIECES_MAX)]
 
 
 Stream = Text | Elements
@@ -170,7 +172,7 @@ class Plan(_Part, frozen=True):
 
     base: Artifact
     result: Artifact
-    operations: tuple[Operation, ...]
+    operations: Annotated[tuple[Operation, ...], msgspec.Meta(max_length=OPERATIONS_MAX)]
     streams: Annotated[tuple[Stream, ...], msgspec.Meta(max_length=STREAMS_MAX)]
 
     @classmethod

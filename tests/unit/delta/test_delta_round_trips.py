@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cloud_registry.adapters import delta_maker
 from cloud_registry.adapters.delta_maker import make_delta
+from cloud_registry.errors import RegistryError
 from device_agent.adapters.delta_patch import MEMORY_BYTES_MAX, apply_delta
 from device_agent.errors import StepError
 from manifests.canonical import digest_of
@@ -324,3 +326,16 @@ def test_the_head_is_what_the_document_says(bench):
     magic, stored = struct.unpack("<8sI", bench.delta.read_bytes()[:12])
     assert magic == b"SLDELTA\x01"
     assert stored <= bench.delta.stat().st_size - 12
+
+
+def test_a_model_of_more_tensors_than_a_plan_may_name_is_text(bench, monkeypatch):
+    monkeypatch.setattr(delta_maker, "OPERATIONS_MAX", 6)
+    old, new = onnx_file(weights()), onnx_file(trained_on(weights(), 1e-3))
+    assert (bench.make(old, new).method, bench.apply() == new) == ("prefix", True)
+
+
+def test_a_target_too_large_for_any_delta_is_named(bench, monkeypatch):
+    monkeypatch.setattr(delta_maker, "PIECES_MAX", 0)
+    with pytest.raises(RegistryError, match=r"No delta to target was made: 3 bytes"):
+        bench.make(b"old", b"new")
+    assert not bench.delta.exists()
