@@ -19,13 +19,15 @@ MAGIC = b"SLDELTA\x01"
 HEAD = struct.Struct("<8sI")  # magic, length of the stored plan
 
 MIB = 1024 * 1024
-PLAN_BYTES_MAX = 2 * MIB  # as MessagePack; what a plan's objects need in memory is several times that
+PLAN_BYTES_MAX = MIB  # as MessagePack; what a plan's objects need in memory is several times that
+OPERATIONS_MAX = 65_536
 BLOCK_BYTES = 2 * MIB  # of an element stream; the last block of a stream may be shorter
 CHUNK_BYTES_MAX = 4 * MIB  # of a text stream
 PREFIX_BYTES_MAX = 16 * MIB
 PREFIX_BYTES_MIN = 8  # zstd takes no shorter one
-PREFIX_RANGES_MAX = 64
+PREFIX_RANGES_MAX = 16
 STREAMS_MAX = 8
+PIECES_MAX = 4096  # blocks or chunks of a stream: 8 GiB, or 16
 # Of every zstd frame in a delta, log2 of bytes.
 WINDOW_LOG_MAX = 22
 # rANS: frequencies of a table add up to 2**14, states stay in 2**16 ≤ x < 2**32, words have 16 bits.
@@ -36,7 +38,8 @@ RANS_SEGMENTS_MAX = 256
 RANS_HEAD = struct.Struct("<BHI")  # log2 of lanes, steps of a segment, length of the stored tables
 
 # What an application needs besides: its buffers for reading and writing, and the arrays that decode one block.
-_WORK_BYTES = 2 * MIB + 10 * BLOCK_BYTES
+_BUFFERS_BYTES = 4 * MIB
+_DECODING_BYTES = 14 * BLOCK_BYTES
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 48)]
 Length = Annotated[int, msgspec.Meta(ge=1, lt=1 << 48)]
@@ -145,20 +148,20 @@ class Block(_Part, frozen=True):
     """
 
     is_sorted: bool
-    planes: tuple[Plane, ...]
+    planes: Annotated[tuple[Plane, ...], msgspec.Meta(max_length=8)]
 
 
 class Text(_Part, frozen=True, tag=0):
     """Bytes of no kind."""
 
-    chunks: tuple[Chunk, ...]
+    chunks: Annotated[tuple[Chunk, ...], msgspec.Meta(max_length=PIECES_MAX)]
 
 
 class Elements(_Part, frozen=True, tag=1):
     """Elements of one kind in blocks of BLOCK_BYTES: differences where operations change, values where they insert."""
 
     element: Element
-    blocks: tuple[Block, ...]
+    blocks: Annotated[tuple[Block, ...], msgspec.Meta(max_length=PIECES_MAX)]
 
 
 Stream = Text | Elements
@@ -169,7 +172,7 @@ class Plan(_Part, frozen=True):
 
     base: Artifact
     result: Artifact
-    operations: tuple[Operation, ...]
+    operations: Annotated[tuple[Operation, ...], msgspec.Meta(max_length=OPERATIONS_MAX)]
     streams: Annotated[tuple[Stream, ...], msgspec.Meta(max_length=STREAMS_MAX)]
 
     @classmethod
@@ -217,7 +220,9 @@ class Plan(_Part, frozen=True):
 
     def memory_bytes(self) -> int:
         """An upper bound of what an application needs over the plan itself."""
-        held = 0
+        held = _BUFFERS_BYTES
+        if any(isinstance(stream, Elements) for stream in self.streams):
+            held += _DECODING_BYTES
         for stream, length in zip(self.streams, self.lengths_bytes(), strict=True):
             if isinstance(stream, Text):
                 # A prefix is held twice for a moment, while the decompressor takes it over.
@@ -227,7 +232,7 @@ class Plan(_Part, frozen=True):
                 )
             else:
                 held += min(length, BLOCK_BYTES)
-        return held + _WORK_BYTES
+        return held
 
     def check(self) -> None:
         """Raises ManifestError where the plan reads outside the base, or its parts do not add up."""

@@ -14,12 +14,15 @@ import numpy as np
 from cloud_registry.core.delta_plan import DELTA_SHARE_MAX, Piece, gaps_of, pair_tensors, pieces_of, window_of
 from cloud_registry.core.plane_coding import Bytes, CodedBlock, code_differences, code_values
 from cloud_registry.core.tensor_extents import find_extents
+from cloud_registry.errors import RegistryError
 from manifests.delta import (
     BLOCK_BYTES,
     CHUNK_BYTES_MAX,
     HEAD,
     MAGIC,
     MIB,
+    OPERATIONS_MAX,
+    PIECES_MAX,
     PLAN_BYTES_MAX,
     PREFIX_BYTES_MAX,
     PREFIX_BYTES_MIN,
@@ -47,7 +50,7 @@ else:
 # Streams of elements besides the text; more kinds than this in one model are taken as text.
 _ELEMENT_STREAMS_MAX = STREAMS_MAX - 2
 # Beside element streams a prefix is shorter, so that a device's bound holds for all of it together.
-_PREFIX_BYTES_MAX_BESIDE = PREFIX_BYTES_MAX // 2
+_PREFIX_BYTES_MAX_BESIDE = PREFIX_BYTES_MAX // 4
 # Text with its prefix up to this size is compressed as well as can be; beyond, that would take seconds.
 _THOROUGH_BYTES_MAX = MIB
 _PLAN_LEVEL = 19
@@ -78,13 +81,18 @@ def make_delta(base: Path, target: Path, output: Path) -> MadeDelta:
 
     Raises:
         OSError: a file could not be read or written; no output is left behind.
+        RegistryError: the target is too large for any delta (16 GiB of text).
     """
     maker = _Maker(_mapped(base), _mapped(target))
     content, method = maker.by_tensors(), "tensors"
     by_prefix = maker.by_prefix(None if content is None else len(content))
     if by_prefix is not None:
         content, method = by_prefix, "prefix"
-    assert content is not None, "any file is a text"
+    if content is None:
+        raise RegistryError(
+            f"No delta to {target.name} was made: {target.stat().st_size:,} bytes are more than one can describe.",
+            hint="Send the artifact whole.",
+        )
     unfinished = output.with_name(output.name + ".part")
     try:
         unfinished.write_bytes(content)
@@ -148,8 +156,8 @@ class _Maker:
         content = plan.to_msgpack()
         packed = zstd.compress(content, _PLAN_LEVEL)
         delta = b"".join((HEAD.pack(MAGIC, len(packed)), packed, *payload))
-        fits = len(content) <= PLAN_BYTES_MAX and (size_bytes_max is None or len(delta) < size_bytes_max)
-        return delta if fits else None
+        is_smaller = size_bytes_max is None or len(delta) < size_bytes_max
+        return delta if is_smaller and _is_readable(plan, content) else None
 
     def _coded_elements(self, element: Element, pieces: Sequence[Piece], *, is_change: bool) -> list[CodedBlock]:
         new = _Joined(self._target, [(piece.start, piece.length) for piece in pieces])
@@ -220,6 +228,16 @@ class _Joined:
             first += taken
             index += 1
         return np.concatenate(parts)
+
+
+def _is_readable(plan: Plan, content: bytes) -> bool:
+    """Whether the plan is within what a device reads."""
+    pieces = [len(stream.chunks) if isinstance(stream, Text) else len(stream.blocks) for stream in plan.streams]
+    return (
+        len(content) <= PLAN_BYTES_MAX
+        and len(plan.operations) <= OPERATIONS_MAX
+        and max(pieces, default=0) <= PIECES_MAX
+    )
 
 
 def _kind(piece: Piece) -> _Kind | None:

@@ -158,8 +158,15 @@ class _Patch:
             position += stored
         return streams
 
-    def _prefix(self, chunk: Chunk) -> bytes:
-        return b"".join(part for each in chunk.prefix for part in self._read_base(each))
+    def _prefix(self, chunk: Chunk) -> bytearray:
+        # Read in place: joined from parts it would be there twice, and once more in the decompressor.
+        prefix = bytearray(sum(each.length for each in chunk.prefix))
+        position = 0
+        for each in chunk.prefix:
+            for part in self._read_base(each):
+                prefix[position : position + len(part)] = part
+                position += len(part)
+        return prefix
 
     def _read_base(self, part: Range) -> Iterator[bytes]:
         for first in range(part.offset, part.offset + part.length, _READ_BYTES):
@@ -191,13 +198,13 @@ class _Stream:
             length -= taken
 
 
-def _texts(text: Text, delta: BinaryIO, position: int, prefix: Callable[[Chunk], bytes]) -> Iterator[bytes]:
+def _texts(text: Text, delta: BinaryIO, position: int, prefix: Callable[[Chunk], bytearray]) -> Iterator[bytes]:
     for chunk in text.chunks:
         yield from _chunk_parts(chunk, delta, position, prefix)
         position += chunk.stored
 
 
-def _chunk_parts(chunk: Chunk, delta: BinaryIO, position: int, prefix: Callable[[Chunk], bytes]) -> Iterator[bytes]:
+def _chunk_parts(chunk: Chunk, delta: BinaryIO, position: int, prefix: Callable[[Chunk], bytearray]) -> Iterator[bytes]:
     """The text of one chunk in parts, so that it is never held as a whole beside its prefix."""
     try:
         dictionary = zstd.ZstdDict(prefix(chunk), is_raw=True).as_prefix if chunk.prefix else None
