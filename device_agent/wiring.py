@@ -129,6 +129,7 @@ def _images(what: str, config: AgentConfig) -> Source:
 
 
 def _http(what: str, config: AgentConfig) -> Source:
+    _need_uvicorn()
     from device_agent.adapters.listening import listen_on_port
     from device_agent.adapters.push_source import PushSource
 
@@ -137,11 +138,20 @@ def _http(what: str, config: AgentConfig) -> Source:
 
 
 def _unix(what: str, config: AgentConfig) -> Source:
+    _need_uvicorn()
     from device_agent.adapters.listening import listen_on_path
     from device_agent.adapters.push_source import PushSource
 
     settings = config.settings.sensor
     return PushSource("unix", listen_on_path(Path(what).expanduser(), int(settings.socket_mode, 8)), settings)
+
+
+def _need_uvicorn() -> None:
+    """Looked for and not imported: that takes a while, and happens beside the loading of the model."""
+    if importlib.util.find_spec("uvicorn") is None:
+        raise ConfigurationError(
+            "Pushed readings need the library uvicorn, which is not installed.", hint="Install slipway[agent]."
+        )
 
 
 _SOURCES: dict[str, Callable[[str, AgentConfig], Source]] = {
