@@ -1,6 +1,8 @@
 """What `source` may say, how it is tried, and what is answered to everything else."""
 
+import re
 import socket
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from device_agent.adapters.replay_source import ReplaySource
 from device_agent.adapters.stopwatch import Stopwatch
 from device_agent.adapters.wav_source import WavSource
 from device_agent.config import AgentConfig, Identity, read_config
-from device_agent.config.settings import MirrorSettings, SensorSettings, Settings
+from device_agent.config.settings import MirrorSettings, SensorSettings, Settings, read_settings
 from device_agent.core.inference import fitted
 from device_agent.errors import ConfigurationError, SensorEndedError
 from device_agent.ports import Reading
@@ -153,6 +155,17 @@ def test_a_setting_out_of_bounds_is_named(tmp_path, key, value):
     )
     with pytest.raises(ConfigurationError, match=rf"{key} in \[sensor\]"):
         read_config(file, {}, {})
+
+
+def test_every_example_of_the_guide_is_a_configuration():
+    page = (Path(__file__).parents[3] / "docs" / "agent" / "sensors.md").read_text()
+    blocks = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) >= 5
+    for block in blocks:
+        tables = tomllib.loads(block)
+        source = tables.pop("source", None)
+        assert source is None or wiring.SOURCE_KINDS.count(source.partition(":")[0] + ":") == 1
+        read_settings(tables, {})
 
 
 def test_a_window_of_sound_fits_a_model_of_sound(tmp_path):
