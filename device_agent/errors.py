@@ -58,6 +58,10 @@ class LinkError(AgentError):
     exit_code = ExitCode.HUB_UNREACHABLE
 
 
+class ThrottledError(LinkError):
+    """The hub is there and asks for patience: too many requests at this moment, or the quota of the day is used up."""
+
+
 class CredentialsRefusedError(AgentError):
     """The hub answered that the key, token or identity is not accepted; trying again at once makes no sense."""
 

@@ -3,10 +3,12 @@
 Methods without ``async`` block; the runtime calls them in threads.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import msgspec
 
 from manifests.model import ModelFormat, Signature
 
@@ -137,24 +139,36 @@ class Downloader(Protocol):
         ...
 
 
+# Why a message left the outbox without having been delivered: no room for it, too old, refused by the hub for good.
+DropCause = Literal["room", "age", "refused"]
+
+
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """The outbox in numbers since the state directory was made."""
+    """The outbox in numbers since the state directory was made. `dropped` is the sum of its causes."""
 
     enqueued: int = 0
     acknowledged: int = 0
     dropped: int = 0
     last_sequence: int = 0
+    dropped_room: int = 0
+    dropped_age: int = 0
+    dropped_refused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A message to store: `sequence` orders it; `position` is where its source goes on after it."""
+    """A message to store: `sequence` orders it; `position` is where its source goes on after it.
+
+    `clock_s` and `is_alert` are what the outbox's rules go by, see `core.outbox.Arriving`.
+    """
 
     sequence: int
     message_id: str
     body: bytes
     position: int | None = None
+    clock_s: int = 0
+    is_alert: bool = False
 
 
 class Store(Protocol):
@@ -175,21 +189,24 @@ class Store(Protocol):
     def models(self) -> dict[str, bytes]: ...
 
     def enqueue(self, messages: Sequence[Stored], evicted: Sequence[int]) -> None:
-        """Store messages and delete evicted ones, counting both; the messages' positions with them."""
+        """Store messages and drop evicted ones for want of room, counting both; the messages' positions with them.
+
+        A message that is itself among the evicted is counted and not stored.
+        """
         ...
 
     def acknowledge(self, sequences: Sequence[int]) -> None: ...
 
-    def drop(self, sequences: Sequence[int]) -> None:
-        """Delete messages that can never be delivered, counting them as dropped."""
+    def drop(self, sequences: Sequence[int], cause: DropCause) -> None:
+        """Delete messages that are not to be delivered, counting them as dropped."""
         ...
 
     def messages(self, sequences: Sequence[int]) -> list[Stored]:
         """Those of the messages that are stored, in order."""
         ...
 
-    def waiting(self) -> list[tuple[int, int]]:
-        """(sequence, size_bytes) of every stored message, in order."""
+    def waiting(self) -> Iterator[tuple[int, int, int, bool]]:
+        """(sequence, size_bytes, clock_s, is_alert) of every stored message, in order and without its body."""
         ...
 
     def counts(self) -> Counts: ...
@@ -252,3 +269,74 @@ class Door(Protocol):
     async def serve(self, answer: Callable[[str, Any], Awaitable[tuple[int, Any]]]) -> None:
         """Until it is cancelled."""
         ...
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """One kept reading as it lies on the disk. `inputs` are (dtype, shape, bytes) by tensor.
+
+    (boot, sequence) is that of the reading's telemetry envelope, which says ``collected``.
+    """
+
+    model: str
+    version: int
+    digest: str
+    generation: int
+    boot: str
+    sequence: int
+    at: str
+    reason: str
+    reading: str
+    prediction: str | None
+    confidence: float | None
+    values: str
+    error: str | None
+    inputs: dict[str, tuple[str, tuple[int, ...], bytes]]
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What samples have in common that can stand in one file: the model, and the form of its inputs."""
+        forms = tuple((name, dtype, shape) for name, (dtype, shape, _) in sorted(self.inputs.items()))
+        return (self.model, self.version, self.digest, self.generation, forms)
+
+
+class FileSink(Protocol):
+    """Where files go for good."""
+
+    async def upload(self, name: str, path: Path) -> None:
+        """Bring a file there under that name, over one that is there; returns when the other side has accepted it.
+
+        Raises LinkError, and leaves nothing that looks like a whole file.
+        """
+        ...
+
+
+class SampleStore(Protocol):
+    """Collected samples on the disk. Methods block; they are called by one thread at a time."""
+
+    def append(self, samples: Sequence[Sample]) -> None:
+        """Make samples durable; what finds no place is counted."""
+        ...
+
+    def seal_due(self, *, is_forced: bool = False) -> None: ...
+
+    def waiting(self) -> list[Path]:
+        """Sealed files, oldest first."""
+        ...
+
+    def is_whole(self, path: Path) -> bool: ...
+
+    def blob_name(self, path: Path) -> str:
+        """Under which name a sealed file goes to the cloud: the same at every attempt, and no other file's."""
+        ...
+
+    def remove(self, path: Path) -> None: ...
+
+    def size_bytes(self) -> int: ...
+
+    def lost(self) -> dict[str, int]:
+        """Samples that were kept and then given up since the process began, by cause."""
+        ...
+
+    def save_reference(self, model: str, content: bytes) -> None: ...
+
+    def reference(self, model: str) -> bytes | None: ...

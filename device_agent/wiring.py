@@ -22,13 +22,16 @@ from device_agent.adapters.sqlite_state import SqliteState
 from device_agent.adapters.systemd_notify import SystemdNotifier
 from device_agent.config import AgentConfig, Identity
 from device_agent.config.identities import ByCertificate, ByConnectionString, ByEdgeEnvironment, ByProvisioning
-from device_agent.config.settings import EngineSettings
+from device_agent.config.settings import EngineSettings, TelemetrySettings
 from device_agent.core import agent as core
+from device_agent.core.alerts import AlertRule
 from device_agent.core.model_state import ModelState
+from device_agent.core.outbox import Bounds
 from device_agent.errors import ConfigurationError, StateError, StateInUseError
-from device_agent.ports import Engine, Source
+from device_agent.ports import Engine, FileSink, Source
 from manifests.errors import ManifestError
 from manifests.model import ModelFormat
+from manifests.twin import ReportedAgent
 
 LOCK_PATIENCE_S = 1.0
 
@@ -252,6 +255,50 @@ def give_memory_back() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
+def outbox_bounds(settings: TelemetrySettings) -> Bounds:
+    return Bounds(settings.messages_max, settings.size_bytes_max, settings.age_s_max, settings.eviction)
+
+
+def outbox_sending(settings: TelemetrySettings) -> Any:
+    from device_agent.runtime.telemetry import Sending
+
+    rule = AlertRule(frozenset(settings.alert_predictions), settings.alert_confidence_min, settings.alert_above)
+    return Sending(settings.batch_bytes_max, settings.batch_linger_s, rule)
+
+
+def open_collection(config: AgentConfig, boot: str) -> Any:
+    """What keeps samples, on the event loop that is to run it; None where it is off. Raises StateError."""
+    settings = config.settings.collection
+    if not settings.enabled:
+        return None
+    from device_agent.adapters.file_upload import ContainerUpload, HubUpload
+    from device_agent.adapters.sample_files import FileBounds, SampleFiles
+    from device_agent.core.collection import CollectionRules
+    from device_agent.runtime.collection import Collection
+
+    identity = config.identity
+    sink: FileSink | None = None
+    if settings.container_url:
+        if not settings.container_url.startswith(("https://", "http://")):
+            raise ConfigurationError(
+                "container_url in [collection] is no http or https URL.",
+                hint="Copy the container's URL with its shared access signature again.",
+            )
+        sink = ContainerUpload(settings.container_url, str(identity), config.ca_file)
+    elif not identity.module_id:
+        sink = HubUpload(client_maker(config), config.ca_file)
+    rules = CollectionRules(
+        every_nth=settings.every_nth,
+        per_minute=settings.per_minute,
+        confidence_below=settings.confidence_below,
+        drift_above=settings.drift_above,
+        samples_per_minute_max=settings.samples_per_minute_max,
+    )
+    bounds = FileBounds(settings.bytes_max, settings.file_bytes_max, settings.file_age_s)
+    files = SampleFiles.open(config.state_directory, bounds)
+    return Collection(rules, files, sink, boot, random.random)
+
+
 def assigned(config: AgentConfig) -> AgentConfig:
     """The configuration with the hub and the name that a provisioning service assigned, where it did so before."""
     if not isinstance(config.credentials, ByProvisioning):
@@ -293,18 +340,26 @@ def open_host(config: AgentConfig, lines: RecentLines) -> Any:
     )
 
 
+def reported_agent(boot: str, formats: tuple[ModelFormat, ...]) -> ReportedAgent:
+    return ReportedAgent(
+        version=agent_version(),
+        boot=boot,
+        platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        formats=formats,
+        engines=engine_names(formats),
+    )
+
+
 def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> Any:
     """Put an agent together, on the event loop that is to run it; raises ConfigurationError and StateError."""
     from device_agent.adapters.file_slots import FileSlots
     from device_agent.adapters.http_downloader import HttpDownloader
     from device_agent.core.model_state import Rules
-    from device_agent.core.outbox import Bounds
     from device_agent.runtime.agent import Agent, Parts
     from device_agent.runtime.fetching import Fetcher
     from device_agent.runtime.serving import Serving
     from device_agent.runtime.telemetry import Author
     from device_agent.runtime.update_driver import Tools
-    from manifests.twin import ReportedAgent
 
     boot = secrets.token_hex(8)
     identity, source, by_format = config.identity, open_source(config), engines(config)
@@ -335,15 +390,11 @@ def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> A
             tools=tools,
             source=source,
             make_link=make_link,
-            reported_agent=ReportedAgent(
-                version=agent_version(),
-                boot=boot,
-                platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-                formats=formats,
-                engines=engine_names(formats),
-            ),
+            reported_agent=reported_agent(boot, formats),
             author=Author(identity.device_id, identity.module_id, boot),
-            bounds=Bounds(config.settings.telemetry.messages_max, config.settings.telemetry.size_bytes_max),
+            bounds=outbox_bounds(config.settings.telemetry),
+            sending=outbox_sending(config.settings.telemetry),
+            collection=open_collection(config, boot),
             interval_s=config.interval_s,
             drain_s=config.settings.telemetry.drain_s,
             is_unclean=is_unclean,
@@ -356,29 +407,40 @@ def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> A
 
 def link_factory(config: AgentConfig) -> Callable[[], Any]:
     """How to make a link to the hub, one for each connection."""
-    from device_agent.adapters.hub_link import (
-        AzureHubLink,
-        client_of_certificate,
-        client_of_connection_string,
-        client_of_edge_environment,
-        watch_network_threads,
-    )
+    from device_agent.adapters.hub_link import AzureHubLink, watch_network_threads
 
     watch_network_threads()
+    if isinstance(config.credentials, ByProvisioning):
+        from device_agent.adapters.provisioning import ProvisionedLink
+
+        provisioner, device_id = _provisioner(config, config.credentials), config.identity.device_id
+        return lambda: ProvisionedLink(provisioner, device_id)
+    make_client = client_maker(config)
+    return lambda: AzureHubLink(make_client)
+
+
+def client_maker(config: AgentConfig) -> Callable[[], Any]:
+    """How to make a client of the vendor's SDK under the agent's identity."""
+    from device_agent.adapters import hub_link
+
     credentials, identity = config.credentials, config.identity
     match credentials:
         case ByProvisioning():
-            from device_agent.adapters.provisioning import ProvisionedLink, Provisioner
-
-            provisioner = Provisioner(credentials, config.ca_file, config.state_directory, random.random)
-            return lambda: ProvisionedLink(provisioner, identity.device_id)
+            make: Callable[[], Any] = _provisioner(config, credentials).make_kept_client
+            return make
         case ByConnectionString():
-            make_client = client_of_connection_string(credentials.connection_string, identity.module_id, config.ca_file)
+            text = credentials.connection_string
+            return hub_link.client_of_connection_string(text, identity.module_id, config.ca_file)
         case ByCertificate():
-            make_client = client_of_certificate(identity, credentials.files, config.ca_file)
+            return hub_link.client_of_certificate(identity, credentials.files, config.ca_file)
         case ByEdgeEnvironment():
-            make_client = client_of_edge_environment()
-    return lambda: AzureHubLink(make_client)
+            return hub_link.client_of_edge_environment()
+
+
+def _provisioner(config: AgentConfig, credentials: ByProvisioning) -> Any:
+    from device_agent.adapters.provisioning import Provisioner
+
+    return Provisioner(credentials, config.ca_file, config.state_directory, random.random)
 
 
 def _one_thread() -> Callable[..., Any]:

@@ -104,12 +104,33 @@ class ReportedAgent(Document, frozen=True, kw_only=True):
     engines: dict[ModelFormat, str] = {}
 
 
+class DroppedReadings(Document, frozen=True, kw_only=True):
+    """Why readings were dropped: no room was left, they were older than may be, or the hub refused them for good."""
+
+    room: int = 0
+    age: int = 0
+    refused: int = 0
+
+
+class ReportedCollection(Document, frozen=True, kw_only=True):
+    """Samples kept for monitoring and retraining, since the agent started. `drift` is the stability index by model."""
+
+    taken: int = 0
+    written: int = 0
+    dropped: int = 0
+    uploaded_files: int = 0
+    waiting_bytes: int = 0
+    drift: dict[str, float] = {}
+
+
 class ReportedTelemetry(Document, frozen=True, kw_only=True):
     """The outbox as counts of readings since the state directory was made: nothing is dropped without being counted."""
 
     enqueued: int = 0
     acknowledged: int = 0
     dropped: int = 0
+    dropped_by: DroppedReadings | None = None
+    collection: ReportedCollection | None = None
 
 
 class LabelCount(Document, frozen=True, kw_only=True):

@@ -31,6 +31,7 @@ from device_agent.errors import (
     CredentialsRefusedError,
     LinkError,
     RefusedMessageError,
+    ThrottledError,
 )
 from device_agent.ports import LinkHandler
 
@@ -40,6 +41,8 @@ CLOSE_TIMEOUT_S = 5.0
 # The SDK renews its token by disconnecting and connecting again; that is no loss.
 RENEWAL_GRACE_S = 2.0
 _REFUSED_FOR_GOOD = ("400", "413")
+# Too many requests, and an overloaded hub (learn.microsoft.com/azure/iot-hub/iot-hub-devguide-quotas-throttling).
+_ASKS_FOR_PATIENCE = ("429", "503")
 SDK_OPTIONS: dict[str, Any] = {"connection_retry": False, "auto_connect": False, "ensure_desired_properties": False}
 
 _log = logging.getLogger(__name__)
@@ -273,6 +276,8 @@ async def answered(call: Awaitable[Any], timeout_s: float, doing: str) -> Any:
             "certificate's thumbprint); a wrong clock makes good keys look bad, too.",
         ) from err
     except ServiceError as err:
+        if any(status in str(err) for status in _ASKS_FOR_PATIENCE):
+            raise ThrottledError(f"{doing} has to wait: the hub takes no more at this moment ({err}).") from err
         if any(status in str(err) for status in _REFUSED_FOR_GOOD):
             raise RefusedMessageError(f"{doing} was refused by the hub: {err}.") from err
         raise LinkError(f"{doing} failed: {err}.") from err

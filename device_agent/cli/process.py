@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -60,15 +60,17 @@ async def _serve(config: AgentConfig, lines: object) -> ExitCode:
     from device_agent.adapters.sqlite_state import SqliteState
 
     assert isinstance(lines, RecentLines)
+    agent: Any = None
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Heard from here on, and heeded as soon as there is an agent: nothing below waits before that.
+        loop.add_signal_handler(number, lambda: agent.stop())
     with wiring.state_lock(config.state_directory):
         state = SqliteState.open(config.state_directory)
         config = wiring.identified(config, state)
         agent = wiring.open_agent(config, state, lines)
         for sentence in wiring.introduction(config, state):
             _log.info("%s", sentence, extra={"event": "start"})
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, agent.stop)
         try:
             await agent.run()
         except AgentError:

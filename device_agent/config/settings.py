@@ -85,16 +85,44 @@ class SensorSettings(Table, frozen=True, kw_only=True):
 
 
 class TelemetrySettings(Table, frozen=True, kw_only=True):
-    """``[telemetry]``: what waits for the hub, and how much of it. At one reading a second the defaults keep a week."""
+    """``[telemetry]``: what waits for the hub, and how much of it. At one reading a second the defaults keep a week.
+
+    An `age_s_max` of zero keeps readings of any age; a `batch_linger_s` of zero sends what is there at once. The alerts
+    are what `keep_alerts` drops last: errors, events, these predictions (``label`` or ``model:label``) if the model is
+    as sure as that, and answers without classes that hold a number above this one.
+    """
 
     messages_max: Annotated[int, msgspec.Meta(ge=1)] = 700_000
     size_bytes_max: Annotated[int, msgspec.Meta(ge=64 * 1024)] = 256 * 1024 * 1024
     # How long a stopping agent goes on sending what waits.
     drain_s: Seconds = 5.0
+    age_s_max: Seconds = 0.0
+    eviction: Literal["drop_oldest", "keep_alerts"] = "drop_oldest"
+    batch_bytes_max: Annotated[int, msgspec.Meta(ge=4096, le=252 * 1024)] = 252 * 1024
+    batch_linger_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 0.0
+    alert_predictions: tuple[str, ...] = ()
+    alert_confidence_min: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    alert_above: float | None = None
 
 
 class CollectionSettings(Table, frozen=True, kw_only=True):
-    """``[collection]``: which inputs and predictions are kept for monitoring and retraining."""
+    """``[collection]``: which inputs and predictions are kept for monitoring and retraining.
+
+    Nothing is while `enabled` is false. The rules at zero keep nothing by themselves; a direct method may then still
+    ask for samples. `container_url` is where the files of a module go, whose identity the hub takes no files from: a
+    blob container with a signature that may create and write. It is a secret.
+    """
+
+    enabled: bool = False
+    every_nth: Annotated[int, msgspec.Meta(ge=0)] = 0
+    per_minute: Annotated[int, msgspec.Meta(ge=0, le=600)] = 0
+    confidence_below: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    drift_above: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    samples_per_minute_max: Annotated[int, msgspec.Meta(ge=1)] = 60
+    bytes_max: Annotated[int, msgspec.Meta(ge=64 * 1024)] = 64 * 1024 * 1024
+    file_bytes_max: Annotated[int, msgspec.Meta(ge=16 * 1024)] = 4 * 1024 * 1024
+    file_age_s: Annotated[float, msgspec.Meta(ge=1)] = 3600.0
+    container_url: str = ""
 
 
 class HealthSettings(Table, frozen=True, kw_only=True):

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from device_agent.core import agent as core
@@ -16,10 +16,10 @@ from device_agent.core.outbox import Bounds
 from device_agent.core.twin import Refusal, read_desired
 from device_agent.errors import AgentError
 from device_agent.ports import Door, HubLink, Source, Supervisor
+from device_agent.runtime.collection import Collection
 from device_agent.runtime.health_meter import HealthMeter
 from device_agent.runtime.link_keeper import LinkKeeper
 from device_agent.runtime.methods import (
-    Collector,
     Method,
     Methods,
     RecentLines,
@@ -31,10 +31,10 @@ from device_agent.runtime.methods import (
 )
 from device_agent.runtime.scoring import ScoringLoop
 from device_agent.runtime.serving import Scored
-from device_agent.runtime.telemetry import Author, Telemetry
+from device_agent.runtime.telemetry import Author, Sending, Telemetry
 from device_agent.runtime.update_driver import Tools, UpdateDriver
 from device_agent.runtime.watchdog import Watchdog
-from manifests.twin import ReportedAgent, ReportedTelemetry
+from manifests.twin import ReportedAgent
 
 DRAIN_LOOK_S = 0.05
 # Between the answer to a restart and its beginning.
@@ -73,7 +73,8 @@ class Parts:
     states: Mapping[str, ModelState]
     hub_name: str
     host: Host
-    collector: Collector | None = None
+    sending: Sending = field(default_factory=Sending)
+    collection: Collection | None = None
 
 
 class Agent:
@@ -94,7 +95,13 @@ class Agent:
         )
         self._drivers = {name: UpdateDriver(state, self._tools) for name, state in parts.states.items()}
         self._telemetry = Telemetry(
-            parts.tools.store, parts.bounds, parts.tools.in_store, parts.author, parts.tools.now
+            parts.tools.store,
+            parts.bounds,
+            parts.tools.in_store,
+            parts.author,
+            parts.tools.now,
+            sending=parts.sending,
+            collector=parts.collection,
         )
         self._methods = self._method_table()
         self._keeper = LinkKeeper(
@@ -161,6 +168,8 @@ class Agent:
             self._open_door,
         )
         tasks = [group.create_task(loop()) for loop in loops]
+        if (collection := self._parts.collection) is not None:
+            tasks += [group.create_task(collection.keep_writing()), group.create_task(collection.keep_uploading())]
         scoring = group.create_task(asyncio.to_thread(self._scoring.run))
         group.create_task(self._stop_in_order(tasks, scoring))
         _log.info("Waiting for the hub at %s and for what it wants.", self._parts.hub_name)
@@ -185,6 +194,8 @@ class Agent:
         for task in self._driver_tasks:
             task.cancel()
         await self._drain()
+        if self._parts.collection is not None:
+            await self._parts.collection.finish()
         await self._keeper.say_farewell()
         for task in tasks:
             task.cancel()
@@ -192,6 +203,7 @@ class Agent:
     async def _drain(self) -> None:
         """Send what waits, while there is time and a link or hope of one; the rest is kept for the next start."""
         deadline_s = self._loop.time() + self._parts.drain_s
+        self._telemetry.flush()
 
         def is_done() -> bool:
             return self._telemetry.is_delivered or (self._telemetry.is_stored and not self._keeper.is_hopeful)
@@ -240,7 +252,7 @@ class Agent:
         return self._drivers[name]
 
     def _section(self) -> dict[str, Any]:
-        drivers, counts = self._drivers, self._telemetry.counts
+        drivers, counts, collection = self._drivers, self._telemetry.counts, self._parts.collection
         return core.section(
             self._reportable(),
             self._refusals,
@@ -248,7 +260,7 @@ class Agent:
             {name: driver.progress for name, driver in drivers.items() if driver.progress is not None},
             {name: driver.evidence for name, driver in drivers.items() if driver.evidence is not None},
             self._parts.reported_agent,
-            ReportedTelemetry(enqueued=counts.enqueued, acknowledged=counts.acknowledged, dropped=counts.dropped),
+            core.reported_telemetry(counts, collection.reported() if collection is not None else None),
             self._meter.told,
         )
 
@@ -260,7 +272,7 @@ class Agent:
                 "status": plain_method(self._status),
                 "explain": Method(self._explain, "nothing"),
                 "score": score_method(parts.tools.serving),
-                "collect": collect_method(parts.collector),
+                "collect": collect_method(parts.collection),
                 "logs": logs_method(parts.host.lines),
                 "restart": restart_method(self.restart, RESTART_DELAY_S),
             }

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from device_agent.core.backoff import delay_s
+from device_agent.core.backoff import Backoff
 from device_agent.core.explain import LinkStanding
 from device_agent.core.twin import merged, own_section, patch_between
-from device_agent.errors import AgentError, CredentialsRefusedError, LinkError, RefusedMessageError
+from device_agent.errors import AgentError, CredentialsRefusedError, LinkError, RefusedMessageError, ThrottledError
 from device_agent.ports import HubLink
 from device_agent.runtime.telemetry import Telemetry
 
@@ -17,6 +17,9 @@ RETRY_BASE_S = 0.5
 RETRY_MAX_S = 30.0
 # A refused key is seldom cured within seconds, and asking every second would look like an attack.
 REFUSED_RETRY_S = 60.0
+# A hub that throttles reports is asked again after so long, doubling.
+THROTTLED_BASE_S = 2.0
+THROTTLED_MAX_S = 120.0
 # A link that holds this long was a good one; a shorter one counts as another failed attempt.
 STEADY_S = 10.0
 # How often the figures of a download or a trial in progress, and the counts of the outbox, are reported.
@@ -59,6 +62,10 @@ class LinkKeeper:
         self._rereading: asyncio.Task[None] | None = None
         self._known: dict[str, Any] = {}
         self._telemetry_told: tuple[float, dict[str, Any]] = (0.0, {})
+        self._connecting = Backoff(RETRY_BASE_S, RETRY_MAX_S)
+        self._connected_at_s: float | None = None
+        self._reporting = Backoff(THROTTLED_BASE_S, THROTTLED_MAX_S)
+        self._may_report_at_s = 0.0
 
     @property
     def is_connected(self) -> bool:
@@ -104,9 +111,7 @@ class LinkKeeper:
 
     async def keep_connected(self) -> None:
         """Until it is cancelled; raises CredentialsRefusedError only where the device has nothing to serve anyway."""
-        attempt = 0
         while True:
-            began_s = self._loop.time()
             wait_s = 0.0
             try:
                 await self._one_connection()
@@ -122,19 +127,22 @@ class LinkKeeper:
                 wait_s = REFUSED_RETRY_S
             except LinkError as err:
                 self._problem = err.message
-                if attempt == 0:
+                if self._connecting.failures == 0:
                     _log.warning("%s %sTrying again until it works.", err.message, err.hint + " " if err.hint else "")
                 else:
                     _log.debug("%s", err.message)
-            attempt = 1 if self._loop.time() - began_s > STEADY_S else attempt + 1
-            wait_s = wait_s or delay_s(attempt, self._chance(), base_s=RETRY_BASE_S, cap_s=RETRY_MAX_S)
-            self._retry_at_s = self._loop.time() + wait_s
-            await asyncio.sleep(wait_s)
+            # Time that was spent on connecting proves nothing of a link: a dead one takes a minute to say so.
+            if self._connected_at_s is not None and self._loop.time() - self._connected_at_s > STEADY_S:
+                self._connecting.succeeded()
+            delay_s = self._connecting.failed(self._chance())
+            self._retry_at_s = self._loop.time() + (wait_s or delay_s)
+            await asyncio.sleep(wait_s or delay_s)
             self._retry_at_s = None
 
     async def _one_connection(self) -> None:
         """From connecting to the loss of the connection."""
         self._is_lost.clear()
+        self._connected_at_s = None
         self._desired = None
         self._early = []
         link = self._make_link()
@@ -143,6 +151,7 @@ class LinkKeeper:
             await link.connect(self)
             await self._read_twin(link)
             self._link = link
+            self._connected_at_s = self._loop.time()
             self._is_connecting = False
             self._telemetry.connected(link, self.lost)
             self._is_changed.set()
@@ -196,7 +205,7 @@ class LinkKeeper:
 
     async def _report(self, *, is_final: bool = False) -> None:
         link = self._link
-        if link is None:
+        if link is None or (self._loop.time() < self._may_report_at_s and not is_final):
             return
         wanted = self._wanted(is_final=is_final)
         patch = patch_between(self._known, wanted)
@@ -207,10 +216,18 @@ class LinkKeeper:
         except RefusedMessageError as err:
             # Sent again it would be refused again; what changes next is compared with this.
             _log.error("%s", err.message)
+        except ThrottledError as err:
+            # The link is good: to connect again would only add to what the hub has too much of.
+            delay_s = self._reporting.failed(self._chance())
+            self._may_report_at_s = self._loop.time() + delay_s
+            self._loop.call_later(delay_s, self._is_changed.set)
+            _log.debug("%s The next report is in %.0f s.", err.message, delay_s)
+            return
         except LinkError as err:
             _log.debug("%s", err.message)
             self.lost()
             return
+        self._reporting.succeeded()
         if self._link is link:
             self._known = wanted
 

@@ -25,6 +25,8 @@ CALLS_AT_ONCE_MAX = 4
 PAYLOAD_BYTES_MAX = 128 * 1024
 LOG_LINES_MAX = 500
 _LOG_LINES_ASKED = 100
+_COUNT_ASKED, _COLLECT_ASKED_S = 100, 600.0
+_COLLECT_WANTS = '{"count": how many readings, "seconds": within what time}'
 
 _log = logging.getLogger(__name__)
 
@@ -46,8 +48,8 @@ class Method:
 
 
 class Collector(Protocol):
-    async def collect(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Collect on request and say what came of it; raises AgentError for a request that makes no sense."""
+    def request(self, count: int, duration_s: float) -> None:
+        """Keep the next `count` readings that come within `duration_s`; raises ValueError for what cannot be asked."""
         ...
 
 
@@ -179,12 +181,22 @@ def logs_method(lines: RecentLines) -> Method:
 
 
 def collect_method(collector: Collector | None) -> Method:
+    """Keep the next readings with their answers and send them; the answer only says that it began."""
+
     async def handler(arguments: dict[str, Any]) -> Any:
         if collector is None:
-            raise RefusedCallError(501, "This device collects nothing: [collection] is not set in its configuration.")
-        return await collector.collect(arguments)
+            raise RefusedCallError(501, "This device collects nothing: enabled is not set in [collection].")
+        count, duration_s = arguments.get("count", _COUNT_ASKED), arguments.get("seconds", _COLLECT_ASKED_S)
+        for name, value, kinds in (("count", count, int), ("seconds", duration_s, int | float)):
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                raise RefusedCallError(400, f"{name} is {value!r}; collect takes {_COLLECT_WANTS}.")
+        try:
+            collector.request(count, float(duration_s))
+        except ValueError as err:
+            raise RefusedCallError(400, f"{err}.") from err
+        return {"collecting": count, "seconds": duration_s}
 
-    return Method(handler, "what is to be collected")
+    return Method(handler, _COLLECT_WANTS)
 
 
 def restart_method(restart: Callable[[], None], delay_s: float) -> Method:

@@ -196,11 +196,21 @@ def test_collecting_is_refused_with_a_sentence_where_nothing_collects():
     status, found = answer({"collect": collect_method(None)}, "collect")
     assert (status, "[collection]" in found["error"]) == (501, True)
 
-    class Collector:
-        async def collect(self, request):
-            return {"asked": request["count"]}
+    asked = []
 
-    assert answer({"collect": collect_method(Collector())}, "collect", {"count": 3}) == (200, {"asked": 3})
+    class Collector:
+        def request(self, count, duration_s):
+            if count > 1000:
+                raise ValueError("count is too large")
+            asked.append((count, duration_s))
+
+    table = {"collect": collect_method(Collector())}
+    assert answer(table, "collect", {"count": 3, "seconds": 20}) == (200, {"collecting": 3, "seconds": 20})
+    assert answer(table, "collect")[0] == 200
+    assert asked == [(3, 20.0), (100, 600.0)]
+    assert answer(table, "collect", {"count": 2000}) == (400, {"error": "count is too large."})
+    status, found = answer(table, "collect", {"count": "all"})
+    assert (status, "collect takes" in found["error"]) == (400, True)
 
 
 def test_a_restart_is_answered_before_it_begins():

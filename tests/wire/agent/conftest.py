@@ -19,7 +19,7 @@ from azure.iot.hub.models import CloudToDeviceMethod
 from manifests.canonical import digest_of
 from manifests.model import GoldenSet
 from manifests.release import Release, TrialTerms
-from manifests.telemetry import Envelope
+from manifests.telemetry import Envelope, read_envelopes
 from manifests.twin import ReportedModel
 from simulators.iothub.core.registry import IdentityId
 from simulators.iothub.server.background import BackgroundHub
@@ -174,10 +174,14 @@ class Device:
         if self.process is not None and self.process.poll() is not None:
             raise AssertionError(f"the agent ended with {self.process.returncode}:\n{self.log.read_text()[-4000:]}")
 
-    def envelopes(self) -> list[Envelope]:
+    def messages(self) -> list[bytes]:
+        """The bodies of what was sent, an envelope or a batch each."""
         board = self.hub.server.switchboard
         events = self.hub.call(lambda: board.hub.events.read(0, 1_000_000))
-        return [Envelope.from_json(event.body) for event in events if event.source == "Telemetry"]
+        return [event.body for event in events if event.source == "Telemetry"]
+
+    def envelopes(self) -> list[Envelope]:
+        return [envelope for body in self.messages() for envelope in read_envelopes(body)]
 
     def until_served(self, version: int, *, after: int = 0) -> Envelope:
         """Until a reading scored by that version, later than the first `after` messages, has come to the hub."""
