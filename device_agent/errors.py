@@ -30,6 +30,20 @@ class StateNotFoundError(AgentError):
     exit_code = ExitCode.NOT_FOUND
 
 
+class ModelNotFoundError(AgentError):
+    """This device knows no model of that name."""
+
+    exit_code = ExitCode.NOT_FOUND
+
+
+class CallRefusedError(AgentError):
+    """A running agent answered a call with another status than 200; the exit code follows the status."""
+
+    def __init__(self, message: str, exit_code: ExitCode, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = exit_code
+
+
 class StateError(AgentError):
     """The state directory could not be read or written; `is_full` where the disk had no room."""
 
@@ -44,10 +58,20 @@ class LinkError(AgentError):
     exit_code = ExitCode.HUB_UNREACHABLE
 
 
+class ThrottledError(LinkError):
+    """The hub is there and asks for patience: too many requests at this moment, or the quota of the day is used up."""
+
+
 class CredentialsRefusedError(AgentError):
     """The hub answered that the key, token or identity is not accepted; trying again at once makes no sense."""
 
     exit_code = ExitCode.TRUST
+
+
+class IdentityChangedError(AgentError):
+    """The provisioning service gave the device another name than it runs under; started again it runs under that."""
+
+    exit_code = ExitCode.RESTART
 
 
 class RefusedMessageError(AgentError):

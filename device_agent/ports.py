@@ -3,11 +3,13 @@
 Methods without ``async`` block; the runtime calls them in threads.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import msgspec
 
 from manifests.model import ModelFormat, Signature
 
@@ -128,6 +130,14 @@ class Mirror(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Quantisation:
+    """A tensor of whole numbers that stand for others: ``number = scale * (whole - zero_point)``."""
+
+    scale: float
+    zero_point: int
+
+
 class Model(Protocol):
     """A network in memory, made of bytes whose digest was checked. Safe to run from several threads."""
 
@@ -142,12 +152,38 @@ class Model(Protocol):
     @property
     def signature(self) -> Signature: ...
 
+    @property
+    def quantisation(self) -> Mapping[str, Quantisation]:
+        """Of those inputs and outputs, by name, for which the file gives a scale."""
+        ...
+
     def run(self, inputs: "Tensors") -> "dict[str, np.ndarray[Any, Any]]":
-        """Answers by tensor name for inputs that carry their batch axis; raises InferenceError."""
+        """Answers by tensor name for inputs that carry their batch axis.
+
+        Raises InferenceError that names the tensor where an input does not fit. What is no tensor in the signature
+        (`TensorSpec.is_tensor`) comes and goes as lists, dicts and None.
+        """
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What an engine is, found out by asking it. `opset_max` is None where the format has no opsets or none was found.
+
+    `providers` are the execution providers (ONNX) or delegates (TFLite) that its models are run by, preferred first.
+    """
+
+    name: str
+    version: str
+    opset_max: int | None
+    providers: tuple[str, ...]
+
+
 class Engine(Protocol):
+    def facts(self) -> EngineFacts:
+        """Asked once and remembered; the first call may take some milliseconds."""
+        ...
+
     def load(self, content: bytes, digest: str) -> Model:
         """Make a model of verified bytes; raises StepError(LOAD_FAILED) with a sentence."""
         ...
@@ -196,49 +232,74 @@ class Downloader(Protocol):
         ...
 
 
+# Why a message left the outbox without having been delivered: no room for it, too old, refused by the hub for good.
+DropCause = Literal["room", "age", "refused"]
+
+
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """The outbox in numbers since the state directory was made."""
+    """The outbox in numbers since the state directory was made. `dropped` is the sum of its causes."""
 
     enqueued: int = 0
     acknowledged: int = 0
     dropped: int = 0
     last_sequence: int = 0
+    dropped_room: int = 0
+    dropped_age: int = 0
+    dropped_refused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A message to store: `sequence` orders it; `position` is where its source goes on after it."""
+    """A message to store: `sequence` orders it; `position` is where its source goes on after it.
+
+    `clock_s` and `is_alert` are what the outbox's rules go by, see `core.outbox.Arriving`.
+    """
 
     sequence: int
     message_id: str
     body: bytes
     position: int | None = None
+    clock_s: int = 0
+    is_alert: bool = False
 
 
 class Store(Protocol):
     """The durable state. Every method is one transaction; all raise StateError."""
 
-    def save_model(self, name: str, state: bytes) -> None: ...
+    def save_model(self, name: str, state: bytes, transition: bytes = b"") -> None:
+        """Journal a model's state, and beside it the line of its history that tells of the change, if there is one."""
+        ...
+
+    def transitions(self) -> list[bytes]:
+        """The newest lines of the history of all models, oldest first."""
+        ...
+
+    def note_alive(self) -> None:
+        """Write something small, to see whether writing works."""
+        ...
 
     def models(self) -> dict[str, bytes]: ...
 
     def enqueue(self, messages: Sequence[Stored], evicted: Sequence[int]) -> None:
-        """Store messages and delete evicted ones, counting both; the messages' positions with them."""
+        """Store messages and drop evicted ones for want of room, counting both; the messages' positions with them.
+
+        A message that is itself among the evicted is counted and not stored.
+        """
         ...
 
     def acknowledge(self, sequences: Sequence[int]) -> None: ...
 
-    def drop(self, sequences: Sequence[int]) -> None:
-        """Delete messages that can never be delivered, counting them as dropped."""
+    def drop(self, sequences: Sequence[int], cause: DropCause) -> None:
+        """Delete messages that are not to be delivered, counting them as dropped."""
         ...
 
     def messages(self, sequences: Sequence[int]) -> list[Stored]:
         """Those of the messages that are stored, in order."""
         ...
 
-    def waiting(self) -> list[tuple[int, int]]:
-        """(sequence, size_bytes) of every stored message, in order."""
+    def waiting(self) -> Iterator[tuple[int, int, int, bool]]:
+        """(sequence, size_bytes, clock_s, is_alert) of every stored message, in order and without its body."""
         ...
 
     def counts(self) -> Counts: ...
@@ -255,8 +316,8 @@ class LinkHandler(Protocol):
 
     def lost(self) -> None: ...
 
-    def method_called(self, name: str, payload: Any) -> tuple[int, Any]:
-        """Answer a direct method: (status, payload)."""
+    async def method_called(self, name: str, payload: Any) -> tuple[int, Any]:
+        """Answer a direct method within half a minute: (status, payload)."""
         ...
 
 
@@ -282,3 +343,93 @@ class HubLink(Protocol):
     async def close(self) -> None:
         """Let go of the connection; never raises, returns within seconds."""
         ...
+
+
+class Supervisor(Protocol):
+    """Whoever starts the agent again when it ends. `watchdog_s` is how long it waits for a ping; None: it does not."""
+
+    @property
+    def watchdog_s(self) -> float | None: ...
+
+    def tell(self, **fields: str) -> None:
+        """READY, STATUS, WATCHDOG, STOPPING as of sd_notify; never raises, never blocks."""
+        ...
+
+
+class Door(Protocol):
+    """Another way in for direct methods, besides the hub."""
+
+    async def serve(self, answer: Callable[[str, Any], Awaitable[tuple[int, Any]]]) -> None:
+        """Until it is cancelled."""
+        ...
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """One kept reading as it lies on the disk. `inputs` are (dtype, shape, bytes) by tensor.
+
+    (boot, sequence) is that of the reading's telemetry envelope, which says ``collected``.
+    """
+
+    model: str
+    version: int
+    digest: str
+    generation: int
+    boot: str
+    sequence: int
+    at: str
+    reason: str
+    reading: str
+    prediction: str | None
+    confidence: float | None
+    values: str
+    error: str | None
+    inputs: dict[str, tuple[str, tuple[int, ...], bytes]]
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What samples have in common that can stand in one file: the model, and the form of its inputs."""
+        forms = tuple((name, dtype, shape) for name, (dtype, shape, _) in sorted(self.inputs.items()))
+        return (self.model, self.version, self.digest, self.generation, forms)
+
+
+class FileSink(Protocol):
+    """Where files go for good."""
+
+    async def upload(self, name: str, path: Path) -> None:
+        """Bring a file there under that name, over one that is there; returns when the other side has accepted it.
+
+        Raises LinkError, and leaves nothing that looks like a whole file.
+        """
+        ...
+
+
+class SampleStore(Protocol):
+    """Collected samples on the disk. Methods block; they are called by one thread at a time."""
+
+    def append(self, samples: Sequence[Sample]) -> None:
+        """Make samples durable; what finds no place is counted."""
+        ...
+
+    def seal_due(self, *, is_forced: bool = False) -> None: ...
+
+    def waiting(self) -> list[Path]:
+        """Sealed files, oldest first."""
+        ...
+
+    def is_whole(self, path: Path) -> bool: ...
+
+    def blob_name(self, path: Path) -> str:
+        """Under which name a sealed file goes to the cloud: the same at every attempt, and no other file's."""
+        ...
+
+    def remove(self, path: Path) -> None: ...
+
+    def size_bytes(self) -> int: ...
+
+    def lost(self) -> dict[str, int]:
+        """Samples that were kept and then given up since the process began, by cause."""
+        ...
+
+    def save_reference(self, model: str, content: bytes) -> None: ...
+
+    def reference(self, model: str) -> bytes | None: ...

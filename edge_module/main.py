@@ -11,7 +11,8 @@ from pathlib import Path
 
 import click
 
-from device_agent.cli import CommandInWords, serve
+from device_agent.cli import CommandInWords
+from device_agent.cli.process import serve
 from device_agent.config import Identity, identity_of, read_config
 from device_agent.errors import ConfigurationError
 
@@ -59,12 +60,10 @@ def edge_identity(environment: Mapping[str, str]) -> Identity:
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     envvar="RuntimeLogLevel",
-    default="info",
-    show_default=True,
-    help="How much to say.  [env: RuntimeLogLevel]",
+    help="How much to say.  [default: info]  [env: RuntimeLogLevel]",
 )
 @click.option("--debug", is_flag=True, help="Print the stack trace of an error.")
-def main(file: Path | None, log_level: str, debug: bool) -> None:  # noqa: ARG001  --debug is read where errors end
+def main(file: Path | None, log_level: str | None, debug: bool) -> None:  # noqa: ARG001  --debug is read where errors end
     """Run the Slipway agent as an IoT Edge module, until SIGTERM.
 
     Identity, key and gateway come from the IoT Edge environment. Settings come from SLIPWAY_AGENT_ARTIFACTS_URL,

@@ -14,3 +14,4 @@ class ExitCode(enum.IntEnum):
     CONFLICT = 5  # in use, exists already, or changed meanwhile
     NOT_FOUND = 6
     TRUST = 7  # a key, token, certificate or digest was not accepted
+    RESTART = 8  # start it again: it was asked to, or runs under a new name

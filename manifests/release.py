@@ -6,10 +6,15 @@ import msgspec
 
 from manifests.document import Document
 from manifests.identity import Generation, ModelVersion
-from manifests.model import ByteCount, Digest, GoldenSet, ModelFormat
+from manifests.model import ByteCount, Digest, GoldenSet, ModelFormat, attachments_of
+from manifests.processing import LabelFile, Processing
 
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
+# Each place and each delta costs a twin room; a device asks them one after the other.
+PLACES_MAX = 8
+DELTAS_MAX = 8
+Place = Annotated[str, msgspec.Meta(pattern="^https?://", max_length=2048)]
 
 
 class TrialTerms(Document, frozen=True, kw_only=True, omit_defaults=False):
@@ -26,6 +31,15 @@ class TrialTerms(Document, frozen=True, kw_only=True, omit_defaults=False):
     confidence_mean_min: Fraction = msgspec.field(name="minConfidence", default=0.5)
     disagreement_max: Fraction = msgspec.field(name="maxDisagreement", default=0.3)
     error_rate_max: Fraction = msgspec.field(name="maxErrorRate", default=0.02)
+
+
+class DeltaOffer(Document, frozen=True, kw_only=True):
+    """A shorter way to the artifact for a device that holds `base_digest`: a file that turns those bytes into it."""
+
+    base_digest: Digest = msgspec.field(name="from")
+    digest: Digest
+    size_bytes: ByteCount = msgspec.field(name="size")
+    target: str
 
 
 class Release(Document, frozen=True, kw_only=True, omit_defaults=False):
@@ -45,6 +59,15 @@ class Release(Document, frozen=True, kw_only=True, omit_defaults=False):
     golden: GoldenSet | None = None
     trial: TrialTerms = TrialTerms()
     not_after: str | None = None
+    # More places that hold the same targets: a target is added to the path of each, before its query if it has one.
+    urls: Annotated[tuple[Place, ...], msgspec.Meta(max_length=PLACES_MAX)] = ()
+    delta: Annotated[tuple[DeltaOffer, ...], msgspec.Meta(max_length=DELTAS_MAX)] = ()
+    processing: Processing | None = None
+
+    @property
+    def attachments(self) -> tuple[GoldenSet | LabelFile, ...]:
+        """The files that this release needs beside its artifact."""
+        return attachments_of(self.golden, self.processing)
 
 
 def releases_in(desired: dict[str, Any]) -> dict[str, Any]:

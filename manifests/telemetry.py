@@ -1,10 +1,12 @@
-"""One message from device to cloud."""
+"""What devices send to the cloud: a message's body is one envelope, or a JSON array of them."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from manifests.document import Document
+from manifests.errors import ManifestError
 
 
 class Envelope(Document, frozen=True, kw_only=True):
@@ -29,8 +31,30 @@ class Envelope(Document, frozen=True, kw_only=True):
     latency_ms: float | None = None
     values: dict[str, Any] = {}
     error: str | None = None
+    # A sample of this reading, input and all, was kept on the device; the collected files name it by boot and seq.
+    collected: bool = False
 
     @property
     def message_id(self) -> str:
         """The MQTT message id (``$.mid``): stable over re-sends."""
         return f"{self.boot}-{self.sequence}"
+
+
+def batch_body(envelopes: Sequence[bytes]) -> bytes:
+    """The body of a message that carries these envelopes, each as JSON: one stands for itself, more are an array."""
+    return envelopes[0] if len(envelopes) == 1 else b"[" + b",".join(envelopes) + b"]"
+
+
+def batch_members(body: bytes) -> list[bytes]:
+    """The JSON of each envelope that a message carries, unchecked; raises ManifestError where it is no JSON."""
+    if not body.lstrip().startswith(b"["):
+        return [body]
+    try:
+        return [bytes(member) for member in msgspec.json.decode(body, type=list[msgspec.Raw])]
+    except msgspec.DecodeError as err:
+        raise ManifestError(f"The batch of envelopes is malformed: {err}") from err
+
+
+def read_envelopes(body: bytes) -> list[Envelope]:
+    """Every envelope of a message, in order; raises ManifestError where one of them is none."""
+    return [Envelope.from_json(member) for member in batch_members(body)]

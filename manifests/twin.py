@@ -1,7 +1,7 @@
 """What a device reports: the reported section of its module twin."""
 
 import enum
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -13,6 +13,11 @@ from manifests.model import ByteCount, Digest, ModelFormat
 # https://learn.microsoft.com/azure/iot-hub/iot-hub-devguide-device-twins: sizes are of the section as JSON values.
 TWIN_SECTION_BYTES_MAX = 32 * 1024
 TWIN_STRING_BYTES_MAX = 4096
+
+# Upper bounds of the latency histogram's buckets; fixed, so that a fleet's histograms can be added up.
+LATENCY_BOUNDS_MS: tuple[float, ...] = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500)
+
+Part = TypeVar("Part", bound=Document)
 
 
 class Phase(enum.StrEnum):
@@ -87,12 +92,35 @@ class ReportedModel(Document, frozen=True, kw_only=True):
 
 
 class ReportedAgent(Document, frozen=True, kw_only=True):
-    """Who reports: the agent's version, its boot id, the platform and the model formats it can run, preferred first."""
+    """Who reports: the agent's version, its boot id, the platform and the model formats it can run, preferred first.
+
+    `engines` gives for each format what runs it, such as ``onnxruntime 1.20.1``.
+    """
 
     version: str
     boot: str
     platform: str
     formats: tuple[ModelFormat, ...] = ()
+    engines: dict[ModelFormat, str] = {}
+
+
+class DroppedReadings(Document, frozen=True, kw_only=True):
+    """Why readings were dropped: no room was left, they were older than may be, or the hub refused them for good."""
+
+    room: int = 0
+    age: int = 0
+    refused: int = 0
+
+
+class ReportedCollection(Document, frozen=True, kw_only=True):
+    """Samples kept for monitoring and retraining, since the agent started. `drift` is the stability index by model."""
+
+    taken: int = 0
+    written: int = 0
+    dropped: int = 0
+    uploaded_files: int = 0
+    waiting_bytes: int = 0
+    drift: dict[str, float] = {}
 
 
 class ReportedTelemetry(Document, frozen=True, kw_only=True):
@@ -101,6 +129,46 @@ class ReportedTelemetry(Document, frozen=True, kw_only=True):
     enqueued: int = 0
     acknowledged: int = 0
     dropped: int = 0
+    dropped_by: DroppedReadings | None = None
+    collection: ReportedCollection | None = None
+
+
+class LabelCount(Document, frozen=True, kw_only=True):
+    """How often a model gave one label. A label may hold what a twin's key may not, so it is a value here."""
+
+    label: str
+    count: int
+
+
+class ReportedModelHealth(Document, frozen=True, kw_only=True):
+    """What one model did since the agent's process began.
+
+    `latency_counts` has one number for each of LATENCY_BOUNDS_MS (inferences that took no longer, and longer than the
+    bound before) and a last one for all above. The quantiles are upper bounds of their buckets, absent above the last.
+    """
+
+    inferences: int = 0
+    errors: int = 0
+    latency_p50_ms: float | None = None
+    latency_p99_ms: float | None = None
+    latency_counts: tuple[int, ...] = ()
+    # The most frequent ones, most frequent first, and all the others together.
+    predictions: tuple[LabelCount, ...] = ()
+    other_predictions: int = 0
+
+
+class ReportedHealth(Document, frozen=True, kw_only=True):
+    """How the device is, as far as it can be read. `errors` counts by kind since the agent's process began."""
+
+    process_uptime_s: int = 0
+    uptime_s: int | None = None
+    temperature_c: float | None = None
+    memory_bytes: int | None = None
+    memory_available_bytes: int | None = None
+    disk_free_bytes: int | None = None
+    load_average: float | None = None
+    errors: dict[str, int] = {}
+    models: dict[str, ReportedModelHealth] = {}
 
 
 class ReportedSection(Document, frozen=True, kw_only=True):
@@ -109,6 +177,7 @@ class ReportedSection(Document, frozen=True, kw_only=True):
     models: dict[str, ReportedModel] = {}
     agent: ReportedAgent | None = None
     telemetry: ReportedTelemetry | None = None
+    health: ReportedHealth | None = None
 
 
 def read_reported(reported: dict[str, Any]) -> ReportedSection:
@@ -123,9 +192,17 @@ def read_reported(reported: dict[str, Any]) -> ReportedSection:
             models[name] = ReportedModel.from_wire(entry)
         except ManifestError:
             continue
-    rest = {key: reported[key] for key in ("agent", "telemetry") if isinstance(reported.get(key), dict)}
+    return ReportedSection(
+        models=models,
+        agent=_part(ReportedAgent, reported.get("agent")),
+        telemetry=_part(ReportedTelemetry, reported.get("telemetry")),
+        health=_part(ReportedHealth, reported.get("health")),
+    )
+
+
+def _part(kind: type[Part], value: Any) -> Part | None:
+    """Each part alone: a health that cannot be read hides no agent."""
     try:
-        section = ReportedSection.from_wire(rest)
+        return kind.from_wire(value) if isinstance(value, dict) else None
     except ManifestError:
-        section = ReportedSection()
-    return ReportedSection(models=models, agent=section.agent, telemetry=section.telemetry)
+        return None

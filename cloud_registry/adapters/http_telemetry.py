@@ -21,7 +21,10 @@ from cloud_registry.ports import StreamPosition, TelemetryBatch, TelemetryEvent
 CONNECT_TIMEOUT_S = 5.0
 # The hub sends a blank line every few seconds when it has nothing to say; longer silence is a dead connection.
 SILENCE_MAX_S = 30.0
-BATCH_EVENTS_MAX = 500
+# What is stored in one transaction, and four times what is read ahead of it, in blocks of 4 KB of a message's body: a
+# message carries one reading or hundreds, and it is the readings that take memory.
+BATCH_BLOCKS_MAX = 500
+BLOCK_BYTES = 4096
 LINE_BYTES_MAX = 1024 * 1024
 TOKEN_LIFETIME_S = 3600
 RETRY_DELAYS_S = (0.2, 0.5, 1.0, 2.0, 5.0)
@@ -71,6 +74,30 @@ def read_line(line: bytes) -> _Item:
     facts = (event.sequence, event.enqueued_time, event.device_id, event.module_id, event.message_id)
     mark = hashlib.sha256(json.dumps(facts).encode() + event.body).hexdigest()[:32]
     return event, mark
+
+
+def _blocks(item: object) -> int:
+    return 1 + len(item[0].body) // BLOCK_BYTES if isinstance(item, tuple) else 1
+
+
+class _BlockQueue(queue.Queue[object]):
+    """A queue that is full by the size of what it holds. The queue module names these methods for subclasses."""
+
+    def _init(self, maxsize: int) -> None:
+        super()._init(maxsize)
+        self._blocks = 0
+
+    def _qsize(self) -> int:
+        return self._blocks
+
+    def _put(self, item: object) -> None:
+        super()._put(item)
+        self._blocks += _blocks(item)
+
+    def _get(self) -> object:
+        item = super()._get()
+        self._blocks -= _blocks(item)
+        return item
 
 
 class HttpTelemetry:
@@ -136,7 +163,7 @@ class HttpTelemetry:
     def _stream(self, start: StreamPosition, follow: bool) -> Iterator[TelemetryBatch]:
         """Batches of one connection: whatever has arrived since the last one, so that they grow under load."""
         with self._get(start.sequence, follow) as response:
-            arrived: queue.Queue[_Item | BaseException | object] = queue.Queue(maxsize=4 * BATCH_EVENTS_MAX)
+            arrived: queue.Queue[object] = _BlockQueue(maxsize=4 * BATCH_BLOCKS_MAX)
             is_over = threading.Event()
             reader = threading.Thread(target=_read, args=(response, arrived, is_over), daemon=True)
             reader.start()
@@ -234,11 +261,13 @@ def _read(response: requests.Response, arrived: "queue.Queue[object]", is_over: 
 def _batches(arrived: "queue.Queue[object]") -> Iterator[TelemetryBatch]:
     while True:
         items = [arrived.get()]
-        while len(items) < BATCH_EVENTS_MAX:
+        blocks = _blocks(items[0])
+        while blocks < BATCH_BLOCKS_MAX:
             try:
                 items.append(arrived.get_nowait())
             except queue.Empty:
                 break
+            blocks += _blocks(items[-1])
         read = [item for item in items if isinstance(item, tuple)]
         if read:
             event, mark = read[-1]

@@ -1,5 +1,6 @@
 """Telemetry in the SQL database: envelopes once each, the copies counted, and how far each stream was read."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -106,11 +107,11 @@ class SqlTelemetry:
             fresh, copies = _split(connection, envelopes)
             if fresh:
                 connection.execute(insert(telemetry_envelopes), list(fresh.values()))
-            for device, module, boot, _ in copies:
-                _add(connection, telemetry_duplicates, {"device": device, "module": module, "boot": boot}, {})
+            for (device, module, boot), count in Counter(key[:3] for key in copies).items():
+                _add(connection, telemetry_duplicates, {"device": device, "module": module, "boot": boot}, {}, count)
             for event in unreadable:
                 last = {"last_sequence": event.sequence, "last_reason": event.reason}
-                _add(connection, telemetry_unreadable, {"device": event.device, "module": event.module}, last)
+                _add(connection, telemetry_unreadable, {"device": event.device, "module": event.module}, last, 1)
         return StoreCounts(len(fresh), len(copies), len(unreadable))
 
     def rows(self) -> Iterator[TelemetryRow]:
@@ -222,10 +223,10 @@ def _row(event: TelemetryEvent, envelope: Envelope) -> dict[str, Any]:
     }
 
 
-def _add(connection: Connection, table: Table, key: dict[str, str], values: dict[str, Any]) -> None:
-    """Count one more. The position's row is locked, so nobody else counts at the same time."""
-    counted = update(table).values(count=table.c["count"] + 1, **values)
+def _add(connection: Connection, table: Table, key: dict[str, str], values: dict[str, Any], count: int) -> None:
+    """Count so many more. The position's row is locked, so nobody else counts at the same time."""
+    counted = update(table).values(count=table.c["count"] + count, **values)
     for name, value in key.items():
         counted = counted.where(table.c[name] == value)
     if connection.execute(counted).rowcount == 0:
-        connection.execute(insert(table).values(count=1, **key, **values))
+        connection.execute(insert(table).values(count=count, **key, **values))

@@ -11,7 +11,7 @@ from typing import Any
 
 from cloud_registry.ports import TelemetryEvent, TelemetryRow, UnreadableEvent
 from manifests.errors import ManifestError
-from manifests.telemetry import Envelope
+from manifests.telemetry import Envelope, batch_members
 
 # A summary names this many gaps of a device; `missing` counts all of them.
 GAPS_NAMED_MAX = 100
@@ -38,17 +38,25 @@ class _Version:
     devices: set[str] = field(default_factory=set)
 
 
-def read_event(event: TelemetryEvent) -> Envelope | UnreadableEvent:
-    """The envelope that a message carries, if it is one and of the device that the hub knows to have sent it.
+def read_event(event: TelemetryEvent) -> list[Envelope | UnreadableEvent]:
+    """What a message carries: envelopes of the device that the hub knows to have sent it, one or many.
 
-    The hub's word on who sent it counts; what the envelope says of itself must agree with it.
+    The hub's word on who sent it counts; what an envelope says of itself must agree with it. A batch with a bad member
+    gives its good ones all the same, since the device will not send them again.
     """
+    try:
+        members = batch_members(event.body)
+    except ManifestError as err:
+        return [UnreadableEvent(event.sequence, event.device_id, event.module_id, str(err))]
+    return [_read_member(event, member) for member in members]
 
+
+def _read_member(event: TelemetryEvent, member: bytes) -> Envelope | UnreadableEvent:
     def unreadable(reason: str) -> UnreadableEvent:
         return UnreadableEvent(event.sequence, event.device_id, event.module_id, reason)
 
     try:
-        envelope = Envelope.from_json(event.body)
+        envelope = Envelope.from_json(member)
     except ManifestError as err:
         return unreadable(str(err))
     if not _is_storable(envelope):

@@ -52,9 +52,9 @@ class TelemetryService:
         envelopes: list[tuple[TelemetryEvent, Envelope]] = []
         unreadable = []
         for event in batch.events:
-            read = read_event(event)
-            if isinstance(read, Envelope):
-                envelopes.append((event, read))
-            else:
-                unreadable.append(read)
+            for read in read_event(event):
+                if isinstance(read, Envelope):
+                    envelopes.append((event, read))
+                else:
+                    unreadable.append(read)
         return self.archive.store(source, position, batch.position, envelopes, unreadable)

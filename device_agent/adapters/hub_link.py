@@ -6,6 +6,7 @@ requests for a twin waiting for ever. Here every connection subscribes, reads th
 
 import asyncio
 import logging
+import ssl
 import threading
 import traceback
 import weakref
@@ -13,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from azure.iot.device import Message, MethodResponse
+from azure.iot.device import X509, Message, MethodResponse
 from azure.iot.device.aio import IoTHubDeviceClient, IoTHubModuleClient
 from azure.iot.device.exceptions import (
     ClientError,
@@ -23,12 +24,14 @@ from azure.iot.device.exceptions import (
     ServiceError,
 )
 
+from device_agent.config.identities import CertificateFiles, Identity
 from device_agent.errors import (
     AgentError,
     ConfigurationError,
     CredentialsRefusedError,
     LinkError,
     RefusedMessageError,
+    ThrottledError,
 )
 from device_agent.ports import LinkHandler
 
@@ -38,7 +41,9 @@ CLOSE_TIMEOUT_S = 5.0
 # The SDK renews its token by disconnecting and connecting again; that is no loss.
 RENEWAL_GRACE_S = 2.0
 _REFUSED_FOR_GOOD = ("400", "413")
-_OPTIONS: dict[str, Any] = {"connection_retry": False, "auto_connect": False, "ensure_desired_properties": False}
+# Too many requests, and an overloaded hub (learn.microsoft.com/azure/iot-hub/iot-hub-devguide-quotas-throttling).
+_ASKS_FOR_PATIENCE = ("429", "503")
+SDK_OPTIONS: dict[str, Any] = {"connection_retry": False, "auto_connect": False, "ensure_desired_properties": False}
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +55,7 @@ _open_links: "weakref.WeakSet[AzureHubLink]" = weakref.WeakSet()
 def client_of_connection_string(connection_string: str, module_id: str, ca_file: Path | None) -> ClientFactory:
     """How to make clients for a device or, with a module id, for a module of it."""
     kind = IoTHubModuleClient if module_id else IoTHubDeviceClient
-    options = dict(_OPTIONS)
+    options = dict(SDK_OPTIONS)
     if ca_file is not None:
         options["server_verification_cert"] = ca_file.read_text()
 
@@ -67,12 +72,46 @@ def client_of_connection_string(connection_string: str, module_id: str, ca_file:
     return make
 
 
+def client_of_certificate(identity: Identity, files: CertificateFiles, ca_file: Path | None) -> ClientFactory:
+    """How to make clients for a device or module that shows a certificate."""
+    kind = IoTHubModuleClient if identity.module_id else IoTHubDeviceClient
+    options = dict(SDK_OPTIONS)
+    if ca_file is not None:
+        options["server_verification_cert"] = ca_file.read_text()
+    if identity.module_id:
+        options["module_id"] = identity.module_id
+
+    def make() -> Any:
+        # Read at every connection, so that a renewed certificate is used without a restart.
+        return kind.create_from_x509_certificate(
+            x509=sdk_certificate(files), hostname=identity.host_name, device_id=identity.device_id, **options
+        )
+
+    return make
+
+
+def sdk_certificate(files: CertificateFiles) -> X509:
+    """The files as the SDK takes them; raises ConfigurationError where they do not fit together.
+
+    Tried here first: the SDK would try again and again to connect with a key that it cannot read.
+    """
+    try:
+        # An empty phrase in place of none, or OpenSSL would ask for one at the terminal.
+        ssl.create_default_context().load_cert_chain(files.certificate, files.private_key, files.pass_phrase or "")
+    except (ssl.SSLError, OSError, ValueError) as err:
+        raise ConfigurationError(
+            f"The certificate {files.certificate} cannot be used with the key {files.private_key}: {err}.",
+            hint="Give PEM files of one pair, readable by the agent; an encrypted key needs pass_phrase in [identity].",
+        ) from err
+    return X509(str(files.certificate), str(files.private_key), files.pass_phrase)
+
+
 def client_of_edge_environment() -> ClientFactory:
     """How to make clients from what the IoT Edge runtime gives a module."""
 
     def make() -> Any:
         try:
-            return IoTHubModuleClient.create_from_edge_environment(**_OPTIONS)
+            return IoTHubModuleClient.create_from_edge_environment(**SDK_OPTIONS)
         except ValueError as err:
             raise ConfigurationError("The IoT Edge environment is malformed.", hint=str(err)) from err
         except OSError as err:
@@ -120,27 +159,27 @@ class AzureHubLink:
         client = self._client = await asyncio.to_thread(self._make_client)
         client.on_connection_state_change = self._on_state_changed
         client.on_background_exception = self._on_background_exception
-        await _answered(client.connect(), CONNECT_TIMEOUT_S, "connecting to the hub")
+        await answered(client.connect(), CONNECT_TIMEOUT_S, "connecting to the hub")
         # The setters subscribe and block until the hub has answered.
-        await _answered(asyncio.to_thread(self._subscribe), ANSWER_TIMEOUT_S, "subscribing")
+        await answered(asyncio.to_thread(self._subscribe), ANSWER_TIMEOUT_S, "subscribing")
 
     def _subscribe(self) -> None:
         self._client.on_twin_desired_properties_patch_received = self._on_desired_patch
         self._client.on_method_request_received = self._on_method
 
     async def twin(self) -> dict[str, Any]:
-        twin: dict[str, Any] = await _answered(self._live().get_twin(), ANSWER_TIMEOUT_S, "reading the twin")
+        twin: dict[str, Any] = await answered(self._live().get_twin(), ANSWER_TIMEOUT_S, "reading the twin")
         return twin
 
     async def report(self, patch: dict[str, Any]) -> None:
-        await _answered(
+        await answered(
             self._live().patch_twin_reported_properties(patch), ANSWER_TIMEOUT_S, "writing the reported section"
         )
 
     async def send(self, message_id: str, body: bytes) -> None:
         message = Message(body, message_id=message_id, content_encoding="utf-8", content_type="application/json")
         try:
-            await _answered(self._live().send_message(message), ANSWER_TIMEOUT_S, "sending telemetry")
+            await answered(self._live().send_message(message), ANSWER_TIMEOUT_S, "sending telemetry")
         except ValueError as err:
             raise RefusedMessageError(f"Message {message_id} is too large for the hub: {len(body):,} bytes.") from err
 
@@ -153,6 +192,10 @@ class AzureHubLink:
     async def close(self) -> None:
         self._is_closed = True
         _open_links.discard(self)
+        await self.let_go()
+
+    async def let_go(self) -> None:
+        """Shut the SDK's client down; the link may connect again by another one."""
         client, self._client = self._client, None
         if client is None:
             return
@@ -207,20 +250,20 @@ class AzureHubLink:
     def _answer(self, request: Any) -> None:
         if self._handler is None or self._client is None:
             return
-        status, payload = self._handler.method_called(request.name, request.payload)
-        task = asyncio.ensure_future(self._send_answer(request, status, payload))
+        task = asyncio.ensure_future(self._send_answer(self._handler, request))
         self._answers.add(task)
         task.add_done_callback(self._answers.discard)
 
-    async def _send_answer(self, request: Any, status: int, payload: Any) -> None:
+    async def _send_answer(self, handler: LinkHandler, request: Any) -> None:
+        status, payload = await handler.method_called(request.name, request.payload)
         response = MethodResponse.create_from_method_request(request, status, payload)
         try:
-            await _answered(self._live().send_method_response(response), ANSWER_TIMEOUT_S, f"answering {request.name}")
+            await answered(self._live().send_method_response(response), ANSWER_TIMEOUT_S, f"answering {request.name}")
         except AgentError as err:
             _log.warning("The caller of method %s gets no answer: %s", request.name, err)
 
 
-async def _answered(call: Awaitable[Any], timeout_s: float, doing: str) -> Any:
+async def answered(call: Awaitable[Any], timeout_s: float, doing: str) -> Any:
     """Await the SDK and turn what it raises into our two families: refused for good, or to be tried again."""
     doing = doing[0].upper() + doing[1:]
     try:
@@ -229,10 +272,12 @@ async def _answered(call: Awaitable[Any], timeout_s: float, doing: str) -> Any:
     except CredentialError as err:
         raise CredentialsRefusedError(
             "The hub does not accept this agent's identity or key.",
-            hint="Check that the identity exists and is enabled, and copy its connection string again; "
-            "a wrong clock makes good keys look bad, too.",
+            hint="Check that the identity exists and is enabled, and copy its connection string again (or register the "
+            "certificate's thumbprint); a wrong clock makes good keys look bad, too.",
         ) from err
     except ServiceError as err:
+        if any(status in str(err) for status in _ASKS_FOR_PATIENCE):
+            raise ThrottledError(f"{doing} has to wait: the hub takes no more at this moment ({err}).") from err
         if any(status in str(err) for status in _REFUSED_FOR_GOOD):
             raise RefusedMessageError(f"{doing} was refused by the hub: {err}.") from err
         raise LinkError(f"{doing} failed: {err}.") from err

@@ -4,6 +4,7 @@ WAL with synchronous=FULL: a transaction that returned survives a power cut. One
 runtime's thread and the command line's reader need no more than SQLite gives them.
 """
 
+import json
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -11,11 +12,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
+from device_agent.core.history import TRANSITIONS_MAX
 from device_agent.errors import StateError, StateNotFoundError
-from device_agent.ports import Counts, Stored
+from device_agent.ports import Counts, DropCause, Stored
 
 DATABASE_NAME = "agent.db"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # Given back when the disk is full, so that the verdict "no space" can still be written down.
 _RESERVE_NAME = "reserve"
 _RESERVE_BYTES = 256 * 1024
@@ -25,7 +27,18 @@ CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WI
 CREATE TABLE IF NOT EXISTS models (name TEXT PRIMARY KEY, state BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS outbox (sequence INTEGER PRIMARY KEY, message_id TEXT NOT NULL, body BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS transitions (number INTEGER PRIMARY KEY, line BLOB NOT NULL);
 """
+# The index holds all that is read at the start, so that a week of bodies need not come from the disk for it.
+_SECOND_SCHEMA = (
+    "ALTER TABLE outbox ADD COLUMN size_bytes INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE outbox ADD COLUMN clock_s INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE outbox ADD COLUMN is_alert INTEGER NOT NULL DEFAULT 0",
+    "UPDATE outbox SET size_bytes = length(body)",
+    "CREATE INDEX outbox_facts ON outbox (sequence, size_bytes, clock_s, is_alert)",
+)
+# What is read of the index at a time.
+_ROWS_EACH = 4096
 
 
 class SqliteState:
@@ -47,8 +60,9 @@ class SqliteState:
             connection.execute("PRAGMA synchronous=FULL")
             # Bounds the WAL, which otherwise keeps the size of its busiest hour.
             connection.execute("PRAGMA journal_size_limit=1048576")
-            connection.executescript(_SCHEMA)
             _check_schema(connection, path)
+            connection.executescript(_SCHEMA)
+            _migrate(connection)
         except (sqlite3.Error, OSError) as err:
             raise _state_error(f"opening the state in {path}", err) from err
         state = cls(directory, connection)
@@ -90,6 +104,10 @@ class SqliteState:
         with self._transaction("noting the clean end"):
             self._set_fact("isRunning", "0")
 
+    def note_alive(self) -> None:
+        with self._transaction("writing to see whether it works"):
+            self._set_fact("probe", "1")
+
     def boot(self) -> str:
         with self._reading("the boot"):
             return self._fact("boot") or ""
@@ -106,32 +124,47 @@ class SqliteState:
 
     # Models ----------------------------------------------------------------------------------------------------------
 
-    def save_model(self, name: str, state: bytes) -> None:
+    def save_model(self, name: str, state: bytes, transition: bytes = b"") -> None:
         try:
-            self._save_model(name, state)
+            self._save_model(name, state, transition)
         except StateError as err:
             if not err.is_full or not self._give_reserve():
                 raise
-            self._save_model(name, state)
+            self._save_model(name, state, transition)
 
-    def _save_model(self, name: str, state: bytes) -> None:
+    def _save_model(self, name: str, state: bytes, transition: bytes) -> None:
         with self._transaction(f"journalling model {name}"):
             self._connection.execute("INSERT OR REPLACE INTO models VALUES (?, ?)", (name, state))
+            if transition:
+                cursor = self._connection.execute("INSERT INTO transitions (line) VALUES (?)", (transition,))
+                oldest = (cursor.lastrowid or 0) - TRANSITIONS_MAX
+                self._connection.execute("DELETE FROM transitions WHERE number <= ?", (oldest,))
 
     def models(self) -> dict[str, bytes]:
         with self._reading("the journal"):
             return dict(self._connection.execute("SELECT name, state FROM models ORDER BY name"))
 
+    def transitions(self) -> list[bytes]:
+        with self._reading("the history"):
+            # The state of an older agent has none until a newer one opens it to write.
+            is_there = self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'transitions'").fetchone()
+            if not is_there:
+                return []
+            return [line for (line,) in self._connection.execute("SELECT line FROM transitions ORDER BY number")]
+
     # Outbox ----------------------------------------------------------------------------------------------------------
 
     def enqueue(self, messages: Sequence[Stored], evicted: Sequence[int]) -> None:
+        left_out = frozenset(evicted)
+        kept = [message for message in messages if message.sequence not in left_out]
         with self._transaction(f"storing {len(messages)} messages"):
             self._connection.executemany(
-                "INSERT INTO outbox VALUES (?, ?, ?)",
-                [(message.sequence, message.message_id, message.body) for message in messages],
+                "INSERT INTO outbox (sequence, message_id, body, size_bytes, clock_s, is_alert) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                [(m.sequence, m.message_id, m.body, len(m.body), m.clock_s, m.is_alert) for m in kept],
             )
             self._count("enqueued", len(messages))
-            self._count("dropped", self._delete(evicted))
+            self._count_dropped("room", self._delete(evicted) + len(messages) - len(kept))
             if messages:
                 self._set_counter("lastSequence", messages[-1].sequence)
                 positions = [message.position for message in messages if message.position is not None]
@@ -142,24 +175,36 @@ class SqliteState:
         with self._transaction(f"deleting {len(sequences)} delivered messages"):
             self._count("acknowledged", self._delete(sequences))
 
-    def drop(self, sequences: Sequence[int]) -> None:
+    def drop(self, sequences: Sequence[int], cause: DropCause) -> None:
         with self._transaction(f"dropping {len(sequences)} messages"):
-            self._count("dropped", self._delete(sequences))
+            self._count_dropped(cause, self._delete(sequences))
 
     def messages(self, sequences: Sequence[int]) -> list[Stored]:
-        found = []
+        wanted = json.dumps(list(sequences))
         with self._reading("the outbox"):
-            for sequence in sequences:
-                row = self._connection.execute(
-                    "SELECT message_id, body FROM outbox WHERE sequence = ?", (sequence,)
-                ).fetchone()
-                if row is not None:
-                    found.append(Stored(sequence, row[0], row[1]))
-        return found
+            rows = self._connection.execute(
+                "SELECT sequence, message_id, body, clock_s, is_alert FROM outbox "
+                "WHERE sequence IN (SELECT value FROM json_each(?)) ORDER BY sequence",
+                (wanted,),
+            ).fetchall()
+        return [
+            Stored(sequence, message_id, body, clock_s=clock_s, is_alert=bool(is_alert))
+            for sequence, message_id, body, clock_s, is_alert in rows
+        ]
 
-    def waiting(self) -> list[tuple[int, int]]:
-        with self._reading("the outbox"):
-            return self._connection.execute("SELECT sequence, length(body) FROM outbox ORDER BY sequence").fetchall()
+    def waiting(self) -> Iterator[tuple[int, int, int, bool]]:
+        last = 0
+        while True:
+            with self._reading("the outbox"):
+                rows = self._connection.execute(
+                    "SELECT sequence, size_bytes, clock_s, is_alert FROM outbox INDEXED BY outbox_facts "
+                    "WHERE sequence > ? ORDER BY sequence LIMIT ?",
+                    (last, _ROWS_EACH),
+                ).fetchall()
+            if not rows:
+                return
+            yield from rows
+            last = rows[-1][0]
 
     def counts(self) -> Counts:
         with self._reading("the counters"):
@@ -169,6 +214,9 @@ class SqliteState:
             acknowledged=values.get("acknowledged", 0),
             dropped=values.get("dropped", 0),
             last_sequence=values.get("lastSequence", 0),
+            dropped_room=values.get("droppedRoom", 0),
+            dropped_age=values.get("droppedAge", 0),
+            dropped_refused=values.get("droppedRefused", 0),
         )
 
     def position(self) -> int | None:
@@ -195,6 +243,10 @@ class SqliteState:
             "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
             (name, more),
         )
+
+    def _count_dropped(self, cause: DropCause, count: int) -> None:
+        self._count("dropped", count)
+        self._count(f"dropped{cause.capitalize()}", count)
 
     def _set_counter(self, name: str, value: int) -> None:
         self._connection.execute("INSERT OR REPLACE INTO counters VALUES (?, ?)", (name, value))
@@ -247,13 +299,26 @@ class SqliteState:
 
 def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version == 0 and not connection.execute("PRAGMA query_only").fetchone()[0]:
-        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-    elif version != SCHEMA_VERSION:
+    if version > SCHEMA_VERSION:
         raise StateError(
             f"The state in {path} has schema version {version}; this agent knows version {SCHEMA_VERSION}.",
             hint="Run the agent that wrote it, or give another state directory.",
         )
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Bring the tables to this version in one transaction: a power cut leaves the old ones or the new ones."""
+    if connection.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION:
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for statement in _SECOND_SCHEMA:
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        connection.execute("COMMIT")
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
 
 
 def _state_error(doing: str, err: Exception) -> StateError:

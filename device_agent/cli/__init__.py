@@ -1,23 +1,26 @@
 """The command line `slipway-agent`."""
 
-import asyncio
 import json
-import logging
 import os
-import signal
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-from device_agent.config import ENVIRONMENT, AgentConfig, read_config
-from device_agent.errors import AgentError
+from device_agent.cli.process import serve
+from device_agent.cli.score import score
+from device_agent.config import ENVIRONMENT, read_config, read_origins
+from device_agent.errors import AgentError, CallRefusedError, ModelNotFoundError
 from manifests.exit_codes import ExitCode
 
-_LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+# What the status of a method's answer means for a script.
+CALL_EXIT_CODES = {400: ExitCode.USAGE, 404: ExitCode.NOT_FOUND, 503: ExitCode.CONFLICT}
 
 
 class CommandInWords(click.Command):
@@ -99,124 +102,120 @@ def _with_variable(key: str, text: str) -> str:
 
 @main.command()
 @settings
-@click.option("--log-level", type=click.Choice(_LOG_LEVELS), default="info", show_default=True)
-def run(file: Path | None, log_level: str, **flags: Any) -> None:
+@click.option("--log-level", type=click.Choice(LOG_LEVELS), help="How much to say.  [default: info]")
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="Lines for people or JSON.  [default: text]")
+def run(file: Path | None, log_level: str | None, log_format: str | None, **flags: Any) -> None:
     """Run the agent until SIGTERM: serve, follow the hub, report.
 
     \b
     slipway-agent run --config agent.toml
     """
-    serve(read_config(file, os.environ, flags), log_level)
+    serve(read_config(file, os.environ, flags), log_level, log_format)
 
 
-def serve(config: AgentConfig, log_level: str) -> NoReturn:
-    """Run an agent and end the process with its exit code."""
-    set_up_logging(log_level)
-    try:
-        asyncio.new_event_loop().run_until_complete(_serve(config))
-        code = ExitCode.DONE
-    except AgentError as err:
-        click.echo(f"Error: {err.message}", err=True)
-        if err.hint:
-            click.echo(err.hint, err=True)
-        code = err.exit_code
-    except Exception:
-        logging.getLogger("device_agent").exception("The agent tripped; started again it goes on where it was.")
-        code = ExitCode.FAILED
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # All that lasts is closed by now. A thread of the SDK or of a download may still wait for its peer, for up to a
-    # minute, and an ordinary exit would wait with it.
-    os._exit(int(code))
+def state_option(command: Callable[..., None]) -> Callable[..., None]:
+    """The state directory, for commands that look at an agent."""
+    return click.option(
+        "--state",
+        "directory",
+        type=click.Path(path_type=Path),
+        envvar="SLIPWAY_AGENT_STATE",
+        required=True,
+        help="State directory.  [env: SLIPWAY_AGENT_STATE]",
+    )(command)
 
 
-async def _serve(config: AgentConfig) -> None:
-    from device_agent import wiring
-    from device_agent.adapters.sqlite_state import SqliteState
-
-    log = logging.getLogger("device_agent")
-    with wiring.state_lock(config.state_directory):
-        state = SqliteState.open(config.state_directory)
-        agent = wiring.open_agent(config, state)
-        log.info("slipway-agent %s for %s at %s", wiring.agent_version(), config.identity, config.identity.host_name)
-        formats = ", ".join(wiring.installed_formats(config.formats)) or "no format, as no engine is installed"
-        log.info("Runs %s; reads %s every %g s; state in %s", formats, *_sources(config))
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, agent.stop)
-        try:
-            await agent.run()
-        except AgentError:
-            state.end_boot()
-            raise
-        # After anything else that ends a run the start is left open: the next one counts it as an unclean end.
-        counts = state.counts()
-        state.end_boot()
-        state.close()
-        waiting = counts.enqueued - counts.acknowledged - counts.dropped
-        log.info("Stopped. %d readings delivered, %d kept for the next start.", counts.acknowledged, waiting)
-
-
-def _sources(config: AgentConfig) -> tuple[str, float, Path]:
-    return config.source, config.interval_s, config.state_directory
-
-
-def set_up_logging(level: str) -> None:
-    """Lines for people on stderr. The SDK's own log speaks of its stages, so it is heard at debug level only."""
-    logging.basicConfig(
-        stream=sys.stderr, level=level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"
-    )
-    for name in ("azure", "paho", "urllib3", "asyncio"):
-        logging.getLogger(name).setLevel(logging.WARNING if level == "debug" else logging.CRITICAL)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON with stable fields.")
 
 
 @main.command()
-@click.option(
-    "--state",
-    "directory",
-    type=click.Path(path_type=Path),
-    envvar="SLIPWAY_AGENT_STATE",
-    required=True,
-    help="State directory.  [env: SLIPWAY_AGENT_STATE]",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON with stable fields.")
+@state_option
+@json_option
 def status(directory: Path, as_json: bool) -> None:
-    """Say what the agent of a state directory runs and what waits, whether it is running or not.
+    """Say what an agent runs and what waits.
+
+    A running agent is asked and tells its health as well; of a stopped one the state directory tells.
 
     \b
     slipway-agent status --state /var/lib/slipway --json
     """
+    from device_agent.cli.words import status_text
     from device_agent.wiring import read_status
 
     found = read_status(directory)
-    click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else _status_text(found))
+    click.echo(as_text(found) if as_json else status_text(found))
 
 
-def _status_text(found: dict[str, Any]) -> str:
-    name = "/".join(part for part in (found["device"], found["module"]) if part)
-    lines = [f"{name or 'no identity yet'}: {'running' if found['isRunning'] else 'stopped'}, boot {found['boot']}"]
-    for model, entry in found["models"].items():
-        serves = f"version {entry['version']} ({entry['format']})" if entry["version"] else "nothing"
-        lines.append(f"{model}: serves {serves}; generation {entry['generation']} is {entry['phase']}")
-        if entry["error"]:
-            lines.append(f"  {entry['error']['code']}: {entry['error']['message']}")
-    counts = found["telemetry"]
-    lines.append(
-        f"telemetry: {counts['enqueued']} taken, {counts['acknowledged']} delivered, "
-        f"{counts['waiting']} waiting, {counts['dropped']} dropped"
-    )
-    return "\n".join(lines)
+@main.command()
+@click.argument("model", required=False)
+@state_option
+@json_option
+def explain(model: str | None, directory: Path, as_json: bool) -> None:
+    """Say why a model stands where it stands.
+
+    For every state but success: the code, the sentence and what to do next; what is awaited, what happened before, and
+    what lies on the disk.
+
+    \b
+    slipway-agent explain digits --state /var/lib/slipway
+    """
+    from device_agent.cli.words import explain_text
+    from device_agent.wiring import read_explanation
+
+    found = read_explanation(directory)
+    if model is not None:
+        if model not in found["models"]:
+            known = ", ".join(sorted(found["models"])) or "none"
+            raise ModelNotFoundError(f"There is no model {model!r} here.", hint=f"Models of this device: {known}.")
+        found["models"] = {model: found["models"][model]}
+    click.echo(as_text(found) if as_json else explain_text(found, model))
+
+
+@main.command()
+@click.argument("method")
+@click.argument("payload", required=False)
+@state_option
+def call(method: str, payload: str | None, directory: Path) -> None:
+    """Call a direct method of a running agent.
+
+    As the hub would, but through a socket in the state directory, for the agent's own user and root. METHOD is ping,
+    status, explain, score, collect, logs or restart; PAYLOAD is JSON.
+
+    \b
+    slipway-agent call score '{"inputs": [0.1, 0.7, 0.2, 0.0]}' --state /var/lib/slipway
+    """
+    from device_agent.adapters.local_door import ask
+
+    try:
+        asked = json.loads(payload) if payload else None
+    except json.JSONDecodeError as err:
+        raise click.BadParameter(f"it is no JSON: {err}.", param_hint="PAYLOAD") from err
+    answered_with, answer = ask(directory, method, asked)
+    if answered_with != 200:
+        hint = answer.get("hint", "") if isinstance(answer, dict) else ""
+        words = answer.get("error", answer) if isinstance(answer, dict) else answer
+        code = CALL_EXIT_CODES.get(answered_with, ExitCode.FAILED)
+        raise CallRefusedError(f"{method} is answered with {answered_with}: {words}", code, hint=hint)
+    click.echo(as_text(answer))
+
+
+def as_text(found: Any) -> str:
+    return json.dumps(found, indent=2, ensure_ascii=False)
 
 
 @main.command()
 @settings
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON with stable fields.")
+@json_option
 def doctor(file: Path | None, as_json: bool, **flags: Any) -> None:
-    """Check configuration, state, engines, certificates, hub and artifact server; the exit code is the worst finding's.
+    """Check everything that a run needs.
+
+    Settings, identity, clock, state, disk, engines, sensor, certificates, hub and artifact server; the exit code is the
+    worst finding's.
 
     \b
     slipway-agent doctor --config agent.toml
     """
+    from device_agent.adapters.logs import set_up_logging
     from device_agent.cli.doctor import examine
 
     set_up_logging("error")
@@ -230,6 +229,55 @@ def doctor(file: Path | None, as_json: bool, **flags: Any) -> None:
     # As in `serve`: a refused connection leaves threads of the SDK behind.
     os._exit(max((int(finding.exit_code) for finding in findings), default=0))
 
+
+@main.command()
+@settings
+@json_option
+def config(file: Path | None, as_json: bool, **flags: Any) -> None:
+    """Print every setting and who said so.
+
+    That is the command line, the environment, the file or nobody. Secrets stay unsaid.
+
+    \b
+    slipway-agent config --config agent.toml
+    """
+    found = read_origins(file, os.environ, flags)
+    if as_json:
+        click.echo(as_text([setting.to_json() for setting in found]))
+        return
+    width = max(len(setting.key) for setting in found)
+    for setting in found:
+        click.echo(f"{setting.key:{width}}  {setting.value}  [{setting.origin}]")
+
+
+@main.command()
+def unit() -> None:
+    """Print a systemd unit for the agent.
+
+    \b
+    slipway-agent unit | sudo tee /etc/systemd/system/slipway-agent.service
+    """
+    text = resources.files("device_agent").joinpath("systemd/slipway-agent.service").read_text()
+    program = shutil.which("slipway-agent") or "/usr/local/bin/slipway-agent"
+    click.echo(text.replace("/usr/local/bin/slipway-agent", program), nl=False)
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script for a shell.
+
+    \b
+    slipway-agent completion bash > ~/.local/share/bash-completion/completions/slipway-agent
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None, "click knows every shell of the choice above"
+    click.echo(kind(main, {}, "slipway-agent", "_SLIPWAY_AGENT_COMPLETE").source())
+
+
+main.add_command(score)
 
 if __name__ == "__main__":
     main()

@@ -1,16 +1,36 @@
 """The agent's settings: a TOML file, the environment and flags, the later ones winning."""
 
-import base64
-import binascii
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from device_agent.config.settings import TABLES, Settings, read_settings
+from device_agent.config.identities import (
+    ByConnectionString,
+    ByEdgeEnvironment,
+    Credentials,
+    Identity,
+    identity_of,
+    read_identity,
+    secrets_of,
+)
+from device_agent.config.origins import Setting, origins_of
+from device_agent.config.settings import TABLES, EngineSettings, Settings, read_settings, secret_settings
 from device_agent.errors import ConfigurationError
 from manifests.model import ModelFormat
+
+__all__ = [
+    "DEFAULTS",
+    "ENVIRONMENT",
+    "AgentConfig",
+    "Identity",
+    "Setting",
+    "identity_of",
+    "read_config",
+    "read_engine_settings",
+    "read_origins",
+]
 
 FORMATS: tuple[ModelFormat, ...] = get_args(ModelFormat)
 ENVIRONMENT = {
@@ -22,37 +42,36 @@ ENVIRONMENT = {
     "interval_s": "SLIPWAY_AGENT_INTERVAL",
     "formats": "SLIPWAY_AGENT_FORMATS",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Who the agent is at which hub; everything of a connection string but its secret."""
-
-    host_name: str
-    device_id: str
-    module_id: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.device_id}/{self.module_id}" if self.module_id else self.device_id
+INTERVAL_S = 0.2
+# Of the keys outside tables; the others have none.
+DEFAULTS: Mapping[str, Any] = {"interval_s": INTERVAL_S, "formats": FORMATS}
 
 
 @dataclass(frozen=True, slots=True)
 class AgentConfig:
-    """Everything a run needs. `connection_string` is None inside IoT Edge, where the runtime vouches for the module."""
+    """Everything a run needs. `identity` is provisional while a provisioning service has not said who the device is."""
 
     identity: Identity
-    connection_string: str | None
+    credentials: Credentials
     artifacts_url: str
     state_directory: Path
     source: str
     ca_file: Path | None = None
-    interval_s: float = 0.2
+    interval_s: float = INTERVAL_S
     formats: tuple[ModelFormat, ...] = FORMATS
     settings: Settings = field(default_factory=Settings)
 
     def __repr__(self) -> str:
-        # The connection string holds the key, and a repr ends up in logs.
+        # A repr ends up in logs, and the settings hold keys.
         return f"AgentConfig({self.identity}, state={self.state_directory})"
+
+    @property
+    def connection_string(self) -> str | None:
+        return self.credentials.connection_string if isinstance(self.credentials, ByConnectionString) else None
+
+    def secrets(self) -> tuple[str, ...]:
+        """What no line of a log may hold."""
+        return secrets_of(self.credentials) + secret_settings(self.settings)
 
 
 _TABLES = frozenset(TABLES)
@@ -70,23 +89,37 @@ def read_config(
     `edge_identity` stands in for a connection string inside IoT Edge.
     """
     values = merged_values(file, environment, flags)
-    connection_string = None
+    settings = read_settings({key: values[key] for key in _TABLES & set(values)}, environment)
+    credentials: Credentials = ByEdgeEnvironment()
     if edge_identity is None:
-        connection_string = _required(values, "connection_string")
-        identity = identity_of(connection_string)
+        identity, credentials = read_identity(_text(values.get("connection_string")), settings.identity, settings.dps)
     else:
         identity = edge_identity
     return AgentConfig(
         identity=identity,
-        connection_string=connection_string,
+        credentials=credentials,
         artifacts_url=_artifacts_url(_required(values, "artifacts_url")),
         state_directory=Path(_required(values, "state_directory")).expanduser(),
         source=_required(values, "source"),
         ca_file=_ca_file(values.get("ca_file")),
-        interval_s=_number(values, "interval_s", 0.2, lowest=0.0),
+        interval_s=_number(values, "interval_s", INTERVAL_S, lowest=0.0),
         formats=_formats(values.get("formats")),
-        settings=read_settings({key: values[key] for key in _TABLES & set(values)}, environment),
+        settings=settings,
     )
+
+
+def read_engine_settings(file: Path | None, environment: Mapping[str, str]) -> EngineSettings:
+    """``[engine]`` alone, for whoever needs no identity; raises ConfigurationError."""
+    written = _read_file(file) if file is not None else {}
+    return read_settings({key: written[key] for key in _TABLES & set(written)}, environment).engine
+
+
+def read_origins(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> list[Setting]:
+    """Every setting with its value and who said so; raises ConfigurationError where it cannot be read."""
+    in_file = _read_file(file) if file is not None else {}
+    said = merged_values(file, environment, flags)
+    settings = read_settings({key: said[key] for key in _TABLES & set(said)}, environment)
+    return origins_of(said, DEFAULTS, settings, (file, in_file), environment, flags, ENVIRONMENT)
 
 
 def merged_values(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,21 +128,6 @@ def merged_values(file: Path | None, environment: Mapping[str, str], flags: Mapp
     values |= {key: environment[variable] for key, variable in ENVIRONMENT.items() if environment.get(variable)}
     values |= {key: value for key, value in flags.items() if value is not None}
     return values
-
-
-def identity_of(connection_string: str) -> Identity:
-    """Who a connection string is about; raises ConfigurationError, never quoting the string."""
-    hint = "It reads HostName=…;DeviceId=…;ModuleId=…;SharedAccessKey=…, as the hub prints it for the module identity."
-    pairs = [part.partition("=") for part in connection_string.strip().strip('"').split(";") if part]
-    parts = {key: value for key, _, value in pairs}
-    for key in ("HostName", "DeviceId", "SharedAccessKey"):
-        if not parts.get(key):
-            raise ConfigurationError(f"The connection string has no {key}.", hint=hint)
-    try:
-        base64.b64decode(parts["SharedAccessKey"], validate=True)
-    except binascii.Error as err:
-        raise ConfigurationError("The connection string's SharedAccessKey is not Base64.", hint=hint) from err
-    return Identity(parts["HostName"], parts["DeviceId"], parts.get("ModuleId", ""))
 
 
 def _read_file(file: Path) -> dict[str, Any]:
@@ -137,6 +155,10 @@ def _required(values: Mapping[str, Any], key: str) -> str:
             hint=f"Give --{flag}, set {ENVIRONMENT[key]}, or write {key} into the file given as --config.",
         )
     return value
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
 
 
 def _artifacts_url(url: str) -> str:
@@ -181,4 +203,4 @@ def _formats(value: Any) -> tuple[ModelFormat, ...]:
     return tuple(dict.fromkeys(known[name] for name in names))
 
 
-assert set(ENVIRONMENT) <= {field.name for field in fields(AgentConfig)}
+assert set(ENVIRONMENT) - {"connection_string"} <= {field.name for field in fields(AgentConfig)}

@@ -4,6 +4,7 @@ A table's key is read from ``[table] key = …`` in the file or from ``SLIPWAY_A
 wins. Units are the last word of a key.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -12,6 +13,8 @@ import msgspec
 from device_agent.errors import ConfigurationError
 
 VARIABLE_PREFIX = "SLIPWAY_AGENT_"
+# Keys whose values appear in no message and no listing. A private_key is the path of a file.
+SECRET_NAMES = re.compile(r"(connection_string|password|pass_phrase|secret|token|(?<!private)_key)$")
 
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
@@ -20,10 +23,53 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The base of every table."""
 
 
+class IdentitySettings(Table, frozen=True, kw_only=True):
+    """``[identity]``: a device or module with a client certificate, in place of a connection string."""
+
+    host_name: str = ""
+    device_id: str = ""
+    module_id: str = ""
+    # PEM files; the certificate's file may hold its chain.
+    certificate: str = ""
+    private_key: str = ""
+    pass_phrase: str = ""
+
+
+class DpsSettings(Table, frozen=True, kw_only=True):
+    """``[dps]``: a provisioning service that says which hub is this device's.
+
+    It is shown `symmetric_key`, or the key derived from `group_key`, or the certificate of ``[identity]``.
+    """
+
+    endpoint: str = "global.azure-devices-provisioning.net"
+    id_scope: str = ""
+    registration_id: str = ""
+    symmetric_key: str = ""
+    group_key: str = ""
+
+
 class EngineSettings(Table, frozen=True, kw_only=True):
     """``[engine]``: how models are run."""
 
-    threads: Annotated[int, msgspec.Meta(ge=1)] = 1
+    # One a model: a second one shortens a lone inference by a third and lengthens the slowest ones once the other core
+    # is wanted for anything else.
+    threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
+    # Runs on zeros that a model makes before it serves.
+    warm_up_runs: Annotated[int, msgspec.Meta(ge=0, le=100)] = 1
+    # How far onnxruntime rewrites a graph when it loads it.
+    optimisation: Literal["off", "basic", "extended", "all"] = "all"
+    # onnxruntime's own pool of memory. Without it what a swapped-out model held goes back to the system.
+    arena: bool = False
+    # The bound of that pool for all models together; 0 is none. A model that wants more fails, and the agent does not.
+    memory_bytes_max: Annotated[int, msgspec.Meta(ge=0)] = 0
+    # Execution providers of onnxruntime, preferred first, and the options of each as its documentation names them.
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    provider_options: dict[str, dict[str, str]] = {}
+    # Shared libraries of TFLite delegates, such as libedgetpu.so.1, and the options of each.
+    delegates: tuple[str, ...] = ()
+    delegate_options: dict[str, dict[str, str]] = {}
+    # What follows where a provider or delegate is missing: no start and no such model, or the CPU in its place.
+    fallback: Literal["refuse", "cpu"] = "refuse"
 
 
 class UpdateSettings(Table, frozen=True, kw_only=True):
@@ -98,29 +144,67 @@ class MirrorSettings(BrokerSettings, frozen=True, kw_only=True):
 
 
 class TelemetrySettings(Table, frozen=True, kw_only=True):
-    """``[telemetry]``: what waits for the hub, and how much of it. At one reading a second the defaults keep a week."""
+    """``[telemetry]``: what waits for the hub, and how much of it. At one reading a second the defaults keep a week.
+
+    An `age_s_max` of zero keeps readings of any age; a `batch_linger_s` of zero sends what is there at once. The alerts
+    are what `keep_alerts` drops last: errors, events, these predictions (``label`` or ``model:label``) if the model is
+    as sure as that, and answers without classes that hold a number above this one.
+    """
 
     messages_max: Annotated[int, msgspec.Meta(ge=1)] = 700_000
     size_bytes_max: Annotated[int, msgspec.Meta(ge=64 * 1024)] = 256 * 1024 * 1024
     # How long a stopping agent goes on sending what waits.
     drain_s: Seconds = 5.0
+    age_s_max: Seconds = 0.0
+    eviction: Literal["drop_oldest", "keep_alerts"] = "drop_oldest"
+    batch_bytes_max: Annotated[int, msgspec.Meta(ge=4096, le=252 * 1024)] = 252 * 1024
+    batch_linger_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 0.0
+    alert_predictions: tuple[str, ...] = ()
+    alert_confidence_min: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    alert_above: float | None = None
 
 
 class CollectionSettings(Table, frozen=True, kw_only=True):
-    """``[collection]``: which inputs and predictions are kept for monitoring and retraining."""
+    """``[collection]``: which inputs and predictions are kept for monitoring and retraining.
+
+    Nothing is while `enabled` is false. The rules at zero keep nothing by themselves; a direct method may then still
+    ask for samples. `container_url` is where the files of a module go, whose identity the hub takes no files from: a
+    blob container with a signature that may create and write. It is a secret.
+    """
+
+    enabled: bool = False
+    every_nth: Annotated[int, msgspec.Meta(ge=0)] = 0
+    per_minute: Annotated[int, msgspec.Meta(ge=0, le=600)] = 0
+    confidence_below: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    drift_above: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    samples_per_minute_max: Annotated[int, msgspec.Meta(ge=1)] = 60
+    bytes_max: Annotated[int, msgspec.Meta(ge=64 * 1024)] = 64 * 1024 * 1024
+    file_bytes_max: Annotated[int, msgspec.Meta(ge=16 * 1024)] = 4 * 1024 * 1024
+    file_age_s: Annotated[float, msgspec.Meta(ge=1)] = 3600.0
+    container_url: str = ""
 
 
 class HealthSettings(Table, frozen=True, kw_only=True):
-    """``[health]``: what is reported of the device itself."""
+    """``[health]``: what is reported of the device itself.
+
+    Every write counts towards the hub's tier: 10,000 devices at the default are 33 twin updates a second.
+    """
+
+    report_s: Annotated[float, msgspec.Meta(ge=1)] = 300.0
 
 
 class LogSettings(Table, frozen=True, kw_only=True):
     """``[log]``: what the agent says of its work."""
 
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
 
 class Settings(Table, frozen=True, kw_only=True):
     """All tables."""
 
+    identity: IdentitySettings = IdentitySettings()
+    dps: DpsSettings = DpsSettings()
     engine: EngineSettings = EngineSettings()
     update: UpdateSettings = UpdateSettings()
     download: DownloadSettings = DownloadSettings()
@@ -142,6 +226,13 @@ def read_settings(tables: Mapping[str, Any], environment: Mapping[str, str]) -> 
         for field in msgspec.structs.fields(Settings)
     }
     return Settings(**read)
+
+
+def secret_settings(settings: Settings) -> tuple[str, ...]:
+    """Every value that no line of a log may hold, of whichever table."""
+    tables = [getattr(settings, name) for name in TABLES]
+    values = [getattr(table, key) for table in tables for key in table.__struct_fields__ if SECRET_NAMES.search(key)]
+    return tuple(value for value in values if isinstance(value, str) and value)
 
 
 def variable_of(table: str, key: str) -> str:
@@ -181,7 +272,8 @@ def _check(table: str, key: str, value: Any, kind: Any) -> None:
     try:
         msgspec.convert(value, kind, strict=False)
     except msgspec.ValidationError as err:
+        seen = "no such value" if SECRET_NAMES.search(key) else repr(value)
         raise ConfigurationError(
-            f"{key} in [{table}] is {value!r}: {err}.",
+            f"{key} in [{table}] is {seen}: {err}.",
             hint=f"It is set in the file or by {variable_of(table, key)}.",
         ) from err

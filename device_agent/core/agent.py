@@ -7,7 +7,17 @@ from device_agent.core import events as e
 from device_agent.core.model_state import ModelState
 from device_agent.core.twin import DesiredReading, LoadedModel, Refusal, refused_model, reported_model
 from device_agent.ports import Counts
-from manifests.twin import Progress, ReportedAgent, ReportedModel, ReportedSection, ReportedTelemetry, TrialEvidence
+from manifests.twin import (
+    DroppedReadings,
+    Progress,
+    ReportedAgent,
+    ReportedCollection,
+    ReportedHealth,
+    ReportedModel,
+    ReportedSection,
+    ReportedTelemetry,
+    TrialEvidence,
+)
 
 
 def events_of(reading: DesiredReading, states: Mapping[str, ModelState]) -> dict[str, e.Event]:
@@ -38,6 +48,7 @@ def section(
     evidence: Mapping[str, TrialEvidence],
     agent: ReportedAgent,
     telemetry: ReportedTelemetry,
+    health: ReportedHealth | None = None,
 ) -> dict[str, Any]:
     """The reported section as JSON values: a function of what is, so that any two reports of one state are equal."""
     models: dict[str, ReportedModel] = {}
@@ -50,11 +61,22 @@ def section(
         rejected = refused_model(refusal, loaded.get(name))
         if rejected is not None and refusal.generation > (known.generation_highest if known else 0):
             models[name] = rejected
-    wire = ReportedSection(models=models, agent=agent, telemetry=telemetry).to_wire()
+    wire = ReportedSection(models=models, agent=agent, telemetry=telemetry, health=health).to_wire()
     # Written even when empty, so that the last model's entry is removed by key and not by removing the map.
     wire.setdefault("models", {})
     wire.setdefault("telemetry", {})
     return wire
+
+
+def reported_telemetry(counts: Counts, collection: ReportedCollection | None = None) -> ReportedTelemetry:
+    by_cause = DroppedReadings(room=counts.dropped_room, age=counts.dropped_age, refused=counts.dropped_refused)
+    return ReportedTelemetry(
+        enqueued=counts.enqueued,
+        acknowledged=counts.acknowledged,
+        dropped=counts.dropped,
+        dropped_by=by_cause if counts.dropped else None,
+        collection=collection,
+    )
 
 
 def status(
@@ -65,6 +87,7 @@ def status(
     boot: str,
     is_running: bool,
     counts: Counts,
+    health: ReportedHealth | None = None,
 ) -> dict[str, Any]:
     """What ``status`` prints and the direct method of that name answers. Field names are stable.
 
@@ -82,8 +105,11 @@ def status(
             "acknowledged": counts.acknowledged,
             "waiting": counts.enqueued - counts.acknowledged - counts.dropped,
             "dropped": counts.dropped,
+            "droppedBy": reported_telemetry(counts).to_wire().get("droppedBy", {}),
             "lastSequence": counts.last_sequence,
         },
+        # Of a running agent only: it is in nobody else's memory.
+        "health": health.to_wire() if health else None,
     }
 
 

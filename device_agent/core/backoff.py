@@ -1,4 +1,6 @@
-"""How long to wait before trying again. Pure: chance is given."""
+"""How long to wait before trying again. Pure: chance and time are given."""
+
+from dataclasses import dataclass
 
 # Beyond this exponent the cap has long been reached; it keeps the power from overflowing after a year of retries.
 _EXPONENT_MAX = 32
@@ -13,3 +15,20 @@ def delay_s(attempt: int, chance: float, *, base_s: float, cap_s: float) -> floa
         return 0.0
     full = min(cap_s, base_s * 2.0 ** min(attempt - 1, _EXPONENT_MAX))
     return full * (1.0 - chance / 2)
+
+
+@dataclass(slots=True)
+class Backoff:
+    """The delays of one thing that is tried again and again: they grow with failures and begin anew after a success."""
+
+    base_s: float
+    cap_s: float
+    failures: int = 0
+
+    def failed(self, chance: float) -> float:
+        """One more failure: how long to wait before the next attempt."""
+        self.failures += 1
+        return delay_s(self.failures, chance, base_s=self.base_s, cap_s=self.cap_s)
+
+    def succeeded(self) -> None:
+        self.failures = 0

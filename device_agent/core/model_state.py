@@ -44,14 +44,12 @@ class ModelState(Document, frozen=True, kw_only=True):
     quarantine: dict[str, int] = {}
 
     def digests(self) -> frozenset[str]:
-        """Every artifact and golden set that this model may still need."""
+        """Every artifact, golden set and label file that this model may still need."""
         releases = (self.current, self.previous, self.offer if self.phase in BUSY_PHASES else None, self.pending)
-        kept = set()
+        kept: set[str] = set()
         for release in releases:
             if release is not None:
-                kept.add(release.digest)
-                if release.golden is not None:
-                    kept.add(release.golden.digest)
+                kept |= {release.digest, *(file.digest for file in release.attachments)}
         return frozenset(kept)
 
 

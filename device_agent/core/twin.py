@@ -13,7 +13,7 @@ from manifests.release import Release, releases_in
 from manifests.twin import Phase, PreviousModel, Progress, ReportedModel, TrialEvidence
 
 # The keys of the reported section that are the agent's to write; whatever else stands there is left alone.
-OWN_KEYS = ("models", "agent", "telemetry")
+OWN_KEYS = ("models", "agent", "telemetry", "health")
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,7 +131,8 @@ def _preflight(state: ModelState, event: e.Restored | None, context: Context) ->
     refusal = _refusal(state, offer, context)
     if refusal is not None:
         return _rest(replace(state, phase=Phase.REJECTED, problem=refusal), context)
-    if state.current is not None and state.current.digest == offer.digest == state.serving:
+    is_same = state.current is not None and state.current.processing == offer.processing
+    if state.current is not None and is_same and state.current.digest == offer.digest == state.serving:
         return _ask(replace(state, phase=Phase.VERIFYING, is_in_place=True), lambda ticket: c.Verify(ticket, offer))
     return _ask(replace(state, phase=Phase.OFFERED), lambda ticket: c.Preflight(ticket, offer))
 

@@ -3,26 +3,58 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from device_agent.core import agent as core
 from device_agent.core import events as e
+from device_agent.core.explain import Disk, Live, explanation
+from device_agent.core.health import DeviceReadings
+from device_agent.core.history import Transition
 from device_agent.core.model_state import ModelState
 from device_agent.core.outbox import Bounds
 from device_agent.core.twin import Refusal, read_desired
 from device_agent.errors import AgentError
-from device_agent.ports import HubLink, Mirror, Reading, Source
+from device_agent.ports import Door, HubLink, Mirror, Reading, Source, Supervisor
+from device_agent.runtime.collection import Collection
+from device_agent.runtime.health_meter import HealthMeter
 from device_agent.runtime.link_keeper import LinkKeeper
+from device_agent.runtime.methods import (
+    Method,
+    Methods,
+    RecentLines,
+    collect_method,
+    logs_method,
+    plain_method,
+    restart_method,
+    score_method,
+)
 from device_agent.runtime.scoring import ScoringLoop, accepts_all
 from device_agent.runtime.serving import Scored
-from device_agent.runtime.telemetry import Author, Telemetry
+from device_agent.runtime.telemetry import Author, Sending, Telemetry
 from device_agent.runtime.update_driver import Tools, UpdateDriver
-from manifests.twin import ReportedAgent, ReportedTelemetry
+from device_agent.runtime.watchdog import Watchdog
+from manifests.twin import ReportedAgent
 
 DRAIN_LOOK_S = 0.05
+# Between the answer to a restart and its beginning.
+RESTART_DELAY_S = 0.5
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What surrounds the agent on its device."""
+
+    supervisor: Supervisor
+    door: Door
+    lines: RecentLines
+    read_device: Callable[[], DeviceReadings]
+    # What went wrong besides inferences, by kind, since the process began.
+    errors: Callable[[], Mapping[str, int]]
+    disk: Callable[[], Disk]
+    health_report_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +72,9 @@ class Parts:
     is_unclean: bool
     states: Mapping[str, ModelState]
     hub_name: str
+    host: Host
+    sending: Sending = field(default_factory=Sending)
+    collection: Collection | None = None
     accepts: Callable[[str, Reading], bool] = accepts_all
     mirror: Mirror | None = None
 
@@ -51,6 +86,7 @@ class Agent:
         self._parts = parts
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
+        self.is_restart_asked = False
         self._refusals: dict[str, Refusal] = {}
         self._group: asyncio.TaskGroup | None = None
         self._driver_tasks: list[asyncio.Task[None]] = []
@@ -61,19 +97,36 @@ class Agent:
         )
         self._drivers = {name: UpdateDriver(state, self._tools) for name, state in parts.states.items()}
         self._telemetry = Telemetry(
-            parts.tools.store, parts.bounds, parts.tools.in_store, parts.author, parts.tools.now, parts.mirror
+            parts.tools.store,
+            parts.bounds,
+            parts.tools.in_store,
+            parts.author,
+            parts.tools.now,
+            sending=parts.sending,
+            collector=parts.collection,
+            mirror=parts.mirror,
         )
+        self._methods = self._method_table()
         self._keeper = LinkKeeper(
             make_link=parts.make_link,
             telemetry=self._telemetry,
             desired=self._desired,
             section=self._section,
-            answer=self._answer,
+            answer=self._methods.answer,
             may_give_up=lambda: not core.has_ever_committed(self.states().values()),
             chance=parts.tools.chance,
         )
+        store, host = parts.tools.store, parts.host
+        self._watchdog = Watchdog(host.supervisor, parts.tools.in_store, store.counts)
+        self._meter = HealthMeter(host.read_device, host.errors, parts.tools.monotonic_s)
         self._scoring = ScoringLoop(
-            parts.source, parts.tools.serving, self._scored, parts.interval_s, parts.tools.now, parts.accepts
+            parts.source,
+            parts.tools.serving,
+            self._scored,
+            parts.interval_s,
+            parts.tools.now,
+            self._watchdog.scoring,
+            parts.accepts,
         )
 
     def states(self) -> dict[str, ModelState]:
@@ -85,6 +138,11 @@ class Agent:
     def stop(self) -> None:
         """Begin to stop; `run` returns when it is done."""
         self._stopping.set()
+
+    def restart(self) -> None:
+        """Begin to stop; whoever runs the agent is to start it again."""
+        self.is_restart_asked = True
+        self.stop()
 
     # Running ----------------------------------------------------------------------------------------------------------
 
@@ -116,21 +174,39 @@ class Agent:
             self._telemetry.keep_settling,
             self._keeper.keep_connected,
             self._keeper.keep_reporting,
+            self._keep_pinging,
+            self._keep_measuring,
+            self._open_door,
         )
         tasks = [group.create_task(loop()) for loop in loops]
+        if (collection := self._parts.collection) is not None:
+            tasks += [group.create_task(collection.keep_writing()), group.create_task(collection.keep_uploading())]
         scoring = group.create_task(asyncio.to_thread(self._scoring.run))
         group.create_task(self._stop_in_order(tasks, scoring))
         _log.info("Waiting for the hub at %s and for what it wants.", self._parts.hub_name)
+        self._parts.host.supervisor.tell(READY="1", STATUS=self._standing())
+
+    async def _keep_pinging(self) -> None:
+        await self._watchdog.keep_pinging(self._standing, self._tools.store.note_alive)
+
+    async def _keep_measuring(self) -> None:
+        await self._meter.keep_measuring(self._parts.host.health_report_s, self._tools.chance, self._changed)
+
+    async def _open_door(self) -> None:
+        await self._parts.host.door.serve(self._methods.answer)
 
     async def _stop_in_order(self, tasks: list[asyncio.Task[None]], scoring: asyncio.Task[None]) -> None:
         """Sensors first, then updates, then the outbox, then the last word, then the link."""
         await self._stopping.wait()
-        _log.info("Stopping: sensors first, then what waits is sent.")
+        _log.info("Stopping: sensors first, then what waits is sent.", extra={"event": "stopping"})
+        self._parts.host.supervisor.tell(STOPPING="1", STATUS="Stopping: what waits is sent.")
         self._scoring.stop()
         await scoring
         for task in self._driver_tasks:
             task.cancel()
         await self._drain()
+        if self._parts.collection is not None:
+            await self._parts.collection.finish()
         await self._keeper.say_farewell()
         for task in tasks:
             task.cancel()
@@ -138,6 +214,7 @@ class Agent:
     async def _drain(self) -> None:
         """Send what waits, while there is time and a link or hope of one; the rest is kept for the next start."""
         deadline_s = self._loop.time() + self._parts.drain_s
+        self._telemetry.flush()
 
         def is_done() -> bool:
             return self._telemetry.is_delivered or (self._telemetry.is_stored and not self._keeper.is_hopeful)
@@ -155,7 +232,9 @@ class Agent:
         tally = scored.view.tally
         if tally is not None:
             self._loop.call_soon_threadsafe(self._count, scored)
-        self._telemetry.take(scored)
+        self._meter.count(scored)
+        with self._watchdog.handing_over:
+            self._telemetry.take(scored)
 
     def _count(self, scored: Scored) -> None:
         tally, driver = scored.view.tally, self._drivers.get(scored.view.name)
@@ -184,7 +263,7 @@ class Agent:
         return self._drivers[name]
 
     def _section(self) -> dict[str, Any]:
-        drivers, counts = self._drivers, self._telemetry.counts
+        drivers, counts, collection = self._drivers, self._telemetry.counts, self._parts.collection
         return core.section(
             self._reportable(),
             self._refusals,
@@ -192,15 +271,49 @@ class Agent:
             {name: driver.progress for name, driver in drivers.items() if driver.progress is not None},
             {name: driver.evidence for name, driver in drivers.items() if driver.evidence is not None},
             self._parts.reported_agent,
-            ReportedTelemetry(enqueued=counts.enqueued, acknowledged=counts.acknowledged, dropped=counts.dropped),
+            core.reported_telemetry(counts, collection.reported() if collection is not None else None),
+            self._meter.told,
         )
 
-    def _answer(self, name: str, payload: Any) -> tuple[int, Any]:  # noqa: ARG002  neither method takes one
-        if name == "ping":
-            return 200, {"pong": True, "boot": self._parts.author.boot}
-        if name == "status":
-            return 200, self._status()
-        return 404, {"error": f"There is no method {name}; there are ping and status."}
+    def _method_table(self) -> Methods:
+        parts = self._parts
+        return Methods(
+            {
+                "ping": plain_method(lambda: {"pong": True, "boot": parts.author.boot}),
+                "status": plain_method(self._status),
+                "explain": Method(self._explain, "nothing"),
+                "score": score_method(parts.tools.serving),
+                "collect": collect_method(parts.collection),
+                "logs": logs_method(parts.host.lines),
+                "restart": restart_method(self.restart, RESTART_DELAY_S),
+            }
+        )
+
+    async def _explain(self, _: dict[str, Any]) -> dict[str, Any]:
+        lines = await self._tools.in_store(self._tools.store.transitions)
+        disk = await asyncio.to_thread(self._parts.host.disk)
+        now_s, drivers = self._tools.monotonic_s(), self._drivers
+        live = Live(
+            link=self._keeper.standing(self._parts.hub_name),
+            progress={name: driver.progress for name, driver in drivers.items() if driver.progress is not None},
+            evidence={name: driver.evidence for name, driver in drivers.items() if driver.evidence is not None},
+            retries_in_s={
+                name: driver.retry_at_s - now_s
+                for name, driver in drivers.items()
+                if driver.retry_at_s is not None and driver.retry_at_s > now_s
+            },
+        )
+        history = [Transition.from_json(line) for line in lines]
+        refusals = {name: refusal.message for name, refusal in self._refusals.items()}
+        return explanation(self._reportable(), history, disk, live, is_running=True, refusals=refusals)
+
+    def _standing(self) -> str:
+        """One line for `systemctl status`."""
+        counts = self._telemetry.counts
+        loaded = self._tools.serving.loaded()
+        serves = ", ".join(f"{name}:{model.version}" for name, model in sorted(loaded.items())) or "nothing yet"
+        hub = "connected" if self._keeper.is_connected else "not connected"
+        return f"Serves {serves}; hub {hub}; {counts.enqueued - counts.acknowledged - counts.dropped:,} readings wait."
 
     def _status(self) -> dict[str, Any]:
         author = self._parts.author
@@ -211,6 +324,7 @@ class Agent:
             boot=author.boot,
             is_running=True,
             counts=self._telemetry.counts,
+            health=self._meter.measure(),
         )
 
 

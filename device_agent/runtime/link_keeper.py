@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from device_agent.core.backoff import delay_s
+from device_agent.core.backoff import Backoff
+from device_agent.core.explain import LinkStanding
 from device_agent.core.twin import merged, own_section, patch_between
-from device_agent.errors import AgentError, CredentialsRefusedError, LinkError, RefusedMessageError
+from device_agent.errors import AgentError, CredentialsRefusedError, LinkError, RefusedMessageError, ThrottledError
 from device_agent.ports import HubLink
 from device_agent.runtime.telemetry import Telemetry
 
@@ -16,6 +17,9 @@ RETRY_BASE_S = 0.5
 RETRY_MAX_S = 30.0
 # A refused key is seldom cured within seconds, and asking every second would look like an attack.
 REFUSED_RETRY_S = 60.0
+# A hub that throttles reports is asked again after so long, doubling.
+THROTTLED_BASE_S = 2.0
+THROTTLED_MAX_S = 120.0
 # A link that holds this long was a good one; a shorter one counts as another failed attempt.
 STEADY_S = 10.0
 # How often the figures of a download or a trial in progress, and the counts of the outbox, are reported.
@@ -35,7 +39,7 @@ class LinkKeeper:
         telemetry: Telemetry,
         desired: Callable[[dict[str, Any]], None],
         section: Callable[[], dict[str, Any]],
-        answer: Callable[[str, Any], tuple[int, Any]],
+        answer: Callable[[str, Any], Awaitable[tuple[int, Any]]],
         may_give_up: Callable[[], bool],
         chance: Callable[[], float],
     ) -> None:
@@ -49,6 +53,8 @@ class LinkKeeper:
         self._loop = asyncio.get_running_loop()
         self._link: HubLink | None = None
         self._is_connecting = False
+        self._retry_at_s: float | None = None
+        self._problem: str | None = None
         self._is_lost = asyncio.Event()
         self._is_changed = asyncio.Event()
         self._desired: dict[str, Any] | None = None
@@ -56,6 +62,10 @@ class LinkKeeper:
         self._rereading: asyncio.Task[None] | None = None
         self._known: dict[str, Any] = {}
         self._telemetry_told: tuple[float, dict[str, Any]] = (0.0, {})
+        self._connecting = Backoff(RETRY_BASE_S, RETRY_MAX_S)
+        self._connected_at_s: float | None = None
+        self._reporting = Backoff(THROTTLED_BASE_S, THROTTLED_MAX_S)
+        self._may_report_at_s = 0.0
 
     @property
     def is_connected(self) -> bool:
@@ -65,6 +75,11 @@ class LinkKeeper:
     def is_hopeful(self) -> bool:
         """There is a connection, or one is being made at this moment."""
         return self.is_connected or self._is_connecting
+
+    def standing(self, host_name: str) -> LinkStanding:
+        """What there is to say of the line at this moment."""
+        retry_in_s = None if self._retry_at_s is None else max(0.0, self._retry_at_s - self._loop.time())
+        return LinkStanding(self.is_connected, host_name, self._problem, retry_in_s)
 
     def changed(self) -> None:
         """There may be something new to report."""
@@ -89,21 +104,21 @@ class LinkKeeper:
     def lost(self) -> None:
         self._is_lost.set()
 
-    def method_called(self, name: str, payload: Any) -> tuple[int, Any]:
-        return self._answer(name, payload)
+    async def method_called(self, name: str, payload: Any) -> tuple[int, Any]:
+        return await self._answer(name, payload)
 
     # Connection -------------------------------------------------------------------------------------------------------
 
     async def keep_connected(self) -> None:
         """Until it is cancelled; raises CredentialsRefusedError only where the device has nothing to serve anyway."""
-        attempt = 0
         while True:
-            began_s = self._loop.time()
             wait_s = 0.0
             try:
                 await self._one_connection()
-                _log.warning("The hub is gone; readings are kept until it is back.")
+                self._problem = "the connection was lost"
+                _log.warning("The hub is gone; readings are kept until it is back.", extra={"event": "hubLost"})
             except CredentialsRefusedError as err:
+                self._problem = err.message
                 if self._may_give_up():
                     raise
                 _log.warning(
@@ -111,16 +126,23 @@ class LinkKeeper:
                 )
                 wait_s = REFUSED_RETRY_S
             except LinkError as err:
-                if attempt == 0:
+                self._problem = err.message
+                if self._connecting.failures == 0:
                     _log.warning("%s %sTrying again until it works.", err.message, err.hint + " " if err.hint else "")
                 else:
                     _log.debug("%s", err.message)
-            attempt = 1 if self._loop.time() - began_s > STEADY_S else attempt + 1
-            await asyncio.sleep(wait_s or delay_s(attempt, self._chance(), base_s=RETRY_BASE_S, cap_s=RETRY_MAX_S))
+            # Time that was spent on connecting proves nothing of a link: a dead one takes a minute to say so.
+            if self._connected_at_s is not None and self._loop.time() - self._connected_at_s > STEADY_S:
+                self._connecting.succeeded()
+            delay_s = self._connecting.failed(self._chance())
+            self._retry_at_s = self._loop.time() + (wait_s or delay_s)
+            await asyncio.sleep(wait_s or delay_s)
+            self._retry_at_s = None
 
     async def _one_connection(self) -> None:
         """From connecting to the loss of the connection."""
         self._is_lost.clear()
+        self._connected_at_s = None
         self._desired = None
         self._early = []
         link = self._make_link()
@@ -129,10 +151,12 @@ class LinkKeeper:
             await link.connect(self)
             await self._read_twin(link)
             self._link = link
+            self._connected_at_s = self._loop.time()
             self._is_connecting = False
             self._telemetry.connected(link, self.lost)
             self._is_changed.set()
-            _log.info("Connected to the hub.")
+            self._problem = None
+            _log.info("Connected to the hub.", extra={"event": "hubConnected"})
             await self._is_lost.wait()
         finally:
             self._is_connecting = False
@@ -181,7 +205,7 @@ class LinkKeeper:
 
     async def _report(self, *, is_final: bool = False) -> None:
         link = self._link
-        if link is None:
+        if link is None or (self._loop.time() < self._may_report_at_s and not is_final):
             return
         wanted = self._wanted(is_final=is_final)
         patch = patch_between(self._known, wanted)
@@ -192,10 +216,18 @@ class LinkKeeper:
         except RefusedMessageError as err:
             # Sent again it would be refused again; what changes next is compared with this.
             _log.error("%s", err.message)
+        except ThrottledError as err:
+            # The link is good: to connect again would only add to what the hub has too much of.
+            delay_s = self._reporting.failed(self._chance())
+            self._may_report_at_s = self._loop.time() + delay_s
+            self._loop.call_later(delay_s, self._is_changed.set)
+            _log.debug("%s The next report is in %.0f s.", err.message, delay_s)
+            return
         except LinkError as err:
             _log.debug("%s", err.message)
             self.lost()
             return
+        self._reporting.succeeded()
         if self._link is link:
             self._known = wanted
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from device_agent.errors import AgentError, SensorEndedError
 from device_agent.ports import Reading, ReadingAnswer, SensorFacts, Source
 from device_agent.runtime.serving import Scored, Serving, View, score
+from device_agent.runtime.watchdog import Pulse
 
 # How often an agent that serves nothing yet looks again.
 IDLE_WAIT_S = 0.05
@@ -38,6 +39,7 @@ class ScoringLoop:
         take: Callable[[Scored], None],
         interval_s: float,
         now: Callable[[], datetime],
+        pulse: Pulse,
         accepts: Callable[[str, Reading], bool] = accepts_all,
     ) -> None:
         self._source = source
@@ -46,6 +48,7 @@ class ScoringLoop:
         self._interval_s = 0.0 if source.paces_itself else interval_s
         self._now = now
         self._accepts = accepts
+        self._pulse = pulse
         self._stop = threading.Event()
         self._held: Reading | None = None
         self._taken = self._ignored = self._failed = 0
@@ -127,7 +130,8 @@ class ScoringLoop:
         answers = []
         for number, view in enumerate(wanting, 1):
             is_last = number == len(wanting)
-            scored = score(view, reading if is_last else part)
+            with self._pulse:
+                scored = score(view, reading if is_last else part)
             if reading.receipt is not None:
                 answers.append(_answer(scored))
                 if is_last:

@@ -1,18 +1,21 @@
 """Telemetry from the score to the hub's acknowledgement: stored first, sent then, deleted last."""
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Protocol
 
-from device_agent.core.outbox import Bounds, Outbox
+from device_agent.core.alerts import AlertRule
+from device_agent.core.outbox import MESSAGE_BYTES_MAX, Arriving, BatchSize, Bounds, Outbox
 from device_agent.errors import LinkError, RefusedMessageError, StateError
-from device_agent.ports import HubLink, Mirror, Store, Stored
+from device_agent.ports import DropCause, HubLink, Mirror, Store, Stored
 from device_agent.runtime.serving import Scored
-from manifests.telemetry import Envelope
+from manifests.telemetry import Envelope, batch_body
 
 # Scores that are not stored yet. More would be lost with the process; beyond it the sensor waits.
 UNSTORED_MAX = 512
@@ -37,7 +40,30 @@ class Author:
     boot: str
 
 
-def envelope(scored: Scored, author: Author, sequence: int, taken_at: datetime) -> Envelope:
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """How messages leave: at most so many bytes at once, and how long the first one waits for others to join it."""
+
+    batch_bytes_max: int = MESSAGE_BYTES_MAX
+    linger_s: float = 0.0
+    alerts: AlertRule = field(default_factory=AlertRule)
+
+
+class Collector(Protocol):
+    """Keeps samples of readings."""
+
+    def offer(self, scored: Scored, sequence: int, taken_at: datetime) -> bool:
+        """Told of every reading before it is stored; whether a sample of it is kept."""
+        ...
+
+    def confirm(self) -> None:
+        """What was offered so far is stored: a sample need not fear to outlive its telemetry."""
+        ...
+
+
+def envelope(
+    scored: Scored, author: Author, sequence: int, taken_at: datetime, *, is_collected: bool = False
+) -> Envelope:
     """A scored reading as it travels."""
     release = scored.view.served.release
     answer = scored.answer
@@ -57,11 +83,12 @@ def envelope(scored: Scored, author: Author, sequence: int, taken_at: datetime) 
         latency_ms=round(scored.latency_ms, 4),
         values=dict(answer.values) if answer else {},
         error=scored.error,
+        collected=is_collected,
     )
 
 
 class Telemetry:
-    """Two loops around one outbox: one stores what was scored, one sends what is stored."""
+    """Three loops around one outbox: one stores what was scored, one sends what is stored, one deletes what arrived."""
 
     def __init__(
         self,
@@ -70,6 +97,9 @@ class Telemetry:
         in_store: InStore,
         author: Author,
         now: Callable[[], datetime],
+        *,
+        sending: Sending | None = None,
+        collector: Collector | None = None,
         mirror: Mirror | None = None,
     ) -> None:
         # What is stored, as numbers: the same as `store.counts`, without asking the disk.
@@ -80,18 +110,28 @@ class Telemetry:
         self._author = author
         self._now = now
         self._mirror = mirror
+        self._sending = sending or Sending()
+        self._collector = collector
         self._loop = asyncio.get_running_loop()
+        # The outbox's clock goes on where the newest stored message left it.
+        self._clock_zero_s = self._loop.time() - self._outbox.clock_s
         self._room = threading.BoundedSemaphore(UNSTORED_MAX)
         self._scored: deque[tuple[Scored, datetime]] = deque()
         self._arrived = asyncio.Event()
-        self._stored = asyncio.Event()
         self._sendable = asyncio.Event()
         self._acknowledged: list[int] = []
         self._settle = asyncio.Event()
         self._unsettled = 0
         self._link: HubLink | None = None
         self._lost: Callable[[], None] = lambda: None
-        self._sends: set[asyncio.Task[None]] = set()
+        self._batch_size = BatchSize(self._sending.batch_bytes_max)
+        self._attempt: asyncio.Task[None] | None = None
+        # What an earlier process left has waited long enough for company, and an alert waits for none.
+        self._is_urgent = True
+        self._due_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        # Out of the outbox, and still on the disk because that failed.
+        self._dropping: dict[DropCause, list[int]] = {"age": [], "refused": []}
         self._is_storing_batch = False
 
     # From the scoring thread -----------------------------------------------------------------------------------------
@@ -113,8 +153,14 @@ class Telemetry:
     def disconnected(self) -> None:
         """What is in flight on a lost link will not be answered: it waits again, for the next one."""
         self._link = None
-        for task in self._sends:
-            task.cancel()
+        if self._attempt is not None:
+            self._attempt.cancel()
+
+    def flush(self) -> None:
+        """Let nothing wait for company any more: the process is about to end."""
+        self._sending = replace(self._sending, linger_s=0.0)
+        self._is_urgent = True
+        self._sendable.set()
 
     @property
     def is_stored(self) -> bool:
@@ -124,6 +170,12 @@ class Telemetry:
     def is_delivered(self) -> bool:
         """Nothing waits, and what was acknowledged is deleted and counted."""
         return self.is_stored and self._outbox.waiting_count == 0 and self._unsettled == 0
+
+    @property
+    def _clock_s(self) -> int:
+        return int(self._loop.time() - self._clock_zero_s)
+
+    # Storing ----------------------------------------------------------------------------------------------------------
 
     async def keep_storing(self) -> None:
         """Store what arrives, many at a time; runs until it is cancelled."""
@@ -140,21 +192,12 @@ class Telemetry:
         messages = [
             self._message(scored, sequence, taken_at) for sequence, (scored, taken_at) in enumerate(batch, first)
         ]
-        sizes_bytes = [len(message.body) for message in messages]
-        evicted = self._outbox.room_for(sizes_bytes)
-        # Dropped before the wait, or the sender could still take one of them meanwhile.
-        self._outbox.dropped(evicted)
-        await self._until_stored(messages, evicted)
-        self._outbox.stored(sizes_bytes)
-        self.counts = replace(
-            self.counts,
-            enqueued=self.counts.enqueued + len(messages),
-            dropped=self.counts.dropped + len(evicted),
-            last_sequence=self._outbox.last_sequence,
-        )
+        with contextlib.suppress(StateError):
+            await self._drop_expired()
+        arriving = [Arriving(len(message.body), message.clock_s, message.is_alert) for message in messages]
+        await self._until_stored(messages, arriving)
         self._is_storing_batch = False
         self._room.release(len(batch))
-        self._sendable.set()
         for (scored, _), message in zip(batch, messages, strict=True):
             self._tell_stored(scored, message)
 
@@ -165,11 +208,22 @@ class Telemetry:
             self._mirror.offer(scored.view.name, message.body)
 
     def _message(self, scored: Scored, sequence: int, taken_at: datetime) -> Stored:
-        made = envelope(scored, self._author, sequence, taken_at)
-        return Stored(sequence, made.message_id, made.to_json(), scored.reading.position)
+        is_collected = self._collector is not None and self._collector.offer(scored, sequence, taken_at)
+        made = envelope(scored, self._author, sequence, taken_at, is_collected=is_collected)
+        return Stored(
+            sequence,
+            made.message_id,
+            made.to_json(),
+            scored.reading.position,
+            clock_s=self._clock_s,
+            is_alert=self._sending.alerts.matches(made),
+        )
 
-    async def _until_stored(self, messages: list[Stored], evicted: list[int]) -> None:
+    async def _until_stored(self, messages: list[Stored], arriving: list[Arriving]) -> None:
         """Try until there is room: meanwhile the sensor waits, so nothing is taken that cannot be kept."""
+        evicted = self._outbox.room_for(arriving)
+        # Dropped before the wait, or the sender could still take one of them meanwhile.
+        self._outbox.dropped(evicted)
         is_told = False
         while True:
             try:
@@ -180,70 +234,146 @@ class Telemetry:
                     is_told = True
                 await asyncio.sleep(FULL_DISK_WAIT_S)
             else:
-                return
+                break
+        self._has_stored(arriving, evicted)
+
+    def _has_stored(self, arriving: list[Arriving], evicted: list[int]) -> None:
+        was_empty = self._outbox.waiting_count == 0
+        self._outbox.stored(arriving, evicted)
+        if self._collector is not None:
+            self._collector.confirm()
+        self._count_dropped("room", len(evicted))
+        self.counts = replace(
+            self.counts,
+            enqueued=self.counts.enqueued + len(arriving),
+            last_sequence=self._outbox.last_sequence,
+        )
+        self._is_urgent = self._is_urgent or any(one.is_alert for one in arriving)
+        if was_empty:
+            self._due_s = self._loop.time() + self._sending.linger_s
+        self._sendable.set()
+
+    async def _drop_expired(self) -> None:
+        """Drop what is older than may be; raises StateError."""
+        await self._drop(self._outbox.expired(self._clock_s), "age")
+
+    async def _drop(self, sequences: list[int], cause: DropCause) -> None:
+        """Drop and count, with what could not be dropped before; raises StateError, and is then tried again later."""
+        self._outbox.dropped(sequences)
+        dropping, self._dropping[cause] = self._dropping[cause] + sequences, []
+        if not dropping:
+            return
+        try:
+            await self._in_store(self._store.drop, dropping, cause)
+        except StateError:
+            self._dropping[cause] += dropping
+            raise
+        self._count_dropped(cause, len(dropping))
+
+    def _count_dropped(self, cause: DropCause, count: int) -> None:
+        counts = replace(self.counts, dropped=self.counts.dropped + count)
+        match cause:
+            case "room":
+                self.counts = replace(counts, dropped_room=counts.dropped_room + count)
+            case "age":
+                self.counts = replace(counts, dropped_age=counts.dropped_age + count)
+            case "refused":
+                self.counts = replace(counts, dropped_refused=counts.dropped_refused + count)
+
+    # Sending ----------------------------------------------------------------------------------------------------------
 
     async def keep_sending(self) -> None:
         """Send what is stored whenever there is a link, oldest first; runs until it is cancelled."""
         while True:
             await self._sendable.wait()
             self._sendable.clear()
-            link = self._link
-            if link is None:
-                continue
-            taken = self._outbox.take()
-            if not taken:
-                continue
-            try:
-                messages = await self._in_store(self._store.messages, taken)
-            except StateError as err:
-                _log.warning("Telemetry waits: %s", err)
-                self._give_back(taken)
-                continue
-            assert isinstance(messages, list)
-            for message in messages:
-                task = asyncio.ensure_future(self._send(link, message))
-                self._sends.add(task)
-                task.add_done_callback(self._sends.discard)
+            while (link := self._link) is not None and await self._send_next(link):
+                pass
 
-    async def _send(self, link: HubLink, message: Stored) -> None:
+    async def _send_next(self, link: HubLink) -> bool:
+        """Send one batch; whether the next one may follow at once."""
+        if self._is_lingering():
+            return False
         try:
-            await link.send(message.message_id, message.body)
-        except RefusedMessageError as err:
-            _log.warning("%s It is dropped and counted.", err)
-            self._outbox.dropped([message.sequence])
-            self._outbox.returned(message.sequence)
-            await self._in_store(self._store.drop, [message.sequence])
-            self.counts = replace(self.counts, dropped=self.counts.dropped + 1)
-        except asyncio.CancelledError:
-            self._outbox.returned(message.sequence)
-            raise
-        except LinkError as err:
-            _log.debug("message %d stays in the outbox: %s", message.sequence, err)
-            self._outbox.returned(message.sequence)
-            if self._link is link:
-                self._lost()
-            else:
-                self._sendable.set()
-            return
+            await self._drop_expired()
+            taken = self._outbox.take(self._batch_size.size_bytes)
+            if not taken:
+                return False
+            self._is_urgent = self._is_urgent and len(taken) < self._outbox.waiting_count
+            messages = await self._in_store(self._store.messages, taken)
         except StateError as err:
-            _log.debug("message %d stays in the outbox: %s", message.sequence, err)
-            self._give_back([message.sequence])
-            return
-        except Exception:
-            # Without this the message would count as in flight until the next start.
-            self._give_back([message.sequence])
+            _log.warning("Telemetry waits: %s", err)
+            self._outbox.returned()
+            self._loop.call_later(STORE_RETRY_S, self._sendable.set)
+            return False
+        except BaseException:
+            self._outbox.returned()
             raise
-        else:
-            if self._outbox.acknowledged(message.sequence):
-                self._acknowledged.append(message.sequence)
-                self._unsettled += 1
-                self._settle.set()
-        self._sendable.set()
+        assert isinstance(messages, list)
+        if not messages:
+            # The disk has lost them, which the receiver sees as a gap.
+            self._outbox.acknowledged()
+            return True
+        if self._link is not link:
+            self._outbox.returned()
+            return True
+        return await self._send(link, messages)
 
-    def _give_back(self, sequences: list[int]) -> None:
-        for sequence in sequences:
-            self._outbox.returned(sequence)
-        self._loop.call_later(STORE_RETRY_S, self._sendable.set)
+    def _is_lingering(self) -> bool:
+        """Whether the first message that waits is to wait longer for company; then a timer is set."""
+        lingers_s = self._due_s - self._loop.time()
+        if self._is_urgent or lingers_s <= 0 or self._outbox.waiting_bytes >= self._batch_size.size_bytes:
+            return False
+        if self._timer is None or self._timer.when() <= self._loop.time():
+            self._timer = self._loop.call_later(lingers_s, self._sendable.set)
+        return True
+
+    async def _send(self, link: HubLink, messages: list[Stored]) -> bool:
+        body = batch_body([message.body for message in messages])
+        began_s = self._loop.time()
+        attempt = self._attempt = asyncio.ensure_future(link.send(message_id_of(messages), body))
+        try:
+            # Waited for rather than awaited: the end of the link cancels the attempt, and not this loop.
+            await asyncio.wait([attempt])
+        except asyncio.CancelledError:
+            attempt.cancel()
+            self._outbox.returned()
+            raise
+        finally:
+            self._attempt = None
+        failure = None if attempt.cancelled() else attempt.exception()
+        if failure is None and not attempt.cancelled():
+            self._has_arrived(len(body), self._loop.time() - began_s)
+            return True
+        if isinstance(failure, RefusedMessageError):
+            return await self._was_refused(failure, len(body))
+        self._outbox.returned()
+        self._batch_size.failed()
+        if failure is not None and not isinstance(failure, LinkError):
+            raise failure
+        _log.debug("%d messages stay in the outbox: %s", len(messages), failure)
+        if self._link is link:
+            self._lost()
+            return False
+        return True
+
+    def _has_arrived(self, size_bytes: int, elapsed_s: float) -> None:
+        self._batch_size.answered(size_bytes, elapsed_s)
+        batch = self._outbox.acknowledged()
+        self._acknowledged += batch
+        self._unsettled += len(batch)
+        self._due_s = self._loop.time() + self._sending.linger_s
+        self._settle.set()
+
+    async def _was_refused(self, err: RefusedMessageError, size_bytes: int) -> bool:
+        """A batch goes again in smaller ones, down to the message that is refused by itself."""
+        self._batch_size.refused(size_bytes)
+        dropped = self._outbox.refused()
+        if dropped:
+            _log.warning("%s It is dropped and counted.", err)
+            with contextlib.suppress(StateError):
+                await self._drop(dropped, "refused")
+        return True
 
     async def keep_settling(self) -> None:
         """Delete what the hub has acknowledged, many at a time; runs until it is cancelled.
@@ -263,3 +393,11 @@ class Telemetry:
             else:
                 self._unsettled -= len(batch)
                 self.counts = replace(self.counts, acknowledged=self.counts.acknowledged + len(batch))
+
+
+def message_id_of(messages: list[Stored]) -> str:
+    """The id of a batch: the same whenever the same messages travel together, and that of a lone message its own."""
+    first, last = messages[0], messages[-1]
+    if len(messages) == 1:
+        return first.message_id
+    return f"{first.message_id}..{last.sequence}:{len(messages)}"

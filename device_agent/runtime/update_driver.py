@@ -16,13 +16,16 @@ from device_agent.core import commands as c
 from device_agent.core import events as e
 from device_agent.core.backoff import delay_s
 from device_agent.core.codes import Code, problem
+from device_agent.core.history import transition_between
 from device_agent.core.inference import golden_difference, golden_pairs
 from device_agent.core.model_state import ModelState, Rules
 from device_agent.core.trial import Broken, Tally, judge
 from device_agent.core.update import step
-from device_agent.errors import AgentError, DownloadError, StateError, StepError
-from device_agent.ports import Downloader, Engine, Slots, Store
+from device_agent.errors import AgentError, StateError, StepError
+from device_agent.ports import Engine, Slots, Store
+from device_agent.runtime.fetching import Fetcher, FetchError, files_of
 from device_agent.runtime.serving import Served, Serving
+from device_agent.runtime.serving import load as load_served
 from manifests.model import GoldenSet, ModelFormat
 from manifests.release import Release
 from manifests.twin import Phase, Progress, TrialEvidence, UpdateProblem
@@ -45,7 +48,7 @@ class Tools:
 
     store: Store
     slots: Slots
-    downloader: Downloader
+    fetcher: Fetcher
     engines: Mapping[ModelFormat, Callable[[], Engine]]
     serving: Serving
     rules: Rules
@@ -62,6 +65,8 @@ class Tools:
     changed: Callable[[], None]
     # Gives memory of a model that is gone back to the system.
     give_memory_back: Callable[[], None]
+    # Runs on zeros that a model makes before it serves.
+    warm_up_runs: int = 0
 
 
 class UpdateDriver:
@@ -76,6 +81,8 @@ class UpdateDriver:
         self.reportable = state
         self.progress: Progress | None = None
         self.evidence: TrialEvidence | None = None
+        # When the attempt begins that is waited for, in monotonic seconds; None where none is.
+        self.retry_at_s: float | None = None
         self._tools = tools
         self._events: asyncio.Queue[e.Event] = asyncio.Queue()
         self._work: asyncio.Task[None] | None = None
@@ -110,7 +117,8 @@ class UpdateDriver:
             self.state = after
             self._tell_people(before, event)
             self._relabel()
-            await self._journal()
+            line = transition_between(before, after, event, self._tools.now())
+            await self._journal(line.to_json() if line else b"")
             self._say(after)
             for command in commands:
                 answer = await self._do(command)
@@ -124,14 +132,17 @@ class UpdateDriver:
         view, current = self._tools.serving.view(self.state.name), self.state.current
         if view is None or current is None or view.reference is not None or view.served.release == current:
             return
-        if view.served.model.digest == current.digest:
-            self._tools.serving.serve(self.state.name, Served(view.served.model, current))
+        renamed = view.served.under(current)
+        if renamed is not None:
+            self._tools.serving.serve(self.state.name, renamed)
 
-    async def _journal(self) -> None:
+    async def _journal(self, transition: bytes) -> None:
         """Store before doing. On a full disk the update stands still, and the model that serves goes on serving."""
         while True:
             try:
-                await self._tools.in_store(self._tools.store.save_model, self.state.name, self.state.to_json())
+                await self._tools.in_store(
+                    self._tools.store.save_model, self.state.name, self.state.to_json(), transition
+                )
             except StateError as err:
                 _log.warning("%s: %s %s", self.state.name, err.message, err.hint)
                 if self.state.phase is not Phase.COMMITTED:
@@ -149,11 +160,13 @@ class UpdateDriver:
         if state.phase == before.phase and state.offer == before.offer:
             _log.debug("%s: %s", state.name, type(event).__name__)
         elif offer is None:
-            _log.info("%s: withdrawn; nothing serves", state.name)
+            _log.info("%s: withdrawn; nothing serves", state.name, extra={"event": "withdrawn", "model": state.name})
         else:
             what = f"{state.name}: version {offer.version} (generation {offer.generation})"
             why = f": {state.problem.code}: {state.problem.message}" if state.problem else ""
-            _log.info("%s %s%s", what, state.phase, why)
+            fields = {"event": "phase", "model": state.name, "version": offer.version, "generation": offer.generation}
+            code = state.problem.code if state.problem else None
+            _log.info("%s %s%s", what, state.phase, why, extra={**fields, "phase": state.phase, "code": code})
 
     # Commands --------------------------------------------------------------------------------------------------------
 
@@ -210,8 +223,9 @@ class UpdateDriver:
         in_memory = [served for served in (view.reference, view.served) if served is not None] if view else []
         for release in command.candidates:
             for served in in_memory:
-                if served.model.digest == release.digest:
-                    serving.serve(name, Served(served.model, release))
+                renamed = served.under(release)
+                if renamed is not None:
+                    serving.serve(name, renamed)
                     self._tools.give_memory_back()
                     return e.Restored(command.ticket, release.digest)
             try:
@@ -232,8 +246,7 @@ class UpdateDriver:
 
         def load() -> Served:
             # The bytes are checked and loaded from memory, so nothing can come between the two.
-            model = make().load(self._tools.slots.read(release.digest), release.digest)
-            return Served(model, release)
+            return load_served(make(), release, self._tools.slots.read, warm_up_runs=self._tools.warm_up_runs)
 
         served: Served = await self._tools.in_thread(load)
         return served
@@ -244,7 +257,7 @@ class UpdateDriver:
             served = await self._loaded(release)
         except StepError as err:
             _log.warning("%s: version %d is fetched again: %s", self.state.name, release.version, err.message)
-            await asyncio.sleep(self._delay_s(command.attempt, REPAIR_DELAY_MAX_S))
+            await self._pause(command.attempt, REPAIR_DELAY_MAX_S)
             await self._fetch(release)
             await self._tools.in_thread(self._tools.slots.seal, release.digest, release.size_bytes)
             served = await self._loaded(release)
@@ -256,7 +269,7 @@ class UpdateDriver:
         slots, release = self._tools.slots, command.release
 
         def look() -> tuple[bool, int, int]:
-            missing = [(digest, size) for digest, size in _files(release) if not slots.has(digest)]
+            missing = [(digest, size) for digest, size in files_of(release) if not slots.has(digest)]
             needed_bytes = sum(size for _, size in missing)
             for digest, _ in missing:
                 part = slots.part(digest)
@@ -275,46 +288,27 @@ class UpdateDriver:
         return e.PreflightPassed(command.ticket, is_present=is_present)
 
     async def _download(self, command: c.Download) -> e.Answer:
-        await asyncio.sleep(self._delay_s(command.attempt, DOWNLOAD_DELAY_MAX_S))
+        await self._pause(command.attempt, DOWNLOAD_DELAY_MAX_S)
         await self._fetch(command.release)
         return e.Downloaded(command.ticket)
 
     async def _fetch(self, release: Release) -> None:
-        """Bring the parts of artifact and golden set to their size; `progress` counts the bytes of both."""
-        files = [(release.target, release.digest, release.size_bytes)]
-        if release.golden is not None:
-            files.append((release.golden.target, release.golden.digest, release.golden.size_bytes))
-        total_bytes = sum(size_bytes for _, _, size_bytes in files)
-        cancelled, before_bytes = self._cancelled, 0
-        start_bytes = sum(_size_of(self._tools.slots, digest) for _, digest, _ in files)
+        await self._tools.fetcher.fetch(release, self._show_progress, self._cancelled)
+
+    def _show_progress(self, progress: Progress | None) -> None:
+        # One assignment of a finished value: read by the loop, written in the download's thread.
+        self.progress = progress
+
+    async def _pause(self, attempt: int, cap_s: float) -> None:
+        pause_s = delay_s(attempt, self._tools.chance(), base_s=DOWNLOAD_DELAY_BASE_S, cap_s=cap_s)
+        self.retry_at_s = self._tools.monotonic_s() + pause_s
         try:
-            for target, digest, size_bytes in files:
-                self.progress = Progress(done_bytes=before_bytes, total_bytes=total_bytes)
-                if not self._tools.slots.has(digest):
-                    part = self._tools.slots.part(digest)
-                    advance = self._advance(before_bytes, total_bytes)
-                    await self._tools.in_thread(
-                        self._tools.downloader.fetch, target, digest, size_bytes, part, advance, cancelled.is_set
-                    )
-                before_bytes += size_bytes
-        except DownloadError as err:
-            end_bytes = sum(_size_of(self._tools.slots, digest) for _, digest, _ in files)
-            raise _InterruptedError(err, has_advanced=end_bytes > start_bytes) from err
+            await asyncio.sleep(pause_s)
         finally:
-            self.progress = None
-
-    def _advance(self, before_bytes: int, total_bytes: int) -> Callable[[int], None]:
-        def advance(done_bytes: int) -> None:
-            # One assignment of a finished value: read by the loop, written in the download's thread.
-            self.progress = Progress(done_bytes=before_bytes + done_bytes, total_bytes=total_bytes)
-
-        return advance
-
-    def _delay_s(self, attempt: int, cap_s: float) -> float:
-        return delay_s(attempt, self._tools.chance(), base_s=DOWNLOAD_DELAY_BASE_S, cap_s=cap_s)
+            self.retry_at_s = None
 
     async def _verify(self, command: c.Verify) -> e.Answer:
-        for digest, size_bytes in _files(command.release):
+        for digest, size_bytes in files_of(command.release):
             await self._tools.in_thread(self._tools.slots.seal, digest, size_bytes)
         return e.Verified(command.ticket)
 
@@ -373,27 +367,6 @@ class UpdateDriver:
         return e.TrialPassed(command.ticket, evidence)
 
 
-class _InterruptedError(StepError):
-    """A download that ended early, with what the machine wants to know of it."""
-
-    def __init__(self, err: DownloadError, *, has_advanced: bool) -> None:
-        super().__init__(err.code, err.message)
-        self.is_retryable = err.is_retryable
-        self.has_advanced = has_advanced
-
-
-def _files(release: Release) -> list[tuple[str, int]]:
-    files = [(release.digest, release.size_bytes)]
-    if release.golden is not None:
-        files.append((release.golden.digest, release.golden.size_bytes))
-    return files
-
-
-def _size_of(slots: Slots, digest: str) -> int:
-    part = slots.part(digest)
-    return part.stat().st_size if part.is_file() else 0
-
-
 def _first_difference(candidate: Served, golden: GoldenSet, inputs: Any, outputs: Any) -> str | None:
     from device_agent.core.inference import fitted
 
@@ -413,7 +386,7 @@ def _first_difference(candidate: Served, golden: GoldenSet, inputs: Any, outputs
 
 
 def _download_failure(ticket: int, seen: UpdateProblem, err: Exception) -> e.Answer:
-    if isinstance(err, _InterruptedError):
+    if isinstance(err, FetchError):
         return e.DownloadFailed(ticket, seen, is_retryable=err.is_retryable, has_advanced=err.has_advanced)
     return e.DownloadFailed(ticket, seen)
 

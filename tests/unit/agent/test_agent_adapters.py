@@ -1,10 +1,14 @@
 """The adapters that touch the disk and the engines, with real files and real models."""
 
 import hashlib
+import importlib.metadata
 import sqlite3
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx.helper
 import pytest
 
 from device_agent.adapters.file_slots import FileSlots
@@ -89,7 +93,8 @@ def test_what_was_stored_is_there_after_the_process_is_gone(tmp_path):
     # No close: the process was killed.
     again = SqliteState.open(tmp_path)
     assert again.begin_boot("two") is True
-    assert (again.models(), again.waiting(), again.position()) == ({"digits": b"{}"}, [(1, 6), (3, 6)], 17)
+    assert (again.models(), again.position()) == ({"digits": b"{}"}, 17)
+    assert list(again.waiting()) == [(1, 6, 0, False), (3, 6, 0, False)]
     assert again.counts() == Counts(enqueued=3, acknowledged=1, dropped=0, last_sequence=3)
     again.end_boot()
     assert SqliteState.open(tmp_path).begin_boot("three") is False
@@ -118,9 +123,50 @@ def test_a_message_is_counted_once_however_often_it_is_acknowledged(tmp_path):
     state.enqueue([stored(1), stored(2)], [])
     state.acknowledge([1])
     state.acknowledge([1])
-    state.drop([1, 2])
+    state.drop([1, 2], "refused")
     state.enqueue([stored(3)], [2])
-    assert state.counts() == Counts(enqueued=3, acknowledged=1, dropped=1, last_sequence=3)
+    assert state.counts() == Counts(enqueued=3, acknowledged=1, dropped=1, last_sequence=3, dropped_refused=1)
+
+
+def test_what_is_dropped_is_counted_by_its_cause_stored_before_or_not(tmp_path):
+    state = SqliteState.open(tmp_path)
+    state.enqueue([stored(number) for number in range(1, 6)], [])
+    state.drop([1], "age")
+    state.enqueue([stored(6), replace(stored(7), clock_s=9, is_alert=True)], [2, 3, 6])
+    counts = SqliteState.open(tmp_path).counts()
+    assert (counts.enqueued, counts.dropped, counts.dropped_age, counts.dropped_room) == (7, 4, 1, 3)
+    assert list(state.waiting()) == [(4, 6, 0, False), (5, 6, 0, False), (7, 6, 9, True)]
+    assert [message.sequence for message in state.messages([7, 4, 6])] == [4, 7]
+
+
+FIRST_SCHEMA = """
+CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE models (name TEXT PRIMARY KEY, state BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE outbox (sequence INTEGER PRIMARY KEY, message_id TEXT NOT NULL, body BLOB NOT NULL);
+CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO outbox VALUES (4, 'boot-4', x'616263'), (5, 'boot-5', x'61');
+INSERT INTO counters VALUES ('enqueued', 5), ('acknowledged', 2), ('dropped', 1), ('lastSequence', 5);
+PRAGMA user_version=1;
+"""
+
+
+def test_the_outbox_of_an_older_agent_is_taken_over(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "agent.db")) as connection:
+        connection.executescript(FIRST_SCHEMA)
+    assert SqliteState.open_to_read(tmp_path).counts().enqueued == 5
+    for _ in range(2):
+        state = SqliteState.open(tmp_path)
+        assert list(state.waiting()) == [(4, 3, 0, False), (5, 1, 0, False)]
+        assert state.messages([4])[0].body == b"abc"
+        state.close()
+
+
+def test_the_state_of_a_newer_agent_is_left_alone(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "agent.db")) as connection:
+        connection.executescript("CREATE TABLE outbox (whatever TEXT); PRAGMA user_version=9;")
+    for open_state in (SqliteState.open, SqliteState.open_to_read):
+        with pytest.raises(StateError, match="schema version 9; this agent knows version 2"):
+            open_state(tmp_path)
 
 
 def test_a_transaction_that_fails_leaves_nothing(tmp_path):
@@ -128,7 +174,7 @@ def test_a_transaction_that_fails_leaves_nothing(tmp_path):
     state.enqueue([stored(1)], [])
     with pytest.raises(StateError):
         state.enqueue([stored(2), stored(1)], [])
-    assert (state.waiting(), state.counts().enqueued) == ([(1, 6)], 1)
+    assert (list(state.waiting()), state.counts().enqueued) == ([(1, 6, 0, False)], 1)
 
 
 def test_a_reader_changes_nothing_and_says_where_nothing_is(tmp_path):
@@ -221,6 +267,31 @@ def test_a_wrong_tensor_is_an_inference_error_and_not_a_crash():
     model = OnnxEngine().load(content, digest_of(content))
     with pytest.raises(InferenceError):
         model.run({"other": np.zeros((1, 4), np.float32)})
+
+
+def test_onnxruntime_tells_the_newest_opset_it_takes():
+    """Checked by models that the onnx package writes: that opset loads, the next one does not."""
+    newest = OnnxEngine().facts().opset_max
+    assert newest is not None
+    load_identity(newest)
+    with pytest.raises(StepError, match="opset"):
+        load_identity(newest + 1)
+
+
+def load_identity(opset: int):
+    tensors = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "g", tensors[:1], tensors[1:])
+    model = onnx.helper.make_model(graph, ir_version=8, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    content = model.SerializeToString()
+    return OnnxEngine().load(content, digest_of(content))
+
+
+def test_an_engine_says_what_it_is():
+    onnx_facts, tflite_facts = OnnxEngine().facts(), TfliteEngine().facts()
+    assert (onnx_facts.name, onnx_facts.version) == ("onnxruntime", importlib.metadata.version("onnxruntime"))
+    assert onnx_facts.providers == ("CPUExecutionProvider",)
+    assert tflite_facts.version == importlib.metadata.version(tflite_facts.name)
+    assert tflite_facts.opset_max is None
 
 
 needs_models = pytest.mark.skipif(not MODELS.is_dir(), reason="the published models are not beside this checkout")

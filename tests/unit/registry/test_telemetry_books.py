@@ -19,7 +19,7 @@ from cloud_registry.ports import (
     UnreadableEvent,
 )
 from cloud_registry.service.telemetry import TelemetryService
-from manifests.telemetry import Envelope
+from manifests.telemetry import Envelope, batch_body
 
 
 def envelope(sequence: int, boot: str = "b1", device: str = "dev-01", **facts: object) -> Envelope:
@@ -80,7 +80,7 @@ UNREADABLE = {
 @pytest.mark.parametrize("story", UNREADABLE)
 def test_what_is_no_envelope_of_its_sender_is_told_apart(story: str):
     body, words = UNREADABLE[story]
-    read = read_event(event(5, body))
+    (read,) = read_event(event(5, body))
     assert isinstance(read, UnreadableEvent)
     assert (read.sequence, read.device, read.module) == (5, "dev-01", "slipway")
     assert words in read.reason
@@ -88,7 +88,34 @@ def test_what_is_no_envelope_of_its_sender_is_told_apart(story: str):
 
 def test_an_envelope_need_not_name_its_module():
     sent = envelope(1, module="")
-    assert read_event(event(1, sent)) == sent
+    assert read_event(event(1, sent)) == [sent]
+
+
+def test_a_batch_is_read_in_order_and_a_bad_member_costs_only_itself():
+    body = batch_body([envelope(1).to_json(), b"{}", envelope(2, device="dev-02").to_json(), envelope(3).to_json()])
+    first, broken, foreign, last = read_event(event(7, body))
+    assert (first, last) == (envelope(1), envelope(3))
+    assert isinstance(broken, UnreadableEvent)
+    assert isinstance(foreign, UnreadableEvent)
+    assert "malformed" in broken.reason
+    assert "it is from device 'dev-02'" in foreign.reason
+
+
+def test_an_empty_batch_carries_nothing_and_half_a_batch_is_told():
+    assert read_event(event(1, b" []")) == []
+    (half,) = read_event(event(2, batch_body([envelope(1).to_json(), envelope(2).to_json()])[:-9]))
+    assert isinstance(half, UnreadableEvent)
+
+
+def test_batches_that_overlap_in_another_composition_are_stored_once(telemetry: TelemetryService):
+    """As after a restart: what was in flight goes again, together with other readings than before."""
+    bodies = {number: envelope(number).to_json() for number in range(1, 10)}
+    groups = [(1, 2, 3), (4, 5), (2, 3, 4, 5, 6), (7,), (6, 7, 8, 9), (9,)]
+    events = [event(place, batch_body([bodies[n] for n in group])) for place, group in enumerate(groups, 1)]
+    assert telemetry.collect(ListedSource(events), follow=False) == StoreCounts(stored=9, duplicates=7)
+    assert list(telemetry.envelopes()) == [envelope(number) for number in range(1, 10)]
+    assert telemetry.summary()["missing"] == 0
+    assert telemetry.summary()["duplicates"] == 7
 
 
 def row(sequence: int, boot: str = "b1", device: str = "dev-01", version: int = 1, **facts: object) -> TelemetryRow:

@@ -19,7 +19,7 @@ from azure.iot.hub.models import CloudToDeviceMethod
 from manifests.canonical import digest_of
 from manifests.model import GoldenSet
 from manifests.release import Release, TrialTerms
-from manifests.telemetry import Envelope
+from manifests.telemetry import Envelope, read_envelopes
 from manifests.twin import ReportedModel
 from simulators.iothub.core.registry import IdentityId
 from simulators.iothub.server.background import BackgroundHub
@@ -71,7 +71,9 @@ class Device:
         ]  # fmt: skip
 
     def start(self, *more: str, program: list[str] | None = None, **environment: str) -> subprocess.Popen[str]:
-        variables = {**os.environ, "SLIPWAY_AGENT_CONNECTION_STRING": self.connection_string, **environment}
+        # Nobody supervises the agent, whoever runs the tests.
+        alone = {name: value for name, value in os.environ.items() if name not in ("INVOCATION_ID", "NOTIFY_SOCKET")}
+        variables = {**alone, "SLIPWAY_AGENT_CONNECTION_STRING": self.connection_string, **environment}
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 [*(program or [str(AGENT)]), *self.arguments(*more)], env=variables, stderr=log, stdout=log, text=True
@@ -139,10 +141,11 @@ class Device:
         document: dict[str, Any] = self.hub.call(lambda: board.hub.twin_document(self.identity))
         return document
 
-    def invoke(self, method: str) -> tuple[int, Any]:
+    def invoke(self, method: str, payload: Any = None) -> tuple[int, Any]:
         """Call a direct method as a service does, with the vendor's SDK."""
         registry = IoTHubRegistryManager.from_connection_string(self.hub.service_connection_string)
-        call = CloudToDeviceMethod(method_name=method, payload={}, response_timeout_in_seconds=20)
+        asked = {} if payload is None else payload
+        call = CloudToDeviceMethod(method_name=method, payload=asked, response_timeout_in_seconds=20)
         answer = registry.invoke_device_module_method(self.device_id, "slipway", call)
         return answer.status, answer.payload
 
@@ -171,10 +174,14 @@ class Device:
         if self.process is not None and self.process.poll() is not None:
             raise AssertionError(f"the agent ended with {self.process.returncode}:\n{self.log.read_text()[-4000:]}")
 
-    def envelopes(self) -> list[Envelope]:
+    def messages(self) -> list[bytes]:
+        """The bodies of what was sent, an envelope or a batch each."""
         board = self.hub.server.switchboard
         events = self.hub.call(lambda: board.hub.events.read(0, 1_000_000))
-        return [Envelope.from_json(event.body) for event in events if event.source == "Telemetry"]
+        return [event.body for event in events if event.source == "Telemetry"]
+
+    def envelopes(self) -> list[Envelope]:
+        return [envelope for body in self.messages() for envelope in read_envelopes(body)]
 
     def until_served(self, version: int, *, after: int = 0) -> Envelope:
         """Until a reading scored by that version, later than the first `after` messages, has come to the hub."""

@@ -18,12 +18,12 @@ from device_agent.cli import main
 def die_at(phase: str, moment: str, mark: Path) -> None:
     journal = SqliteState.save_model
 
-    def save_model(self: SqliteState, name: str, state: bytes) -> None:
+    def save_model(self: SqliteState, name: str, state: bytes, transition: bytes = b"") -> None:
         known = json.loads(state)
         is_here = known.get("phase") == phase and known["offer"]["generation"] == 2 and not mark.exists()
         if is_here and moment == "before":
             die(mark)
-        journal(self, name, state)
+        journal(self, name, state, transition)
         if is_here and moment == "after":
             die(mark)
 

@@ -15,6 +15,7 @@ import pytest
 from device_agent.adapters.sqlite_state import SqliteState
 from device_agent.ports import Stored
 from manifests.telemetry import Envelope
+from simulators.hub_client import HubClient
 from simulators.iothub.server.certificates import ensure_certificates
 from tests.tiny_models import BETTER, GOOD, TinyModel
 from tests.wire.agent.conftest import AGENT, until
@@ -299,7 +300,8 @@ def doctor(device, *more: str, connection_string: str | None = None) -> tuple[in
 
 def test_the_doctor_finds_a_healthy_device_healthy(device):
     code, findings, _ = doctor(device)
-    checks = ["configuration", "state", "engines", "source", "certificates", "hub", "artifacts"]
+    checks = ["configuration", "identity", "clock", "state", "disk"]
+    checks += ["engines", "source", "certificates", "hub", "artifacts"]
     assert (code, findings) == (0, dict.fromkeys(checks, True))
 
 
@@ -328,7 +330,7 @@ def test_status_and_help_load_neither_engine_nor_sdk(settled):
 
 
 def test_a_day_of_messages_leaves_at_more_than_a_trickle(device):
-    """2,000 readings that waited leave in order, with the window full."""
+    """2,000 readings that waited leave in order, many in a message."""
     state = SqliteState.open(device.state)
     bodies = [
         Envelope(device="dev-01", module="slipway", boot="old", sequence=n, device_time="t", model="digits", version=1)
@@ -340,3 +342,64 @@ def test_a_day_of_messages_leaves_at_more_than_a_trickle(device):
     until(lambda: len(device.envelopes()) >= 2000, "all of them arrived")
     assert device.terminate() == 0
     everything_arrived(device)
+    assert [envelope.sequence for envelope in device.envelopes()] == list(range(1, 2001))
+    assert len(device.messages()) < 30
+
+
+def test_alerts_outlive_other_readings_when_there_is_no_room_for_all(device):
+    """The rule at work in a real agent: every fourth reading is of a listed class, and none of those is lost."""
+    config = device.directory / "agent.toml"
+    config.write_text('[telemetry]\nmessages_max = 200\neviction = "keep_alerts"\nalert_predictions = ["digits:3"]\n')
+    device.desire(device.publish(TinyModel.of(GOOD), 1))
+    device.start("--config", str(config))
+    device.until_reported("committed", 1)
+    seen = device.until_served(1).sequence
+    device.hub.go_away()
+    until(lambda: device.status()["telemetry"]["droppedBy"].get("room", 0) > 60, "readings are dropped")
+    assert device.status()["telemetry"]["waiting"] <= 200
+    device.hub.come_back()
+    until(lambda: device.hub.connected_clients(), "the agent is back")
+    assert device.terminate() == 0
+    counts = device.status()["telemetry"]
+    assert counts["droppedBy"] == {"room": counts["dropped"]}
+    arrived = {envelope.sequence: envelope for envelope in device.envelopes()}
+    missing = set(range(1, counts["lastSequence"] + 1)) - set(arrived)
+    assert len(missing) == counts["dropped"]
+    assert device.twin()["properties"]["reported"]["telemetry"]["droppedBy"] == {"room": counts["dropped"]}
+    # The readings go round through the four classes, so what each would have said is known from those that arrived.
+    said = {envelope.sequence % 4: envelope.prediction for envelope in arrived.values()}
+    alerts = {number for number in range(seen, counts["lastSequence"] + 1) if said[number % 4] == "3"}
+    assert alerts
+    assert not alerts & missing
+
+
+def test_a_backlog_in_batches_arrives_in_order_through_cuts_and_kills_in_the_middle_of_it(device, hub, tmp_path):
+    """Acknowledgements come late, so every cut hits a batch that has arrived and that the agent does not know of."""
+    count = 2000
+    state = SqliteState.open(device.state)
+    bodies = [
+        Envelope(device="dev-01", module="slipway", boot="old", sequence=n, device_time="t", model="digits", version=1)
+        for n in range(1, count + 1)
+    ]
+    state.enqueue([Stored(body.sequence, body.message_id, body.to_json()) for body in bodies], [])
+    state.close()
+    config = device.directory / "agent.toml"
+    config.write_text("[telemetry]\nbatch_bytes_max = 4096\n")
+    HubClient(tmp_path / "hub").plant_fault({"kind": "delay", "value": 0.03, "durationInSeconds": 600})
+    device.start("--config", str(config))
+
+    def restart() -> None:
+        device.kill()
+        device.start("--config", str(config))
+
+    for share, act in enumerate((hub.kill_connections, restart, hub.kill_connections), 1):
+        until(lambda share=share: len(device.envelopes()) > share * count // 5, "a part has arrived")
+        act()
+    until(lambda: device.status()["telemetry"]["waiting"] == 0, "nothing waits")
+    assert device.terminate() == 0
+    everything_arrived(device)
+    sequences = [envelope.sequence for envelope in device.envelopes()]
+    assert list(dict.fromkeys(sequences)) == list(range(1, count + 1)), "something overtook what was before it"
+    assert len(sequences) > count, "no batch was sent twice, so nothing was shown"
+    # What is sent again begins with what was in flight: at most one batch for each cut.
+    assert len(sequences) - count <= 3 * 4096 // 100
