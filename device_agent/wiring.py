@@ -29,10 +29,12 @@ from device_agent.core.alerts import AlertRule
 from device_agent.core.deferral import Policy, read_windows
 from device_agent.core.model_state import ModelState, Rules
 from device_agent.core.outbox import Bounds
-from device_agent.errors import ConfigurationError, LinkError, StateError, StateInUseError
+from device_agent.errors import ConfigurationError, StateError, StateInUseError
 from device_agent.ports import Downloader, Engine, FileSink, Machine, Mirror, Reading, Source, Trust
 from manifests.errors import ManifestError
 from manifests.model import ModelFormat
+from manifests.release import Release
+from manifests.twin import ReportedAgent
 
 LOCK_PATIENCE_S = 1.0
 BROKER_PATIENCE_S = 10.0
@@ -170,6 +172,7 @@ def _images(what: str, config: AgentConfig) -> Source:
 
 
 def _http(what: str, config: AgentConfig) -> Source:
+    _need_uvicorn()
     from device_agent.adapters.listening import listen_on_port
     from device_agent.adapters.push_source import PushSource
 
@@ -178,11 +181,20 @@ def _http(what: str, config: AgentConfig) -> Source:
 
 
 def _unix(what: str, config: AgentConfig) -> Source:
+    _need_uvicorn()
     from device_agent.adapters.listening import listen_on_path
     from device_agent.adapters.push_source import PushSource
 
     settings = config.settings.sensor
     return PushSource("unix", listen_on_path(Path(what).expanduser(), int(settings.socket_mode, 8)), settings)
+
+
+def _need_uvicorn() -> None:
+    """Looked for and not imported: that takes a while, and happens beside the loading of the model."""
+    if importlib.util.find_spec("uvicorn") is None:
+        raise ConfigurationError(
+            "Pushed readings need the library uvicorn, which is not installed.", hint="Install slipway[agent]."
+        )
 
 
 _SOURCES: dict[str, Callable[[str, AgentConfig], Source]] = {
@@ -408,6 +420,50 @@ def give_memory_back() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
+def outbox_bounds(settings: TelemetrySettings) -> Bounds:
+    return Bounds(settings.messages_max, settings.size_bytes_max, settings.age_s_max, settings.eviction)
+
+
+def outbox_sending(settings: TelemetrySettings) -> Any:
+    from device_agent.runtime.telemetry import Sending
+
+    rule = AlertRule(frozenset(settings.alert_predictions), settings.alert_confidence_min, settings.alert_above)
+    return Sending(settings.batch_bytes_max, settings.batch_linger_s, rule)
+
+
+def open_collection(config: AgentConfig, boot: str) -> Any:
+    """What keeps samples, on the event loop that is to run it; None where it is off. Raises StateError."""
+    settings = config.settings.collection
+    if not settings.enabled:
+        return None
+    from device_agent.adapters.file_upload import ContainerUpload, HubUpload
+    from device_agent.adapters.sample_files import FileBounds, SampleFiles
+    from device_agent.core.collection import CollectionRules
+    from device_agent.runtime.collection import Collection
+
+    identity = config.identity
+    sink: FileSink | None = None
+    if settings.container_url:
+        if not settings.container_url.startswith(("https://", "http://")):
+            raise ConfigurationError(
+                "container_url in [collection] is no http or https URL.",
+                hint="Copy the container's URL with its shared access signature again.",
+            )
+        sink = ContainerUpload(settings.container_url, str(identity), config.ca_file)
+    elif not identity.module_id:
+        sink = HubUpload(client_maker(config), config.ca_file)
+    rules = CollectionRules(
+        every_nth=settings.every_nth,
+        per_minute=settings.per_minute,
+        confidence_below=settings.confidence_below,
+        drift_above=settings.drift_above,
+        samples_per_minute_max=settings.samples_per_minute_max,
+    )
+    bounds = FileBounds(settings.bytes_max, settings.file_bytes_max, settings.file_age_s)
+    files = SampleFiles.open(config.state_directory, bounds)
+    return Collection(rules, files, sink, boot, random.random)
+
+
 def assigned(config: AgentConfig) -> AgentConfig:
     """The configuration with the hub and the name that a provisioning service assigned, where it did so before."""
     if not isinstance(config.credentials, ByProvisioning):
@@ -449,48 +505,15 @@ def open_host(config: AgentConfig, lines: RecentLines) -> Any:
     )
 
 
-def outbox_bounds(settings: TelemetrySettings) -> Bounds:
-    return Bounds(settings.messages_max, settings.size_bytes_max, settings.age_s_max, settings.eviction)
-
-
-def outbox_sending(settings: TelemetrySettings) -> Any:
-    from device_agent.runtime.telemetry import Sending
-
-    rule = AlertRule(frozenset(settings.alert_predictions), settings.alert_confidence_min, settings.alert_above)
-    return Sending(settings.batch_bytes_max, settings.batch_linger_s, rule)
-
-
-def open_collection(config: AgentConfig, boot: str) -> Any:
-    """What keeps samples, on the event loop that is to run it; None where it is off. Raises StateError."""
-    settings = config.settings.collection
-    if not settings.enabled:
-        return None
-    from device_agent.adapters.file_upload import ContainerUpload, HubUpload
-    from device_agent.adapters.sample_files import FileBounds, SampleFiles
-    from device_agent.core.collection import CollectionRules
-    from device_agent.runtime.collection import Collection
-
-    identity = config.identity
-    sink: FileSink | None = None
-    if settings.container_url:
-        if not settings.container_url.startswith(("https://", "http://")):
-            raise ConfigurationError(
-                "container_url in [collection] is no http or https URL.",
-                hint="Copy the container's URL with its shared access signature again.",
-            )
-        sink = ContainerUpload(settings.container_url, str(identity), config.ca_file)
-    elif not identity.module_id:
-        sink = HubUpload(client_factory(config) or _assigned_client(config), config.ca_file)
-    rules = CollectionRules(
-        every_nth=settings.every_nth,
-        per_minute=settings.per_minute,
-        confidence_below=settings.confidence_below,
-        drift_above=settings.drift_above,
-        samples_per_minute_max=settings.samples_per_minute_max,
+def reported_agent(boot: str, formats: tuple[ModelFormat, ...], factory: Mapping[str, Release]) -> ReportedAgent:
+    return ReportedAgent(
+        version=agent_version(),
+        boot=boot,
+        platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        formats=formats,
+        engines=engine_names(formats),
+        factory={name: release.version for name, release in factory.items()},
     )
-    bounds = FileBounds(settings.bytes_max, settings.file_bytes_max, settings.file_age_s)
-    files = SampleFiles.open(config.state_directory, bounds)
-    return Collection(rules, files, sink, boot, random.random)
 
 
 def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> Any:
@@ -503,7 +526,6 @@ def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> A
     from device_agent.runtime.serving import Serving
     from device_agent.runtime.telemetry import Author
     from device_agent.runtime.update_driver import Tools
-    from manifests.twin import ReportedAgent
 
     boot = secrets.token_hex(8)
     identity, by_format = config.identity, engines(config)
@@ -538,14 +560,7 @@ def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> A
             tools=tools,
             source=source,
             make_link=make_link,
-            reported_agent=ReportedAgent(
-                version=agent_version(),
-                boot=boot,
-                platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-                formats=formats,
-                engines=engine_names(formats),
-                factory={name: release.version for name, release in factory.items()},
-            ),
+            reported_agent=reported_agent(boot, formats, factory),
             author=Author(identity.device_id, identity.module_id, boot),
             bounds=outbox_bounds(config.settings.telemetry),
             sending=outbox_sending(config.settings.telemetry),
@@ -645,51 +660,37 @@ def link_factory(config: AgentConfig) -> Callable[[], Any]:
     from device_agent.adapters.hub_link import AzureHubLink, watch_network_threads
 
     watch_network_threads()
-    make_client = client_factory(config)
-    if make_client is not None:
-        return lambda: AzureHubLink(make_client)
-    from device_agent.adapters.provisioning import ProvisionedLink, Provisioner
+    if isinstance(config.credentials, ByProvisioning):
+        from device_agent.adapters.provisioning import ProvisionedLink
 
-    assert isinstance(config.credentials, ByProvisioning)
-    provisioner = Provisioner(config.credentials, config.ca_file, config.state_directory, random.random)
-    return lambda: ProvisionedLink(provisioner, config.identity.device_id)
+        provisioner, device_id = _provisioner(config, config.credentials), config.identity.device_id
+        return lambda: ProvisionedLink(provisioner, device_id)
+    make_client = client_maker(config)
+    return lambda: AzureHubLink(make_client)
 
 
-def client_factory(config: AgentConfig) -> Callable[[], Any] | None:
-    """How to make clients of the vendor's SDK; None for a device whose hub a provisioning service has to name first."""
-    from device_agent.adapters.hub_link import (
-        client_of_certificate,
-        client_of_connection_string,
-        client_of_edge_environment,
-    )
+def client_maker(config: AgentConfig) -> Callable[[], Any]:
+    """How to make a client of the vendor's SDK under the agent's identity."""
+    from device_agent.adapters import hub_link
 
     credentials, identity = config.credentials, config.identity
     match credentials:
-        case ByConnectionString():
-            return client_of_connection_string(credentials.connection_string, identity.module_id, config.ca_file)
-        case ByCertificate():
-            return client_of_certificate(identity, credentials.files, config.ca_file)
-        case ByEdgeEnvironment():
-            return client_of_edge_environment()
         case ByProvisioning():
-            return None
+            make: Callable[[], Any] = _provisioner(config, credentials).make_kept_client
+            return make
+        case ByConnectionString():
+            text = credentials.connection_string
+            return hub_link.client_of_connection_string(text, identity.module_id, config.ca_file)
+        case ByCertificate():
+            return hub_link.client_of_certificate(identity, credentials.files, config.ca_file)
+        case ByEdgeEnvironment():
+            return hub_link.client_of_edge_environment()
 
 
-def _assigned_client(config: AgentConfig) -> Callable[[], Any]:
-    """How to make clients for the hub that the provisioning service named; raises LinkError while it has not."""
-    from device_agent.adapters.provisioning import Provisioner, kept_assignment
+def _provisioner(config: AgentConfig, credentials: ByProvisioning) -> Any:
+    from device_agent.adapters.provisioning import Provisioner
 
-    credentials = config.credentials
-    assert isinstance(credentials, ByProvisioning)
-    provisioner = Provisioner(credentials, config.ca_file, config.state_directory, random.random)
-
-    def make() -> Any:
-        kept = kept_assignment(config.state_directory, credentials)
-        if kept is None:
-            raise LinkError("The provisioning service has not named a hub yet.")
-        return provisioner.make_client(kept)
-
-    return make
+    return Provisioner(credentials, config.ca_file, config.state_directory, random.random)
 
 
 def _one_thread() -> Callable[..., Any]:

@@ -3,11 +3,14 @@
 Run as ``make docs``. CI runs it and fails where a page on disk differs, so these pages cannot rot.
 """
 
+import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from manifests.exit_codes import ExitCode
 
@@ -118,10 +121,95 @@ def state_machines_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def said_above(table: type) -> dict[str, str]:
+    """The comment above each key of a table, in one line; an inherited key has its ancestor's."""
+    found: dict[str, str] = {}
+    for owner in reversed(table.__mro__):
+        if not owner.__module__.startswith("device_agent"):
+            continue
+        comment: list[str] = []
+        for line in inspect.getsource(owner).splitlines():
+            if match := re.match(r"    # ?(.*)", line):
+                comment.append(match[1])
+                continue
+            if match := re.match(r"    ([a-z]\w*): ", line):
+                found[match[1]] = " ".join(comment)
+            comment = []
+    return found
+
+
+def bounds_of(kind: Any) -> str:
+    """What a value may be, in as many words as the type has."""
+    from msgspec import inspect as kinds
+
+    info = kinds.type_info(kind)
+    options = info.types if isinstance(info, kinds.UnionType) else (info,)
+    words = []
+    for option in options:
+        if isinstance(option, kinds.LiteralType):
+            words.append(", ".join(f"`{value}`" for value in option.values))
+        elif isinstance(option, kinds.IntType | kinds.FloatType):
+            limits = (("from ", option.ge), ("above ", option.gt), ("to ", option.le), ("below ", option.lt))
+            number = "whole number" if isinstance(option, kinds.IntType) else "number"
+            words.append(" ".join([number, *(f"{word}{limit:g}" for word, limit in limits if limit is not None)]))
+        elif not isinstance(option, kinds.NoneType):
+            name = type(option).__name__.removesuffix("Type").lower()
+            words.append({"str": "text", "bool": "true or false", "vartuple": "list", "dict": "table"}.get(name, name))
+    return " or ".join(words)
+
+
+def settings_page() -> str:
+    from device_agent.config import DEFAULTS, ENVIRONMENT
+    from device_agent.config.settings import Settings, variable_of
+
+    lines = [
+        "# Settings of the agent",
+        "",
+        "<!-- Written by `make docs`. -->",
+        "",
+        "A key is written in the TOML file given as `--config`, or set in the environment, which wins; a flag wins",
+        "over both. Lists are separated by commas in the environment. `slipway-agent config` prints what holds on a",
+        "device, and who said so.",
+        "",
+        "| key | variable | default |",
+        "|---|---|---|",
+        *(f"| `{key}` | `{variable}` | {_default(DEFAULTS.get(key))} |" for key, variable in ENVIRONMENT.items()),
+    ]
+    for table in msgspec.structs.fields(Settings):
+        lines += ["", f"## `[{table.name}]`", "", _after_name(inspect.getdoc(table.type) or ""), ""]
+        fields, comments = msgspec.structs.fields(table.type), said_above(table.type)
+        if fields:
+            lines += ["| key | variable | may be | default | |", "|---|---|---|---|---|"]
+        lines += [
+            f"| `{field.name}` | `{variable_of(table.name, field.name)}` | {bounds_of(field.type)} "
+            f"| {_default(field.default)} | {comments.get(field.name, '').replace('|', '/')} |"
+            for field in fields
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _after_name(text: str) -> str:
+    """A table's docstring without its name, which is the heading already."""
+    words = re.sub(r"^``\[\w+\]``: ", "", text)
+    return words[:1].upper() + words[1:]
+
+
+def _default(value: Any) -> str:
+    if value is None or value is msgspec.NODEFAULT or value in ("", (), {}):
+        return ""
+    if isinstance(value, tuple):
+        return f"`{','.join(map(str, value))}`"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
 def pages() -> dict[Path, str]:
     """Each generated page with its text."""
     reference = HERE / "reference"
-    return {reference / "cli.md": command_line_page(), reference / "state-machines.md": state_machines_page()}
+    return {
+        reference / "cli.md": command_line_page(),
+        reference / "state-machines.md": state_machines_page(),
+        reference / "agent-settings.md": settings_page(),
+    }
 
 
 def main() -> None:

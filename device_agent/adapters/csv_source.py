@@ -91,19 +91,14 @@ class CsvSource:
 
     def seek(self, position: int) -> None:
         self._rewind()
-        for _ in range(position + 1):
-            if next(self._rows, None) is not None:
-                self._row_number += 1
-            elif self._settings.loop and self._row_number:
-                skipped = (position + 1) % self._row_number
-                self._rewind()
-                self._row_number = sum(1 for _ in zip(range(skipped), self._rows, strict=False))
-                break
-            else:
-                self._rewind()
-                self._position = 0
-                return
-        self._position = position + 1
+        try:
+            is_there = self._skip(position + 1)
+        except (OSError, UnreadableReadingError):
+            # What is wrong with the file is told when the first reading is asked for.
+            is_there = False
+        if not is_there:
+            self._rewind()
+        self._position = position + 1 if is_there else 0
 
     def facts(self) -> SourceFacts:
         return SourceFacts("csv", failed=self._failed)
@@ -130,6 +125,20 @@ class CsvSource:
         self._row_number += 1
         self._position += 1
         return row
+
+    def _skip(self, count: int) -> bool:
+        """Go past so many rows, round and round; False where the file has fewer and does not loop."""
+        for _ in range(count):
+            if next(self._rows, None) is not None:
+                self._row_number += 1
+            elif self._settings.loop and self._row_number:
+                count %= self._row_number
+                self._rewind()
+                self._row_number = sum(1 for _ in zip(range(count), self._rows, strict=False))
+                return True
+            else:
+                return False
+        return True
 
     def _rewind(self) -> None:
         self._rows = rows_of(self._path, self._settings.delimiter)

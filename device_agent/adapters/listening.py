@@ -51,7 +51,8 @@ def listen_on_port(address: str, has_token: bool) -> Listener:
         )
     try:
         family = socket.getaddrinfo(host, int(port_text), type=socket.SOCK_STREAM)[0][0]
-        bound = socket.socket(family, socket.SOCK_STREAM)
+        # asyncio sets TCP_NODELAY only where the protocol is named; without it every answer would wait 40 ms.
+        bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             # A port of an agent that was just stopped is free, though its connections linger.
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -18,7 +18,7 @@ from azure.iot.device.aio import IoTHubDeviceClient, ProvisioningDeviceClient
 from device_agent.adapters.hub_link import SDK_OPTIONS, AzureHubLink, answered, sdk_certificate
 from device_agent.config.identities import ByProvisioning
 from device_agent.core.backoff import delay_s
-from device_agent.errors import CredentialsRefusedError, IdentityChangedError, StateError
+from device_agent.errors import CredentialsRefusedError, IdentityChangedError, LinkError, StateError
 from device_agent.ports import LinkHandler
 from manifests.document import Document
 from manifests.errors import ManifestError
@@ -167,6 +167,13 @@ class Provisioner:
             _log.warning("%s It is asked for again at the next start.", err.message)
         _log.info("Assigned to %s as %s.", found.host_name, found.device_id, extra={"event": "assigned"})
         return found
+
+    def make_kept_client(self) -> Any:
+        """A client for what was assigned; raises LinkError while nothing was."""
+        kept = kept_assignment(self._directory, self._credentials)
+        if kept is None:
+            raise LinkError("The provisioning service has not assigned a hub yet.")
+        return self.make_client(kept)
 
     def make_client(self, assignment: Assignment) -> Any:
         options = {**SDK_OPTIONS, **({"server_verification_cert": self._ca_file.read_text()} if self._ca_file else {})}

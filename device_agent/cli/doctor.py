@@ -215,7 +215,8 @@ def _engines(config: AgentConfig) -> str:
         except ImportError as err:
             raise ConfigurationError(f"The engine for {name} does not load: {err}.") from err
         opset = f", opset up to {facts.opset_max}" if facts.opset_max else ""
-        found[name] = f"{name} by {facts.name} {facts.version}{opset} ({', '.join(facts.providers)})"
+        by = f" ({', '.join(facts.providers)})" if facts.providers else ""
+        found[name] = f"{name} by {facts.name} {facts.version}{opset}{by}"
     missing = [name for name in config.formats if name not in found]
     if missing:
         raise ConfigurationError(

@@ -65,6 +65,11 @@ async def _serve(config: AgentConfig, lines: object) -> ExitCode:
     from device_agent.adapters.sqlite_state import SqliteState
 
     assert isinstance(lines, RecentLines)
+    agent: Any = None
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Heard from here on, and heeded as soon as there is an agent: nothing below waits before that.
+        loop.add_signal_handler(number, lambda: agent.stop())
     with wiring.state_lock(config.state_directory):
         state = SqliteState.open(config.state_directory)
         config = wiring.identified(config, state)

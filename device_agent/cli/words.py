@@ -87,8 +87,9 @@ def _model_lines(name: str, entry: dict[str, Any]) -> list[str]:
     for number, line in enumerate(entry["history"]):
         label = "history" if number == 0 else ""
         before, after = line.get("before") or "nothing", line.get("after") or "nothing"
-        why = f"  {line['code']}" if line.get("code") else ""
-        lines.append(f"  {label:10} {line['at']}  generation {line.get('generation', 0)}: {before} → {after}{why}")
+        why = f": {line['code']}" if line.get("code") else ""
+        what = f"generation {line.get('generation', 0)} of {line.get('rollout') or 'no rollout'}"
+        lines.append(f"  {label:10} {line['at']}  {what}: {before} → {after} ({line['event']}{why})")
     return lines
 
 

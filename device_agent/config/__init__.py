@@ -21,6 +21,7 @@ from device_agent.errors import ConfigurationError
 from manifests.model import ModelFormat
 
 __all__ = [
+    "DEFAULTS",
     "ENVIRONMENT",
     "AgentConfig",
     "Identity",
@@ -42,6 +43,8 @@ ENVIRONMENT = {
     "formats": "SLIPWAY_AGENT_FORMATS",
 }
 INTERVAL_S = 0.2
+# Of the keys outside tables; the others have none.
+DEFAULTS: Mapping[str, Any] = {"interval_s": INTERVAL_S, "formats": FORMATS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +119,7 @@ def read_origins(file: Path | None, environment: Mapping[str, str], flags: Mappi
     in_file = _read_file(file) if file is not None else {}
     said = merged_values(file, environment, flags)
     settings = read_settings({key: said[key] for key in _TABLES & set(said)}, environment)
-    defaults = {"interval_s": INTERVAL_S, "formats": FORMATS}
-    return origins_of(said, defaults, settings, (file, in_file), environment, flags, ENVIRONMENT)
+    return origins_of(said, DEFAULTS, settings, (file, in_file), environment, flags, ENVIRONMENT)
 
 
 def merged_values(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from device_agent.config.settings import SECRET_NAMES, Settings, variable_of
 
 SHOWN_SECRET = "(set, not shown)"  # noqa: S105  the very opposite of a password
 DEFAULT = "default"
+_SIGNATURE = re.compile(r"([?&]sig=)[^&]*")
 _USER_INFO = re.compile(r"://[^/\s@]*@")
 
 
@@ -70,4 +71,4 @@ def _shown(key: str, value: Any) -> str:
         return SHOWN_SECRET
     if isinstance(value, tuple | list):
         value = ",".join(str(part) for part in value)
-    return _USER_INFO.sub("://…@", str(value))
+    return _SIGNATURE.sub(r"\1…", _USER_INFO.sub("://…@", str(value)))

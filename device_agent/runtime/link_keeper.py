@@ -135,9 +135,8 @@ class LinkKeeper:
             if self._connected_at_s is not None and self._loop.time() - self._connected_at_s > STEADY_S:
                 self._connecting.succeeded()
             delay_s = self._connecting.failed(self._chance())
-            wait_s = wait_s or delay_s
-            self._retry_at_s = self._loop.time() + wait_s
-            await asyncio.sleep(wait_s)
+            self._retry_at_s = self._loop.time() + (wait_s or delay_s)
+            await asyncio.sleep(wait_s or delay_s)
             self._retry_at_s = None
 
     async def _one_connection(self) -> None:

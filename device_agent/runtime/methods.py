@@ -25,8 +25,8 @@ CALLS_AT_ONCE_MAX = 4
 PAYLOAD_BYTES_MAX = 128 * 1024
 LOG_LINES_MAX = 500
 _LOG_LINES_ASKED = 100
-COLLECT_COUNT_ASKED = 100
-COLLECT_DURATION_ASKED_S = 60.0
+_COUNT_ASKED, _COLLECT_ASKED_S = 100, 600.0
+_COLLECT_WANTS = '{"count": how many readings, "seconds": within what time}'
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Method:
 
 class Collector(Protocol):
     def request(self, count: int, duration_s: float) -> None:
-        """Keep the next readings; raises ValueError that says what may be asked for."""
+        """Keep the next `count` readings that come within `duration_s`; raises ValueError for what cannot be asked."""
         ...
 
 
@@ -181,26 +181,22 @@ def logs_method(lines: RecentLines) -> Method:
 
 
 def collect_method(collector: Collector | None) -> Method:
-    """Keep the next readings of every model, whatever the rules say, and upload them."""
+    """Keep the next readings with their answers and send them; the answer only says that it began."""
 
     async def handler(arguments: dict[str, Any]) -> Any:
         if collector is None:
-            raise RefusedCallError(501, "This device collects nothing: [collection] enabled is false.")
-        count = arguments.get("count", COLLECT_COUNT_ASKED)
-        duration_s = arguments.get("seconds", COLLECT_DURATION_ASKED_S)
-        if not _is_number(count, int) or not _is_number(duration_s, int, float):
-            raise RefusedCallError(400, "count is a whole number of readings and seconds a number.")
+            raise RefusedCallError(501, "This device collects nothing: enabled is not set in [collection].")
+        count, duration_s = arguments.get("count", _COUNT_ASKED), arguments.get("seconds", _COLLECT_ASKED_S)
+        for name, value, kinds in (("count", count, int), ("seconds", duration_s, int | float)):
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                raise RefusedCallError(400, f"{name} is {value!r}; collect takes {_COLLECT_WANTS}.")
         try:
-            collector.request(count, duration_s)
+            collector.request(count, float(duration_s))
         except ValueError as err:
             raise RefusedCallError(400, f"{err}.") from err
-        return {"collecting": True, "count": count, "seconds": duration_s}
+        return {"collecting": count, "seconds": duration_s}
 
-    return Method(handler, '{"count": readings, "seconds": for how long to wait for them}')
-
-
-def _is_number(value: Any, *kinds: type) -> bool:
-    return isinstance(value, kinds) and not isinstance(value, bool)
+    return Method(handler, _COLLECT_WANTS)
 
 
 def restart_method(restart: Callable[[], None], delay_s: float) -> Method:

@@ -5,6 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 
+from device_agent.adapters.local_door import LocalDoor, NobodyListensError, ask
 from device_agent.adapters.onnx_engine import OnnxEngine
 from device_agent.core.json_reading import reading_of
 from device_agent.errors import ConfigurationError, InferenceError
@@ -17,6 +18,7 @@ from device_agent.runtime.methods import (
     collect_method,
     logs_method,
     plain_method,
+    restart_method,
     score_method,
 )
 from device_agent.runtime.serving import Served, Serving
@@ -194,23 +196,73 @@ def test_collecting_is_refused_with_a_sentence_where_nothing_collects():
     status, found = answer({"collect": collect_method(None)}, "collect")
     assert (status, "[collection]" in found["error"]) == (501, True)
 
+    asked = []
 
-class Collector:
-    def __init__(self):
-        self.asked = []
+    class Collector:
+        def request(self, count, duration_s):
+            if count > 1000:
+                raise ValueError("count is too large")
+            asked.append((count, duration_s))
 
-    def request(self, count, duration_s):
-        if count > 1000:
-            raise ValueError(f"count is {count}; it is 1 to 1,000")
-        self.asked.append((count, duration_s))
+    table = {"collect": collect_method(Collector())}
+    assert answer(table, "collect", {"count": 3, "seconds": 20}) == (200, {"collecting": 3, "seconds": 20})
+    assert answer(table, "collect")[0] == 200
+    assert asked == [(3, 20.0), (100, 600.0)]
+    assert answer(table, "collect", {"count": 2000}) == (400, {"error": "count is too large."})
+    status, found = answer(table, "collect", {"count": "all"})
+    assert (status, "collect takes" in found["error"]) == (400, True)
 
 
-def test_collecting_is_asked_for_by_count_and_time():
-    collector = Collector()
-    table = {"collect": collect_method(collector)}
-    assert answer(table, "collect", {"count": 3, "seconds": 0.5})[0] == 200
-    assert answer(table, "collect") == (200, {"collecting": True, "count": 100, "seconds": 60.0})
-    assert collector.asked == [(3, 0.5), (100, 60.0)]
-    for wrong in ({"count": 2000}, {"count": "all"}, {"count": True}, {"seconds": "long"}, {"count": 1.5}):
-        assert answer(table, "collect", wrong)[0] == 400
-    assert len(collector.asked) == 2
+def test_a_restart_is_answered_before_it_begins():
+    async def story():
+        begun = asyncio.Event()
+        found = await Methods({"restart": restart_method(begun.set, 0.01)}).answer("restart", None)
+        assert not begun.is_set()
+        async with asyncio.timeout(5):
+            await begun.wait()
+        return found
+
+    assert asyncio.run(story()) == (200, {"restarting": True})
+
+
+# The local door -------------------------------------------------------------------------------------------------------
+
+
+def test_the_local_door_leads_to_the_same_methods_for_its_owner_alone(tmp_path):
+    deep = tmp_path / ("a-name-that-no-socket-address-would-hold-" * 4)
+    deep.mkdir()
+
+    async def story():
+        door = asyncio.ensure_future(LocalDoor(deep).serve(Methods(TABLE).answer))
+        while not (deep / "agent.sock").exists():
+            await asyncio.sleep(0.005)
+        found = [await asyncio.to_thread(ask, deep, name) for name in ("ping", "dance")]
+        mode = (deep / "agent.sock").stat().st_mode & 0o777
+        door.cancel()
+        await asyncio.gather(door, return_exceptions=True)
+        return found, mode
+
+    (ping, dance), mode = asyncio.run(story())
+    assert (ping, dance[0], mode) == ((200, {"pong": True}), 404, 0o600)
+    assert not (deep / "agent.sock").exists()
+    with pytest.raises(NobodyListensError, match="No agent answers"):
+        ask(deep, "ping")
+
+
+def test_what_a_killed_agent_left_of_its_door_is_no_obstacle(tmp_path):
+    (tmp_path / "agent.sock").write_text("left behind")
+
+    async def story():
+        door = asyncio.ensure_future(LocalDoor(tmp_path).serve(Methods(TABLE).answer))
+        async with asyncio.timeout(5):
+            while True:
+                try:
+                    found = await asyncio.to_thread(ask, tmp_path, "ping")
+                    break
+                except NobodyListensError:
+                    await asyncio.sleep(0.005)
+        door.cancel()
+        await asyncio.gather(door, return_exceptions=True)
+        return found
+
+    assert asyncio.run(story()) == (200, {"pong": True})

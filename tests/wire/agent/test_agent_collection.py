@@ -79,6 +79,7 @@ def test_samples_reach_the_cloud_once_each_through_kills_and_cuts_and_join_their
         act()
         if act == camera.kill:
             camera.start(*options)
+            until(lambda: camera.status()["boot"] != killed[-1], "the next process runs")
         until(lambda seen=seen: len(uploaded(hub)) > seen, "files are uploaded again")
     assert camera.terminate() == 0
     before = camera.status()["boot"]

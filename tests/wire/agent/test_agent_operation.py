@@ -90,6 +90,13 @@ def test_under_a_supervisor_a_restart_is_an_end_with_a_code_of_its_own(device: D
     assert device.status()["isRunning"] is False
 
 
+def test_readings_are_collected_on_request_where_collecting_is_on(device: Device) -> None:
+    device.start(SLIPWAY_AGENT_COLLECTION_ENABLED="true")
+    until(lambda: device.hub.connected_clients(), "it is connected")
+    assert device.invoke("collect", {"count": 3, "seconds": 60}) == (200, {"collecting": 3, "seconds": 60})
+    assert device.invoke("collect", {"count": 0})[0] == 400
+
+
 def test_a_person_at_the_device_calls_the_same_methods(settled: Device) -> None:
     done = slipway_agent(settled, "call", "score", '{"inputs": [1, 0, 0, 0]}')
     assert (done.returncode, json.loads(done.stdout)["prediction"]) == (0, "0")

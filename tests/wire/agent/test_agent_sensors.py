@@ -63,7 +63,12 @@ def test_every_push_that_was_answered_is_at_the_hub_though_the_agent_was_killed(
         for _ in range(2):
             before = len(answered)
             until(lambda before=before: len(answered) > before + 40, "pushes are answered")
+            # In the very moment of an answer, when the least is on disk.
+            identifier = f"last-{before}"
+            answer = requests.post(f"http://127.0.0.1:{port}/readings?id={identifier}", json=numbers(1), timeout=5)
             device.kill()
+            assert answer.status_code == 202
+            answered.append(identifier)
             device.start(*options)
         before = len(answered)
         until(lambda: len(answered) > before + 40, "pushes are answered again")

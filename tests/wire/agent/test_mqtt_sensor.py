@@ -205,7 +205,10 @@ def test_an_acknowledgement_of_an_older_connection_is_not_given_on_a_new_one(bro
     one.until_values([[1], [1]])
     one.readings[0].receipt.stored()
     one.readings[1].receipt.stored()
-    until(lambda: broker.log().count("Received PUBACK from agent") == 1, "one acknowledgement")
+    # The goodbye comes behind every acknowledgement.
+    one.source.close()
+    until(lambda: is_disconnected(broker), "the goodbye")
+    assert broker.log().count("Received PUBACK from agent") == 1
 
 
 # Outages --------------------------------------------------------------------------------------------------------------
