@@ -1,4 +1,4 @@
-"""Every crash of a device's life: cut points, crash states and what the agent made of them. Counts, and the time taken."""
+"""Every crash of a device's life: cut points, crash states, what the agent made of them, and the time it took."""
 
 import logging
 import multiprocessing
