@@ -5,6 +5,7 @@ Methods without ``async`` block; the runtime calls them in threads.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -38,6 +39,14 @@ class Source(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Quantisation:
+    """A tensor of whole numbers that stand for others: ``number = scale * (whole - zero_point)``."""
+
+    scale: float
+    zero_point: int
+
+
 class Model(Protocol):
     """A network in memory, made of bytes whose digest was checked. Safe to run from several threads."""
 
@@ -52,14 +61,75 @@ class Model(Protocol):
     @property
     def signature(self) -> Signature: ...
 
+    @property
+    def quantisation(self) -> Mapping[str, Quantisation]:
+        """Of those inputs and outputs, by name, for which the file gives a scale."""
+        ...
+
     def run(self, inputs: "Tensors") -> "dict[str, np.ndarray[Any, Any]]":
-        """Answers by tensor name for inputs that carry their batch axis; raises InferenceError."""
+        """Answers by tensor name for inputs that carry their batch axis.
+
+        Raises InferenceError that names the tensor where an input does not fit. What is no tensor in the signature
+        (`TensorSpec.is_tensor`) comes and goes as lists, dicts and None.
+        """
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What an engine is, found out by asking it. `opset_max` is None where the format has no opsets or none was found.
+
+    `providers` are the execution providers (ONNX) or delegates (TFLite) that its models are run by, preferred first.
+    """
+
+    name: str
+    version: str
+    opset_max: int | None
+    providers: tuple[str, ...]
+
+
 class Engine(Protocol):
+    def facts(self) -> EngineFacts:
+        """Asked once and remembered; the first call may take some milliseconds."""
+        ...
+
     def load(self, content: bytes, digest: str) -> Model:
         """Make a model of verified bytes; raises StepError(LOAD_FAILED) with a sentence."""
+        ...
+
+
+# What an update may have to wait before.
+Moment = Literal["download", "activation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """The device at one moment. What belongs to the other moment is not asked for and left at its default.
+
+    `local` carries the device's time zone. `busy` is None, or a sentence that says the same as long as it stays so.
+    `battery_percent` is None without a battery.
+    """
+
+    local: datetime
+    busy: str | None = None
+    is_metered: bool = False
+    battery_percent: float | None = None
+    is_on_mains: bool = True
+
+
+class Machine(Protocol):
+    """The computer and what surrounds it. None raises: what cannot be read is not known."""
+
+    def surroundings(self, moment: Moment) -> Surroundings:
+        """What matters before that moment of an update; runs the hooks that were configured for it."""
+        ...
+
+    def memory_free_bytes(self) -> int | None:
+        """What a process may still take before the system or the container's limit takes it away from somebody."""
+        ...
+
+    def memory_used_bytes(self) -> int | None:
+        """The resident memory of this process."""
         ...
 
 

@@ -18,13 +18,14 @@ from typing import IO, Any
 from device_agent.adapters.durable_folders import make_folder
 from device_agent.adapters.sqlite_state import SqliteState
 from device_agent.config import AgentConfig
-from device_agent.config.settings import TelemetrySettings
+from device_agent.config.settings import EngineSettings, TelemetrySettings
 from device_agent.core import agent as core
 from device_agent.core.alerts import AlertRule
-from device_agent.core.model_state import ModelState
+from device_agent.core.deferral import Policy, read_windows
+from device_agent.core.model_state import ModelState, Rules
 from device_agent.core.outbox import Bounds
 from device_agent.errors import ConfigurationError, StateError, StateInUseError
-from device_agent.ports import Downloader, Engine, FileSink, Source, Trust
+from device_agent.ports import Downloader, Engine, FileSink, Machine, Source, Trust
 from manifests.errors import ManifestError
 from manifests.model import ModelFormat
 
@@ -51,25 +52,35 @@ def installed_formats(wanted: tuple[ModelFormat, ...]) -> tuple[ModelFormat, ...
 
 
 def engines(config: AgentConfig) -> dict[ModelFormat, Callable[[], Engine]]:
-    """How to get the engine of each format; each is made at its first use and kept."""
+    """How to get the engine of each format; each is made at its first use and kept.
+
+    Raises ConfigurationError for a provider or delegate that is named and missing.
+    """
     made: dict[ModelFormat, Engine] = {}
+    settings, plain = config.settings.engine, EngineSettings()
 
     def onnx() -> Engine:
         if "onnx" not in made:
             from device_agent.adapters.onnx_engine import OnnxEngine
 
-            made["onnx"] = OnnxEngine(config.settings.engine.threads)
+            made["onnx"] = OnnxEngine(settings)
         return made["onnx"]
 
     def tflite() -> Engine:
         if "tflite" not in made:
             from device_agent.adapters.tflite_engine import TfliteEngine
 
-            made["tflite"] = TfliteEngine(config.settings.engine.threads)
+            made["tflite"] = TfliteEngine(settings)
         return made["tflite"]
 
     makers: dict[ModelFormat, Callable[[], Engine]] = {"onnx": onnx, "tflite": tflite}
-    return {name: makers[name] for name in installed_formats(config.formats)}
+    found = {name: makers[name] for name in installed_formats(config.formats)}
+    # The CPU is always there. Anything else is asked for at the start, and not when the first model comes.
+    if settings.providers != plain.providers and "onnx" in found:
+        onnx()
+    if settings.delegates and "tflite" in found:
+        tflite()
+    return found
 
 
 def open_source(config: AgentConfig) -> Source:
@@ -210,8 +221,8 @@ def open_collection(config: AgentConfig, boot: str) -> Any:
 def open_agent(config: AgentConfig, state: SqliteState) -> Any:
     """Put an agent together, on the event loop that is to run it; raises ConfigurationError and StateError."""
     from device_agent.adapters.delta_patch import apply_delta
+    from device_agent.adapters.factory_models import read_factory_models
     from device_agent.adapters.file_slots import FileSlots
-    from device_agent.core.model_state import Rules
     from device_agent.runtime.agent import Agent, Parts
     from device_agent.runtime.fetching import Fetcher
     from device_agent.runtime.serving import Serving
@@ -222,17 +233,19 @@ def open_agent(config: AgentConfig, state: SqliteState) -> Any:
     boot = secrets.token_hex(8)
     identity, source, by_format = config.identity, open_source(config), engines(config)
     formats = tuple(by_format)
+    factory, factory_files = read_factory_models(config.settings.update.factory, formats)
     make_link = link_factory(config)
     is_unclean = state.begin_boot(boot)
     state.note_identity(identity.device_id, identity.module_id)
-    slots = FileSlots(config.state_directory)
+    slots = FileSlots(config.state_directory, factory_files)
     tools = Tools(
         store=state,
         slots=slots,
         fetcher=Fetcher(slots, downloader(config), asyncio.to_thread, trust=trust_of(config), patch=apply_delta),
         engines=by_format,
         serving=Serving(),
-        rules=Rules(formats=formats),
+        machine=machine_of(config),
+        rules=rules_of(config, formats),
         now=lambda: datetime.now(UTC),
         monotonic_s=time.monotonic,
         chance=random.random,
@@ -241,6 +254,7 @@ def open_agent(config: AgentConfig, state: SqliteState) -> Any:
         digests_in_use=frozenset,
         changed=lambda: None,
         give_memory_back=give_memory_back,
+        warm_up_runs=config.settings.engine.warm_up_runs,
     )
     return Agent(
         Parts(
@@ -252,6 +266,7 @@ def open_agent(config: AgentConfig, state: SqliteState) -> Any:
                 boot=boot,
                 platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
                 formats=formats,
+                factory={name: release.version for name, release in factory.items()},
             ),
             author=Author(identity.device_id, identity.module_id, boot),
             bounds=outbox_bounds(config.settings.telemetry),
@@ -260,10 +275,43 @@ def open_agent(config: AgentConfig, state: SqliteState) -> Any:
             interval_s=config.interval_s,
             drain_s=config.settings.telemetry.drain_s,
             is_unclean=is_unclean,
-            states=read_states(state.models()),
+            states=core.with_factory(read_states(state.models()), factory),
             hub_name=identity.host_name,
         )
     )
+
+
+def rules_of(config: AgentConfig, formats: tuple[str, ...]) -> Rules:
+    """The update machine's rules from ``[update]``; raises ConfigurationError that quotes what cannot be read."""
+    settings = config.settings.update
+    windows = tuple(part.strip() for part in settings.window.split(",") if part.strip())
+    return Rules(
+        formats=formats,
+        keep_releases=settings.keep_releases,
+        keep_bytes_max=settings.keep_bytes_max,
+        deferral=Policy(
+            windows=read_windows(windows, settings.days),
+            is_downloaded_ahead=settings.download_ahead,
+            metered_bytes_max=settings.metered_bytes_max,
+            battery_percent_min=settings.battery_percent_min,
+            battery_percent_floor=settings.battery_percent_floor,
+        ),
+        look_again_s=settings.look_again_s,
+    )
+
+
+def machine_of(config: AgentConfig) -> Machine:
+    """The machine with the operator's hooks from ``[update]``; raises ConfigurationError."""
+    from device_agent.adapters.linux_machine import Hooks, LinuxMachine, read_hook, read_timezone
+
+    settings = config.settings.update
+    hooks = Hooks(
+        busy=read_hook("busy_command", settings.busy_command),
+        metered=read_hook("metered_command", settings.metered_command),
+        is_metered=settings.metered,
+        timeout_s=settings.hook_timeout_s,
+    )
+    return LinuxMachine(hooks, read_timezone(settings.timezone))
 
 
 def downloader(config: AgentConfig) -> Downloader:

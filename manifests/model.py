@@ -7,6 +7,7 @@ import msgspec
 from manifests.canonical import DIGEST_PATTERN
 from manifests.document import Document
 from manifests.identity import ModelName, ModelReference, ModelVersion
+from manifests.processing import LabelFile, Processing
 
 ModelFormat = Literal["onnx", "tflite"]
 Digest = Annotated[str, msgspec.Meta(pattern=DIGEST_PATTERN)]
@@ -17,11 +18,19 @@ FORMAT_SUFFIXES: dict[ModelFormat, str] = {"onnx": ".onnx", "tflite": ".tflite"}
 
 
 class TensorSpec(Document, frozen=True, kw_only=True):
-    """One input or output: its name, numpy dtype name and shape; -1 stands for a dimension the model leaves open."""
+    """One input or output: its name, numpy dtype name and shape; -1 stands for a dimension the model leaves open.
+
+    ONNX also knows sequences, maps and optional values. Those carry their ONNX type, such as ``seq(tensor(float))``,
+    as `dtype`, and no shape.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+
+    @property
+    def is_tensor(self) -> bool:
+        return "(" not in self.dtype
 
 
 class Signature(Document, frozen=True, kw_only=True):
@@ -57,6 +66,12 @@ class GoldenSet(Document, frozen=True, kw_only=True, omit_defaults=False):
     tolerance_absolute: Annotated[float, msgspec.Meta(ge=0)] = msgspec.field(name="tolerance", default=1e-3)
 
 
+def attachments_of(golden: GoldenSet | None, processing: Processing | None) -> tuple[GoldenSet | LabelFile, ...]:
+    """The files that a model needs beside its artifact."""
+    label_file = processing.label_file if processing is not None else None
+    return tuple(file for file in (golden, label_file) if file is not None)
+
+
 class ModelManifest(Document, frozen=True, kw_only=True):
     """A registered model version. Tags may change later; everything else is written once."""
 
@@ -69,11 +84,17 @@ class ModelManifest(Document, frozen=True, kw_only=True):
     labels: tuple[str, ...] = ()
     metrics: dict[str, float] = {}
     tags: dict[str, str] = {}
+    processing: Processing | None = None
     schema_version: str = "1.0"
 
     @property
     def reference(self) -> ModelReference:
         return ModelReference(self.name, self.version)
+
+    @property
+    def attachments(self) -> tuple[GoldenSet | LabelFile, ...]:
+        """The files beside the artifacts."""
+        return attachments_of(self.golden, self.processing)
 
     def artifact(self, formats: tuple[str, ...]) -> Artifact | None:
         """The artifact for a device that runs these formats, in the device's order of preference."""

@@ -49,6 +49,15 @@ class Progress(Document, frozen=True, kw_only=True):
     total_bytes: ByteCount = msgspec.field(name="of")
 
 
+class Deferral(Document, frozen=True, kw_only=True):
+    """Why a device waits with an offer, before which step, and until when at the latest where that is known."""
+
+    reason: Literal["window", "busy", "metered", "battery"]
+    step: Literal["download", "activation"]
+    message: str
+    until: str | None = None
+
+
 Way = Literal["full", "delta", "none"]
 
 
@@ -68,14 +77,31 @@ class PreviousModel(Document, frozen=True, kw_only=True):
     digest: Digest
 
 
+class ShadowEvidence(Document, frozen=True, kw_only=True):
+    """What was measured while the old model served: medians on the same inputs, and the memory that loading took.
+
+    `latency_reference_ms` is the old model's, absent where none served or where it does not take these inputs.
+    """
+
+    samples: int
+    latency_median_ms: float | None = msgspec.field(name="medianLatencyMs", default=None)
+    latency_reference_ms: float | None = msgspec.field(name="referenceMedianLatencyMs", default=None)
+    memory_growth_bytes: int | None = msgspec.field(name="memoryGrowth", default=None)
+
+
 class TrialEvidence(Document, frozen=True, kw_only=True):
-    """What the trial saw. `disagreement` is absent where no previous model served beside the new one."""
+    """What the trial saw. `disagreement` is absent where no previous model served beside the new one.
+
+    `latency_reference_ms` is the previous model's mean on the same inputs.
+    """
 
     inferences: int
     errors: int = 0
     confidence_mean: float | None = msgspec.field(name="meanConfidence", default=None)
     disagreement: float | None = None
     latency_mean_ms: float | None = msgspec.field(name="meanLatencyMs", default=None)
+    latency_p95_ms: float | None = msgspec.field(name="p95LatencyMs", default=None)
+    latency_reference_ms: float | None = msgspec.field(name="referenceMeanLatencyMs", default=None)
     elapsed_s: float | None = msgspec.field(name="seconds", default=None)
 
 
@@ -95,19 +121,25 @@ class ReportedModel(Document, frozen=True, kw_only=True):
     loaded_digest: Digest | None = None
     loaded_format: ModelFormat | None = None
     previous: PreviousModel | None = None
+    deferred: Deferral | None = None
     progress: Progress | None = None
     transfer: Transfer | None = None
+    shadow: ShadowEvidence | None = None
     trial: TrialEvidence | None = None
     error: UpdateProblem | None = None
 
 
 class ReportedAgent(Document, frozen=True, kw_only=True):
-    """Who reports: the agent's version, its boot id, the platform and the model formats it can run, preferred first."""
+    """Who reports: the agent's version, its boot id, the platform and the model formats it can run, preferred first.
+
+    `factory` are the models that the device was provisioned with and falls back to, by name with their versions.
+    """
 
     version: str
     boot: str
     platform: str
     formats: tuple[ModelFormat, ...] = ()
+    factory: dict[str, int] = {}
 
 
 class DroppedReadings(Document, frozen=True, kw_only=True):

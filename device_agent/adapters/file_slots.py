@@ -1,13 +1,15 @@
 """Artifacts on disk by digest: what stands under its name is complete, verified and durable.
 
 ``blobs/sha256/<hex>`` are sealed, ``parts/<hex>.part`` still grow, ``parts/<hex>.patched`` are being made by a delta. A
-part becomes a blob by fsync, rename and fsync of the folder, so that a power cut leaves one or the other.
+part becomes a blob by fsync, rename and fsync of the folder, so that a power cut leaves one or the other. Files that
+the device was provisioned with are read where they lie, and never deleted.
 """
 
+import contextlib
 import errno
 import hashlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from device_agent.adapters.durable_folders import make_folder, sync
@@ -20,8 +22,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class FileSlots:
     """Satisfies `ports.Slots`."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, provisioned: Mapping[str, Path] | None = None) -> None:
         self._directory = directory
+        self._provisioned = dict(provisioned or {})
         self._blobs = directory / "blobs" / "sha256"
         self._parts = directory / "parts"
         make_folder(self._blobs.parent)
@@ -34,13 +37,21 @@ class FileSlots:
         return self.path(digest).is_file()
 
     def path(self, digest: str) -> Path:
+        blob = self._blob(digest)
+        return self._provisioned[digest] if not blob.is_file() and self._is_provisioned(digest) else blob
+
+    def _blob(self, digest: str) -> Path:
         return self._blobs / _hex(digest)
 
     def part(self, digest: str) -> Path:
         return self._parts / f"{_hex(digest)}.part"
 
     def seal(self, digest: str, size_bytes: int) -> None:
-        blob, part = self.path(digest), self.part(digest)
+        blob, part = self._blob(digest), self.part(digest)
+        if not blob.is_file() and not part.is_file() and self._is_provisioned(digest):
+            with self._forgotten_if_bad(digest):
+                self._check(self._provisioned[digest], digest, size_bytes)
+            return
         candidate = blob if blob.is_file() else part
         try:
             self._check(candidate, digest, size_bytes)
@@ -58,7 +69,28 @@ class FileSlots:
 
     def read(self, digest: str) -> bytes:
         try:
-            content = self.path(digest).read_bytes()
+            return self._read(self._blob(digest), digest)
+        except StepError:
+            if not self._is_provisioned(digest):
+                raise
+        with self._forgotten_if_bad(digest):
+            return self._read(self._provisioned[digest], digest)
+
+    @contextlib.contextmanager
+    def _forgotten_if_bad(self, digest: str) -> Iterator[None]:
+        """A provisioned file that rotted counts as absent from then on, so that its bytes can be fetched."""
+        try:
+            yield
+        except StepError:
+            self._provisioned.pop(digest, None)
+            raise
+
+    def _is_provisioned(self, digest: str) -> bool:
+        return digest in self._provisioned and self._provisioned[digest].is_file()
+
+    def _read(self, path: Path, digest: str) -> bytes:
+        try:
+            content = path.read_bytes()
         except OSError as err:
             raise StepError("DIGEST_MISMATCH", f"The artifact {_short(digest)} is not on the disk: {err}.") from err
         # Hashed in memory: what was checked is what is loaded, whatever happens to the file meanwhile.

@@ -24,11 +24,56 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class EngineSettings(Table, frozen=True, kw_only=True):
     """``[engine]``: how models are run."""
 
-    threads: Annotated[int, msgspec.Meta(ge=1)] = 1
+    # One a model: a second one shortens a lone inference by a third and lengthens the slowest ones once the other core
+    # is wanted for anything else.
+    threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
+    # Runs on zeros that a model makes before it serves.
+    warm_up_runs: Annotated[int, msgspec.Meta(ge=0, le=100)] = 1
+    # How far onnxruntime rewrites a graph when it loads it.
+    optimisation: Literal["off", "basic", "extended", "all"] = "all"
+    # onnxruntime's own pool of memory. Without it what a swapped-out model held goes back to the system.
+    arena: bool = False
+    # The bound of that pool for all models together; 0 is none. A model that wants more fails, and the agent does not.
+    memory_bytes_max: Annotated[int, msgspec.Meta(ge=0)] = 0
+    # Execution providers of onnxruntime, preferred first, and the options of each as its documentation names them.
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    provider_options: dict[str, dict[str, str]] = {}
+    # Shared libraries of TFLite delegates, such as libedgetpu.so.1, and the options of each.
+    delegates: tuple[str, ...] = ()
+    delegate_options: dict[str, dict[str, str]] = {}
+    # What follows where a provider or delegate is missing: no start and no such model, or the CPU in its place.
+    fallback: Literal["refuse", "cpu"] = "refuse"
 
 
 class UpdateSettings(Table, frozen=True, kw_only=True):
     """``[update]``: when new models are taken, and what the disk keeps of old ones."""
+
+    # Local times of day, as in 02:00-05:00, more than one with commas between; empty for any time.
+    window: str = ""
+    # The days on which the window opens, as mon to sun; empty for all.
+    days: tuple[str, ...] = ()
+    # The zone of the window, as in Europe/Berlin; empty for the system's own, which is UTC in most containers.
+    timezone: str = ""
+    # Fetch bytes outside the window, activate inside it.
+    download_ahead: bool = True
+    # A command that ends with 0 where an update may be activated now, and with anything else while the device is busy.
+    busy_command: str = ""
+    # Whether the link costs money; with a command, its 0 says that the link is free, anything else that it is metered.
+    metered: bool = False
+    metered_command: str = ""
+    hook_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=600)] = 10.0
+    # A download of this size is made over a metered link as well.
+    metered_bytes_max: Annotated[int, msgspec.Meta(ge=0)] = 1024 * 1024
+    # The charge below which updates wait off mains; urgent ones wait below the floor only.
+    battery_percent_min: Annotated[float, msgspec.Meta(ge=0, le=100)] = 20.0
+    battery_percent_floor: Annotated[float, msgspec.Meta(ge=0, le=100)] = 5.0
+    # How often a device that waits looks again.
+    look_again_s: Annotated[float, msgspec.Meta(gt=0)] = 30.0
+    # Releases before the committed one that stay on disk for each model, and the bytes that they may take with it.
+    keep_releases: Annotated[int, msgspec.Meta(ge=0)] = 2
+    keep_bytes_max: Annotated[int, msgspec.Meta(ge=0)] = 1024**3
+    # Manifests of the models that the device was provisioned with, each beside its file.
+    factory: tuple[str, ...] = ()
 
 
 class DownloadSettings(Table, frozen=True, kw_only=True):

@@ -48,11 +48,56 @@ def _fitted_tensor(spec: TensorSpec, value: Array) -> Array:
         if not np.can_cast(value.dtype, np.dtype(spec.dtype), "same_kind"):
             raise InferenceError(f"tensor '{spec.name}' wants {spec.dtype}, but got {value.dtype.name}")
         value = value.astype(spec.dtype)
-    return value[np.newaxis]
+    return value[np.newaxis] if spec.shape else value
 
 
 def _shape(shape: tuple[int, ...]) -> str:
     return "[" + ", ".join("any" if length == -1 else str(length) for length in shape) + "]"
+
+
+def unservable(signature: Signature) -> str | None:
+    """Why no reading can be answered by a model of that signature, naming the tensor; None where one can."""
+    for role, specs in (("input", signature.inputs), ("output", signature.outputs)):
+        if not specs:
+            return f"the model has no {role}"
+        for spec in specs:
+            if not spec.is_tensor:
+                hint = " (export the classifier with zipmap off)" if "map(" in spec.dtype else ""
+                return f"its {role} '{spec.name}' is a {spec.dtype}, which no reading or answer can carry{hint}"
+    for spec in signature.inputs:
+        if spec.shape and spec.shape[0] not in (1, -1):
+            return f"its input '{spec.name}' wants {spec.shape[0]} readings at a time; a device has one"
+    return None
+
+
+def mismatch(inputs: Mapping[str, Any], signature: Signature) -> str | None:
+    """What is wrong with a model's inputs, batch axis included: the tensor, what was wanted and what came."""
+    by_name = {spec.name: spec for spec in signature.inputs}
+    for name in inputs.keys() - by_name.keys():
+        return f"there is no tensor '{name}'; the model wants {', '.join(by_name) or 'nothing'}"
+    for name, spec in by_name.items():
+        value = inputs.get(name)
+        if value is None:
+            return f"tensor '{name}' is missing; the model wants {spec.dtype} of {_shape(spec.shape)}"
+        if not spec.is_tensor or not isinstance(value, np.ndarray):
+            continue
+        is_text = spec.dtype == "str" and value.dtype.kind in "OSU"
+        if value.dtype.name != spec.dtype and not is_text:
+            return f"tensor '{name}' wants {spec.dtype}, but got {value.dtype.name}"
+        wanted = zip(value.shape, spec.shape, strict=False)
+        if spec.shape and (len(value.shape) != len(spec.shape) or any(w not in (-1, s) for s, w in wanted)):
+            return f"tensor '{name}' wants shape {_shape(spec.shape)}, but got {_shape(value.shape)}"
+    return None
+
+
+def zeros(signature: Signature) -> dict[str, Array] | None:
+    """Inputs to warm a model up with; None where a length is open, since no length is more likely than another."""
+    if any(not spec.is_tensor or spec.dtype == "str" or -1 in spec.shape[1:] for spec in signature.inputs):
+        return None
+    return {
+        spec.name: np.zeros((abs(spec.shape[0]), *spec.shape[1:]) if spec.shape else (), spec.dtype)
+        for spec in signature.inputs
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +129,7 @@ def interpret(outputs: Tensors) -> Answer:
     if scores is not None:
         best = int(scores.argmax())
         return Answer(label if label is not None else str(best), float(scores[best]), {})
-    return Answer(label, None, _short_values(outputs))
+    return Answer(label, None, short_values(outputs))
 
 
 def _is_distribution(flat: Array) -> bool:
@@ -95,7 +140,8 @@ def _is_distribution(flat: Array) -> bool:
     )
 
 
-def _short_values(outputs: Tensors) -> dict[str, list[float]]:
+def short_values(outputs: Tensors) -> dict[str, list[float]]:
+    """The numbers of every output that has few of them, by name."""
     return {
         name: [float(number) for number in np.asarray(value).reshape(-1)]
         for name, value in outputs.items()

@@ -1,7 +1,7 @@
 """Brings the files of a release to the disk: what is allowed, by the shortest way, going on where an attempt ended.
 
 The artifact comes whole, or by a delta against bytes that the device holds. Whatever goes wrong with a delta, the whole
-file is fetched in its stead, and what was done is told. The golden set always comes whole.
+file is fetched in its stead, and what was done is told. Golden set and label file always come whole.
 """
 
 import logging
@@ -70,7 +70,7 @@ class Fetcher:
         return self._trust is not None
 
     async def fetch(self, model: str, release: Release, tell: Tell, cancelled: threading.Event) -> Transfer:
-        """Bring the parts of artifact and golden set to their bytes, and say how; raises FetchError.
+        """Bring the parts of artifact, golden set and label file to their bytes, and say how; raises FetchError.
 
         `tell` hears the progress, in bytes that are really transferred, partly in other threads; None at the end.
         """
@@ -126,7 +126,7 @@ class Fetcher:
         return sorted(filter(is_useful, release.delta), key=lambda delta: delta.size_bytes)
 
     async def _bring(self, attempt: "_Attempt", deltas: Iterable[DeltaOffer]) -> Transfer:
-        release, golden = attempt.release, attempt.release.golden
+        release = attempt.release
         way: Way = "full"
         why: str | None = None
         artifact_bytes = 0 if self._slots.has(release.digest) else release.size_bytes
@@ -135,8 +135,8 @@ class Fetcher:
             if why is None:
                 way, artifact_bytes = "delta", delta.size_bytes
                 break
-        golden_bytes = golden.size_bytes if golden is not None and not self._slots.has(golden.digest) else 0
-        total_bytes = artifact_bytes + golden_bytes
+        attached_bytes = sum(file.size_bytes for file in release.attachments if not self._slots.has(file.digest))
+        total_bytes = artifact_bytes + attached_bytes
         before_bytes = artifact_bytes if way == "delta" else 0
         for file in remote_files(release):
             if self._slots.has(file.digest) or (way == "delta" and file.digest == release.digest):
@@ -149,8 +149,7 @@ class Fetcher:
 
     async def _by_delta(self, attempt: "_Attempt", delta: DeltaOffer) -> str | None:
         """Make the artifact's part of a delta; returns why that came to nothing, or None where it did not."""
-        golden = attempt.release.golden
-        total_bytes = delta.size_bytes + (golden.size_bytes if golden is not None else 0)
+        total_bytes = delta.size_bytes + sum(file.size_bytes for file in attempt.release.attachments)
         file, part = RemoteFile(delta.target, delta.digest, delta.size_bytes), self._slots.part(delta.digest)
         try:
             await self._download_while_it_advances(file, attempt, total_bytes)
@@ -239,10 +238,8 @@ class _Attempt:
 
 def remote_files(release: Release) -> list[RemoteFile]:
     """Every file that a release is made of, the artifact first."""
-    files = [RemoteFile(release.target, release.digest, release.size_bytes)]
-    if release.golden is not None:
-        files.append(RemoteFile(release.golden.target, release.golden.digest, release.golden.size_bytes))
-    return files
+    files = (RemoteFile(file.target, file.digest, file.size_bytes) for file in release.attachments)
+    return [RemoteFile(release.target, release.digest, release.size_bytes), *files]
 
 
 def files_of(release: Release) -> list[tuple[str, int]]:

@@ -4,24 +4,44 @@ The scoring thread reads one reference per model and per reading; a swap replace
 answered by the old model or by the new one, never by half of each, and no reading waits for a swap.
 """
 
+import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
-from device_agent.core.inference import Answer, fitted, interpret
+from device_agent.core.codes import Code
+from device_agent.core.inference import Answer, unservable, zeros
+from device_agent.core.processing import Pipeline
 from device_agent.core.trial import Outcome, Tally
 from device_agent.core.twin import LoadedModel
-from device_agent.errors import InferenceError
-from device_agent.ports import Model, Reading
+from device_agent.errors import InferenceError, StepError
+from device_agent.ports import Engine, Model, Reading
 from manifests.release import Release
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A model in memory and the release it was loaded for."""
+    """A model in memory and the release it was loaded for; `labels` are the lines of the release's label file.
+
+    Raises InferenceError where the release's processing does not fit the model.
+    """
 
     model: Model
     release: Release
+    labels: tuple[str, ...] = ()
+    pipeline: Pipeline = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        made = Pipeline(self.model.signature, self.release.processing, self.model.quantisation, self.labels)
+        object.__setattr__(self, "pipeline", made)
+
+    def under(self, release: Release) -> "Served | None":
+        """The same model under another release; None where that one needs other bytes or other processing."""
+        if release.digest != self.model.digest or release.processing != self.release.processing:
+            return None
+        return replace(self, release=release)
 
     @property
     def loaded(self) -> LoadedModel:
@@ -49,12 +69,19 @@ class Scored:
     answer: Answer | None
     error: str | None = None
     agrees: bool | None = None
+    # What the model before took for the same reading.
+    reference_ms: float | None = None
 
     @property
     def outcome(self) -> Outcome:
         if self.answer is None:
             return Outcome(is_error=True)
-        return Outcome(confidence=self.answer.confidence, agrees=self.agrees, latency_ms=self.latency_ms)
+        return Outcome(
+            confidence=self.answer.confidence,
+            agrees=self.agrees,
+            latency_ms=self.latency_ms,
+            reference_ms=self.reference_ms,
+        )
 
 
 class Serving:
@@ -62,6 +89,7 @@ class Serving:
 
     def __init__(self) -> None:
         self._views: Mapping[str, View] = {}
+        self._answered: dict[str, Reading] = {}
 
     def views(self) -> Mapping[str, View]:
         """A snapshot: replaced as a whole at every change, never changed in place."""
@@ -72,6 +100,15 @@ class Serving:
 
     def loaded(self) -> dict[str, LoadedModel]:
         return {name: view.served.loaded for name, view in self._views.items()}
+
+    def answered(self, name: str) -> Reading | None:
+        """The last reading that a model of this name had an answer to."""
+        return self._answered.get(name)
+
+    def remember(self, scored: "Scored") -> None:
+        """In the scoring thread: what the sensor gives is what a new model will have to take."""
+        if scored.answer is not None:
+            self._answered[scored.view.name] = scored.reading
 
     def serve(self, name: str, served: Served) -> None:
         """Let this model alone answer."""
@@ -89,28 +126,78 @@ class Serving:
         self._views = {other: view for other, view in self._views.items() if other != name}
 
 
+def load(engine: Engine, release: Release, read: Callable[[str], bytes], *, warm_up_runs: int = 0) -> Served:
+    """The model of a release, ready to answer readings; blocks for as long as the engine takes.
+
+    `read` gives the checked bytes of a digest. Raises StepError: LOAD_FAILED where the engine refuses the file, where
+    no reading can be answered by it, or where the declared processing does not fit it.
+    """
+    model = engine.load(read(release.digest), release.digest)
+    why = unservable(model.signature)
+    if why is not None:
+        raise StepError(Code.LOAD_FAILED, f"The model cannot serve on a device: {why}.")
+    file = release.processing.label_file if release.processing is not None else None
+    try:
+        served = Served(model, release, labels_of(read(file.digest)) if file is not None else ())
+    except InferenceError as err:
+        raise StepError(Code.LOAD_FAILED, f"The processing does not fit the model: {err.message}.") from err
+    warm_up(model, warm_up_runs)
+    return served
+
+
+def labels_of(content: bytes) -> tuple[str, ...]:
+    """One label a line, in UTF-8; raises StepError."""
+    try:
+        return tuple(content.decode("utf-8-sig").splitlines())
+    except UnicodeDecodeError as err:
+        raise StepError(Code.LOAD_FAILED, f"The label file is not in UTF-8: {err.reason} at byte {err.start}.") from err
+
+
+def warm_up(model: Model, runs: int) -> None:
+    """Run the model on zeros, so that its first reading finds memory mapped and kernels chosen.
+
+    A model that does not like zeros is told of and served all the same: its golden set and its trial judge it.
+    """
+    inputs = zeros(model.signature) if runs else None
+    if inputs is None:
+        return
+    try:
+        for _ in range(runs):
+            model.run(inputs)
+    except InferenceError as err:
+        _log.info("The model could not be warmed up on zeros: %s", err.message)
+
+
 def score(view: View, reading: Reading) -> Scored:
     """Run the model that serves on one reading and, during a trial, the one before it on the same."""
     began_s = time.perf_counter()
     try:
-        answer = _ask(view.served.model, reading)
+        answer = ask(view.served, reading)
     except InferenceError as err:
         return Scored(view, reading, (time.perf_counter() - began_s) * 1000, None, error=err.message)
     latency_ms = (time.perf_counter() - began_s) * 1000
-    agrees = _agrees(view, reading, answer) if view.tally is not None else None
-    return Scored(view, reading, latency_ms, answer, agrees=agrees)
+    agrees, reference_ms = _compared(view, reading, answer) if view.tally is not None else (None, None)
+    return Scored(view, reading, latency_ms, answer, agrees=agrees, reference_ms=reference_ms)
 
 
-def _ask(model: Model, reading: Reading) -> Answer:
-    return interpret(model.run(fitted(reading.inputs, model.signature)))
+def ask(served: Served, reading: Reading) -> Answer:
+    """One model's answer to one reading, through the steps that its release declares; raises InferenceError."""
+    inputs, compared = served.pipeline.prepare(reading.inputs)
+    return served.pipeline.answer(served.model.run(inputs), compared)
 
 
-def _agrees(view: View, reading: Reading, answer: Answer) -> bool | None:
-    """Whether the previous model says the same; None where one of the two gives no class or no answer."""
-    if view.reference is None or answer.prediction is None:
-        return None
+def _compared(view: View, reading: Reading, answer: Answer) -> tuple[bool | None, float | None]:
+    """Whether the previous model says the same, and what it took for it.
+
+    No word on agreement where one of the two gives no class, and none at all where it gives no answer.
+    """
+    if view.reference is None:
+        return None, None
+    began_s = time.perf_counter()
     try:
-        before = _ask(view.reference.model, reading)
+        before = ask(view.reference, reading)
     except InferenceError:
-        return None
-    return None if before.prediction is None else before.prediction == answer.prediction
+        return None, None
+    reference_ms = (time.perf_counter() - began_s) * 1000
+    has_classes = answer.prediction is not None and before.prediction is not None
+    return (before.prediction == answer.prediction if has_classes else None), reference_ms

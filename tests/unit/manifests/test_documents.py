@@ -6,6 +6,7 @@ from manifests.canonical import canonical_json, digest_of, is_digest
 from manifests.errors import ManifestError
 from manifests.identity import ModelReference
 from manifests.model import Artifact, GoldenSet, ModelManifest, Signature, TensorSpec
+from manifests.processing import LabelFile, Processing
 from manifests.release import DeltaOffer, Release, releases_in
 from manifests.telemetry import Envelope
 from manifests.twin import (
@@ -57,11 +58,44 @@ def test_a_release_is_written_whole_so_that_a_patch_removes_what_an_older_offer_
             "minConfidence": 0.5,
             "maxDisagreement": 0.3,
             "maxErrorRate": 0.02,
+            "latencyRatioMax": None,
+            "latencyMaxMs": None,
+            "memoryGrowthMax": None,
         },
         "notAfter": None,
+        "requires": None,
+        "urgent": False,
         "urls": [],
         "delta": [],
+        "processing": None,
     }
+
+
+def test_processing_is_written_whole_too_and_its_steps_are_told_apart_by_their_word():
+    """In a twin one offer's labels would otherwise stay behind when the next one has none; lists are replaced whole."""
+    steps = [{"step": "resize", "height": 32, "width": 32}, {"step": "quantise"}]
+    wire = {
+        "inputs": [{"steps": steps}],
+        "outputs": [{"tensor": "scores", "steps": [{"step": "softmax"}, {"step": "labels", "count": 3}]}],
+        "labels": ["cat", "dog"],
+        "labelFile": None,
+    }
+    processing = Processing.from_wire(wire)
+    assert processing.to_wire() == wire
+    assert Processing().to_wire() == {"inputs": [], "outputs": [], "labels": [], "labelFile": None}
+    with pytest.raises(ManifestError, match=r"Invalid value 'blur' - at `\$.inputs\[0\].steps\[0\].step`"):
+        Processing.from_wire({"inputs": [{"steps": [{"step": "blur"}]}]})
+
+
+def test_the_files_beside_an_artifact_are_its_golden_set_and_its_labels():
+    golden = GoldenSet(digest=DIGEST, size_bytes=1, target="g", samples=1)
+    labels = LabelFile(digest=OTHER, size_bytes=2, target="l")
+    release = Release(
+        generation=1, rollout="r-1", version=1, format="onnx", digest=DIGEST, size_bytes=1, target="a", golden=golden,
+        processing=Processing(label_file=labels),
+    )  # fmt: skip
+    assert release.attachments == (golden, labels)
+    assert Release.from_wire(release.to_wire()) == release
 
 
 def test_a_release_from_a_newer_cloud_is_read_without_the_fields_this_agent_does_not_know():
