@@ -7,10 +7,10 @@ runtime's thread and the command line's reader need no more than SQLite gives th
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from device_agent.adapters.durable_folders import make_folder
 from device_agent.core.history import TRANSITIONS_MAX
@@ -19,9 +19,13 @@ from device_agent.ports import Counts, DropCause, Stored
 
 DATABASE_NAME = "agent.db"
 SCHEMA_VERSION = 2
-# Given back when the disk is full, so that the verdict "no space" can still be written down.
+# Given back when the disk is full: room for verdicts, and to move a whole WAL into the database.
 _RESERVE_NAME = "reserve"
-_RESERVE_BYTES = 256 * 1024
+_RESERVE_BYTES = 512 * 1024
+# SQLite's own bound is a thousand: on a small disk the WAL would fill it before it is ever moved.
+_WAL_PAGES_MAX = 64
+# What storing a message takes besides its body: its row, its place in the index, the counters.
+_PAGES_BESIDE_MAX = 8
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -41,6 +45,8 @@ _SECOND_SCHEMA = (
 # What is read of the index at a time.
 _ROWS_EACH = 4096
 
+Result = TypeVar("Result")
+
 
 class SqliteState:
     """Satisfies `ports.Store`, and keeps the boot besides."""
@@ -49,6 +55,7 @@ class SqliteState:
         self._directory = directory
         self._connection = connection
         self._lock = threading.Lock()
+        self._is_reserved = False
 
     @classmethod
     def open(cls, directory: Path) -> Self:
@@ -61,6 +68,7 @@ class SqliteState:
             connection.execute("PRAGMA synchronous=FULL")
             # Bounds the WAL, which otherwise keeps the size of its busiest hour.
             connection.execute("PRAGMA journal_size_limit=1048576")
+            connection.execute(f"PRAGMA wal_autocheckpoint={_WAL_PAGES_MAX}")
             _check_schema(connection, path)
             connection.executescript(_SCHEMA)
             _migrate(connection)
@@ -95,6 +103,9 @@ class SqliteState:
 
     def begin_boot(self, boot: str) -> bool:
         """Note that a process runs; returns whether the one before it ended without `end_boot`."""
+        return self._in_need(lambda: self._begin_boot(boot))
+
+    def _begin_boot(self, boot: str) -> bool:
         with self._transaction("noting the start"):
             is_unclean = self._fact("isRunning") == "1"
             self._set_fact("isRunning", "1")
@@ -102,8 +113,11 @@ class SqliteState:
         return is_unclean
 
     def end_boot(self) -> None:
-        with self._transaction("noting the clean end"):
-            self._set_fact("isRunning", "0")
+        def note() -> None:
+            with self._transaction("noting the clean end"):
+                self._set_fact("isRunning", "0")
+
+        self._in_need(note)
 
     def note_alive(self) -> None:
         with self._transaction("writing to see whether it works"):
@@ -126,12 +140,7 @@ class SqliteState:
     # Models ----------------------------------------------------------------------------------------------------------
 
     def save_model(self, name: str, state: bytes, transition: bytes = b"") -> None:
-        try:
-            self._save_model(name, state, transition)
-        except StateError as err:
-            if not err.is_full or not self._give_reserve():
-                raise
-            self._save_model(name, state, transition)
+        self._in_need(lambda: self._save_model(name, state, transition))
 
     def _save_model(self, name: str, state: bytes, transition: bytes) -> None:
         with self._transaction(f"journalling model {name}"):
@@ -158,6 +167,7 @@ class SqliteState:
     def enqueue(self, messages: Sequence[Stored], evicted: Sequence[int]) -> None:
         left_out = frozenset(evicted)
         kept = [message for message in messages if message.sequence not in left_out]
+        self._check_room(sum(len(message.body) for message in kept))
         with self._transaction(f"storing {len(messages)} messages"):
             self._connection.executemany(
                 "INSERT INTO outbox (sequence, message_id, body, size_bytes, clock_s, is_alert) "
@@ -173,12 +183,18 @@ class SqliteState:
                     self._set_fact("position", str(positions[-1]))
 
     def acknowledge(self, sequences: Sequence[int]) -> None:
-        with self._transaction(f"deleting {len(sequences)} delivered messages"):
-            self._count("acknowledged", self._delete(sequences))
+        def delete() -> None:
+            with self._transaction(f"deleting {len(sequences)} delivered messages"):
+                self._count("acknowledged", self._delete(sequences))
+
+        self._in_need(delete)
 
     def drop(self, sequences: Sequence[int], cause: DropCause) -> None:
-        with self._transaction(f"dropping {len(sequences)} messages"):
-            self._count_dropped(cause, self._delete(sequences))
+        def delete() -> None:
+            with self._transaction(f"dropping {len(sequences)} messages"):
+                self._count_dropped(cause, self._delete(sequences))
+
+        self._in_need(delete)
 
     def messages(self, sequences: Sequence[int]) -> list[Stored]:
         wanted = json.dumps(list(sequences))
@@ -283,19 +299,53 @@ class SqliteState:
 
     # Reserve ---------------------------------------------------------------------------------------------------------
 
-    def make_reserve(self) -> None:
-        """Set space aside while there is some; without room for it the agent runs all the same."""
+    def make_reserve(self) -> bool:
+        """Set room aside while there is some; False where there is not, and the agent runs all the same."""
         path = self._directory / _RESERVE_NAME
-        with suppress(OSError):
+        try:
             if not path.exists() or path.stat().st_size < _RESERVE_BYTES:
                 path.write_bytes(b"\0" * _RESERVE_BYTES)
-
-    def _give_reserve(self) -> bool:
-        try:
-            (self._directory / _RESERVE_NAME).unlink()
         except OSError:
-            return False
-        return True
+            # A part of it would only be in the way.
+            self._give_reserve()
+        else:
+            self._is_reserved = True
+        return self._is_reserved
+
+    def _give_reserve(self) -> None:
+        self._is_reserved = False
+        with suppress(OSError):
+            (self._directory / _RESERVE_NAME).unlink()
+
+    def _in_need(self, call: Callable[[], Result]) -> Result:
+        """Do it; on a full disk in the room that was set aside. Raises StateError.
+
+        There the WAL is moved into the database and begins anew in the place that it has. So deleting what was
+        delivered needs no room from then on, and makes some inside the database.
+        """
+        try:
+            return call()
+        except StateError as err:
+            if not err.is_full:
+                raise
+        self._give_reserve()
+        with self._lock, suppress(sqlite3.Error):
+            self._connection.execute("PRAGMA wal_checkpoint(RESTART)")
+        return call()
+
+    def _check_room(self, arriving_bytes: int) -> None:
+        """Readings do not take the last room: without it nothing could ever be deleted again. Raises StateError."""
+        if self._is_reserved or self.make_reserve():
+            return
+        with self._reading("the room that is left"):
+            free = self._connection.execute("PRAGMA freelist_count").fetchone()[0]
+            page_bytes = self._connection.execute("PRAGMA page_size").fetchone()[0]
+        if (free - _PAGES_BESIDE_MAX) * page_bytes < 2 * arriving_bytes:
+            raise StateError(
+                "Storing messages failed: the disk is full.",
+                hint="Free some space: the agent goes on by itself.",
+                is_full=True,
+            )
 
 
 def _check_schema(connection: sqlite3.Connection, path: Path) -> None:

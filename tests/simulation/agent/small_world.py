@@ -25,6 +25,7 @@ MODEL = "digits"
 # What becomes of a release that is no good: the phase it ends in.
 ENDS = {
     "good": Phase.COMMITTED,
+    "large": Phase.COMMITTED,
     "unsure": Phase.REVERTED_QUARANTINED,
     "corrupt": Phase.FAILED,
     "wrong answers": Phase.FAILED,
@@ -39,7 +40,7 @@ def _model(kind: str, version: int) -> TinyModel:
     # A different file for every version, padded so that a download takes several writes.
     weights = {"unsure": UNSURE}.get(kind, GOOD if version % 2 else BETTER) + version / 1000
     golden = CONTRARY if kind == "wrong answers" else None
-    made = TinyModel.of(weights, golden_weights=golden, padding_bytes=100_000)
+    made = TinyModel.of(weights, golden_weights=golden, padding_bytes=1_000_000 if kind == "large" else 100_000)
     return TinyModel(b"no model at all" * 100, made.golden) if kind == "no model" else made
 
 
