@@ -96,3 +96,15 @@ class DownloadError(StepError):
 
 class InferenceError(AgentError):
     """A model could not be run on a reading: the reading does not fit it, or its answer is not a number."""
+
+
+class SensorError(AgentError):
+    """The sensor gave no reading; asking again may help."""
+
+
+class UnreadableReadingError(SensorError):
+    """What came from the sensor is no reading; the message says why."""
+
+
+class SensorEndedError(AgentError):
+    """The sensor has no more readings: it was closed, or a replay is over."""

@@ -5,6 +5,7 @@ Methods without ``async`` block; the runtime calls them in threads.
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -19,22 +20,114 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadingAnswer:
+    """What one model said of a reading, for whoever gave the reading."""
+
+    model: str
+    version: int
+    prediction: str | None
+    confidence: float | None
+    latency_ms: float
+    values: Mapping[str, Any]
+    error: str | None
+
+
+class Receipt(Protocol):
+    """How the giver of a reading hears what became of it. Called from threads of the agent; never blocks."""
+
+    def answered(self, answers: Sequence[ReadingAnswer]) -> None:
+        """Every model that serves has scored it; comes before `stored`."""
+        ...
+
+    def stored(self) -> None:
+        """Every answer is in the outbox, on disk: the reading need not be given again."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
-    """One sample of a sensor: tensors by name, without a batch axis. `position` is the source's own place to go on."""
+    """One sample of a sensor: tensors by name, without a batch axis. `position` is the source's own place to go on.
+
+    `origin` says which part of a sensor it is of: a topic, a file's name; models may ask for some of them only.
+    """
 
     id: str
     inputs: "Tensors"
-    position: int = 0
+    position: int | None = None
+    origin: str = ""
+    receipt: Receipt | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFacts:
+    """What a source says of itself since it was opened. `problem` is empty while it works."""
+
+    kind: str
+    # Messages, files or rows that are no readings.
+    failed: int = 0
+    # Readings that were given up for want of room, or passed over for a newer one.
+    dropped: int = 0
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SensorFacts:
+    """The sensor's health, for reports: `taken` readings were scored, `ignored` ones no model had asked for."""
+
+    kind: str
+    taken: int
+    ignored: int
+    failed: int
+    dropped: int
+    last_at: datetime | None
+    has_ended: bool
+    problem: str
 
 
 class Source(Protocol):
+    @property
+    def paces_itself(self) -> bool:
+        """Whether readings come at the sensor's own time; otherwise the agent asks once an interval."""
+        ...
+
     def next_reading(self) -> Reading:
-        """The next reading; a source that waits for its sensor blocks here."""
+        """The next reading; a source that waits for its sensor blocks here.
+
+        Raises SensorError where asking again may help, SensorEndedError where nothing more will come and after `close`.
+        """
         ...
 
     def seek(self, position: int) -> None:
         """Go on behind the reading of that position; a position the source does not have means from the start."""
         ...
+
+    def facts(self) -> SourceFacts: ...
+
+    def close(self) -> None:
+        """End a waiting `next_reading` and give no more; from any thread, at once, and more than once if need be.
+
+        Receipts of readings that were taken still work.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorFacts:
+    """What a mirror says of itself since it was opened."""
+
+    published: int = 0
+    dropped: int = 0
+    is_connected: bool = False
+
+
+class Mirror(Protocol):
+    """A second place for what goes to the hub. Best effort: it never blocks and never fails."""
+
+    def offer(self, model: str, body: bytes) -> None: ...
+
+    def facts(self) -> MirrorFacts: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,17 +23,20 @@ from device_agent.adapters.systemd_notify import SystemdNotifier
 from device_agent.config import AgentConfig, Identity
 from device_agent.config.identities import ByCertificate, ByConnectionString, ByEdgeEnvironment, ByProvisioning
 from device_agent.config.settings import EngineSettings, TelemetrySettings
-from device_agent.core import agent as core
 from device_agent.core.alerts import AlertRule
 from device_agent.core.model_state import ModelState
 from device_agent.core.outbox import Bounds
 from device_agent.errors import ConfigurationError, StateError, StateInUseError
-from device_agent.ports import Engine, FileSink, Source
+from device_agent.ports import Engine, FileSink, Mirror, Reading, Source
 from manifests.errors import ManifestError
 from manifests.model import ModelFormat
 from manifests.twin import ReportedAgent
 
 LOCK_PATIENCE_S = 1.0
+BROKER_PATIENCE_S = 10.0
+SOURCE_KINDS = (
+    "mqtt:TOPIC/PATTERN/#, folder:DIR, csv:FILE, wav:FILE, images:DIR, http:127.0.0.1:PORT, unix:PATH, replay:FILE.npz"
+)
 
 _ENGINE_LIBRARIES: dict[ModelFormat, tuple[str, ...]] = {
     "onnx": ("onnxruntime",),
@@ -109,13 +112,170 @@ def engines_of(formats: tuple[ModelFormat, ...], settings: EngineSettings) -> di
 
 
 def open_source(config: AgentConfig) -> Source:
-    """The sensor that `source` names; raises ConfigurationError."""
-    kind, colon, rest = config.source.partition(":")
-    if kind == "replay" and colon and rest:
-        from device_agent.adapters.replay_source import ReplaySource
+    """The sensor that `source` names; raises ConfigurationError. Ask for readings, and close it at the end."""
+    kind, what = _source_parts(config.source)
+    return _SOURCES[kind](what, config)
 
-        return ReplaySource.open(Path(rest).expanduser())
-    raise ConfigurationError(f"The source {config.source!r} is unknown.", hint="Write replay:FILE.npz")
+
+def _source_parts(source: str) -> tuple[str, str]:
+    kind, _, what = source.partition(":")
+    if kind not in _SOURCES:
+        raise ConfigurationError(f"The source {source!r} is unknown.", hint=f"Write one of {SOURCE_KINDS}.")
+    if not what:
+        raise ConfigurationError(f"The source {source!r} does not say what to read.", hint=f"One of {SOURCE_KINDS}.")
+    return kind, what
+
+
+def _replay(what: str, config: AgentConfig) -> Source:  # noqa: ARG001  a replay has no settings
+    from device_agent.adapters.replay_source import ReplaySource
+
+    return ReplaySource.open(Path(what).expanduser())
+
+
+def _mqtt(what: str, config: AgentConfig) -> Source:
+    from device_agent.adapters.mqtt_source import MqttSource
+
+    return MqttSource(what, config.settings.sensor, _client_id(config, "sensor"))
+
+
+def _folder(what: str, config: AgentConfig) -> Source:
+    from device_agent.adapters.folder_source import FolderSource
+    from device_agent.adapters.stopwatch import Stopwatch
+
+    ledger = config.state_directory / "folder.jsonl"
+    return FolderSource(Path(what).expanduser(), config.settings.sensor, ledger, Stopwatch())
+
+
+def _csv(what: str, config: AgentConfig) -> Source:
+    from device_agent.adapters.csv_source import CsvSource
+    from device_agent.adapters.stopwatch import Stopwatch
+
+    return CsvSource(Path(what).expanduser(), config.settings.sensor, Stopwatch())
+
+
+def _wav(what: str, config: AgentConfig) -> Source:
+    from device_agent.adapters.stopwatch import Stopwatch
+    from device_agent.adapters.wav_source import WavSource
+
+    return WavSource(Path(what).expanduser(), config.settings.sensor, Stopwatch())
+
+
+def _images(what: str, config: AgentConfig) -> Source:
+    from device_agent.adapters.image_source import ImageSource
+    from device_agent.adapters.stopwatch import Stopwatch
+
+    return ImageSource(Path(what).expanduser(), config.settings.sensor, Stopwatch())
+
+
+def _http(what: str, config: AgentConfig) -> Source:
+    _need_uvicorn()
+    from device_agent.adapters.listening import listen_on_port
+    from device_agent.adapters.push_source import PushSource
+
+    settings = config.settings.sensor
+    return PushSource("http", listen_on_port(what, has_token=bool(settings.token)), settings)
+
+
+def _unix(what: str, config: AgentConfig) -> Source:
+    _need_uvicorn()
+    from device_agent.adapters.listening import listen_on_path
+    from device_agent.adapters.push_source import PushSource
+
+    settings = config.settings.sensor
+    return PushSource("unix", listen_on_path(Path(what).expanduser(), int(settings.socket_mode, 8)), settings)
+
+
+def _need_uvicorn() -> None:
+    """Looked for and not imported: that takes a while, and happens beside the loading of the model."""
+    if importlib.util.find_spec("uvicorn") is None:
+        raise ConfigurationError(
+            "Pushed readings need the library uvicorn, which is not installed.", hint="Install slipway[agent]."
+        )
+
+
+_SOURCES: dict[str, Callable[[str, AgentConfig], Source]] = {
+    "replay": _replay,
+    "mqtt": _mqtt,
+    "folder": _folder,
+    "csv": _csv,
+    "wav": _wav,
+    "images": _images,
+    "http": _http,
+    "unix": _unix,
+}
+
+
+def probe_source(config: AgentConfig) -> str:
+    """Try the sensor and say what it gives; raises ConfigurationError and SensorError. Takes nothing from it."""
+    kind, what = _source_parts(config.source)
+    if kind in ("http", "unix") and is_running(config.state_directory):
+        return f"an agent listens on {what}"
+    if kind == "mqtt":
+        return _probe_broker(what, config)
+    if kind == "folder":
+        from device_agent.adapters.folder_look import check_folder
+
+        # Not opened: the list of files that were read belongs to the agent that may be running.
+        check_folder(Path(what).expanduser())
+        return f"files put into {what} are read"
+    source = open_source(config)
+    try:
+        if kind in ("http", "unix"):
+            return f"readings can be pushed to {what}"
+        if kind == "images" and config.settings.sensor.latest:
+            return f"the newest picture in {what} is waited for"
+        reading = source.next_reading()
+    finally:
+        source.close()
+    tensors = ", ".join(f"{name} {list(value.shape)} {value.dtype}" for name, value in reading.inputs.items())
+    return f"{config.source} gives {tensors}"
+
+
+def _probe_broker(pattern: str, config: AgentConfig) -> str:
+    """Subscribe under a name and in a session of our own, so that a running agent keeps both."""
+    import msgspec
+
+    from device_agent.adapters.mqtt_source import MqttSource
+
+    settings = msgspec.structs.replace(config.settings.sensor, client_id="", qos=0)
+    source = MqttSource(pattern, settings, f"{_client_id(config, 'doctor')}-{secrets.token_hex(3)}")
+    try:
+        source.wait_until_subscribed(BROKER_PATIENCE_S)
+    finally:
+        source.close()
+    return f"the broker {settings.host}:{settings.port} lets us listen to {pattern}"
+
+
+def _client_id(config: AgentConfig, role: str) -> str:
+    return "-".join(part for part in ("slipway", config.identity.device_id, config.identity.module_id, role) if part)
+
+
+def chooser(config: AgentConfig) -> Callable[[str, Reading], bool]:
+    """Which model wants which reading, by `[sensor] models`; raises ConfigurationError for a wrong pattern."""
+    from device_agent.core.topics import check_pattern, wants
+
+    patterns = config.settings.sensor.models
+    is_topic = _source_parts(config.source)[0] == "mqtt"
+    if is_topic:
+        for pattern in patterns.values():
+            check_pattern(pattern)
+
+    def accepts(model: str, reading: Reading) -> bool:
+        pattern = patterns.get(model)
+        return pattern is None or wants(pattern, reading.origin, is_topic=is_topic)
+
+    return accepts
+
+
+def open_mirror(config: AgentConfig) -> Mirror | None:
+    """The mirror on a local broker, where one is configured; raises ConfigurationError."""
+    settings = config.settings.mirror
+    if not settings.topic:
+        return None
+    from device_agent.adapters.mqtt_mirror import MqttMirror
+
+    names = {"device": config.identity.device_id, "module": config.identity.module_id}
+    return MqttMirror(settings, names, _client_id(config, "mirror"))
 
 
 @contextlib.contextmanager
@@ -173,80 +333,6 @@ def read_states(stored: Mapping[str, bytes]) -> dict[str, ModelState]:
         raise StateError(
             f"The journal cannot be read: {err}.", hint="Run the agent that wrote it, or give another state directory."
         ) from err
-
-
-def read_status(directory: Path) -> dict[str, Any]:
-    """The status of an agent: what a running one answers, else what is in its state; raises StateNotFoundError."""
-    state = SqliteState.open_to_read(directory)
-    live = _asked(directory, "status")
-    if live is not None:
-        state.close()
-        return live
-    try:
-        device, module = state.identity()
-        return core.status(
-            read_states(state.models()),
-            device=device,
-            module=module,
-            boot=state.boot(),
-            is_running=is_running(directory),
-            counts=state.counts(),
-        )
-    finally:
-        state.close()
-
-
-def read_explanation(directory: Path) -> dict[str, Any]:
-    """Why each model stands where it stands, from the running agent or from its state; raises StateNotFoundError."""
-    from device_agent.adapters.disk_contents import contents_of
-    from device_agent.core.explain import Live, explanation
-    from device_agent.core.history import Transition
-
-    state = SqliteState.open_to_read(directory)
-    try:
-        live = _asked(directory, "explain")
-        if live is not None:
-            return live
-        return explanation(
-            read_states(state.models()),
-            [Transition.from_json(line) for line in state.transitions()],
-            contents_of(directory),
-            Live(),
-            is_running=is_running(directory),
-        )
-    finally:
-        state.close()
-
-
-def _asked(directory: Path, method: str) -> dict[str, Any] | None:
-    """A running agent's own answer; None where none runs, or none answers."""
-    from device_agent.adapters.local_door import SOCKET_NAME, NobodyListensError, ask
-
-    if not (directory / SOCKET_NAME).exists() or not is_running(directory):
-        return None
-    try:
-        status, answer = ask(directory, method)
-    except NobodyListensError:
-        return None
-    return answer if status == 200 and isinstance(answer, dict) else None
-
-
-def introduction(config: AgentConfig, state: SqliteState) -> list[str]:
-    """What the agent says of itself at its start: what it is, what it runs, what it waits for."""
-    identity, directory = config.identity, config.state_directory
-    formats = engine_names(installed_formats(config.formats))
-    engines_said = ", ".join(f"{format_} by {name}" for format_, name in formats.items())
-    models = read_states(state.models())
-    committed = [f"{name}:{known.current.version}" for name, known in models.items() if known.current is not None]
-    counts = state.counts()
-    waiting = counts.enqueued - counts.acknowledged - counts.dropped
-    trusted = str(config.ca_file) if config.ca_file else "the system's authorities"
-    return [
-        f"slipway-agent {agent_version()} for {identity} at {identity.host_name}, by {config.credentials.kind}.",
-        f"Runs {engines_said or 'no format, as no engine is installed'}; "
-        f"models on disk: {', '.join(committed) or 'none yet'}; {waiting:,} readings wait for the hub.",
-        f"Reads {config.source} every {config.interval_s:g} s; state in {directory}; trusts {trusted}.",
-    ]
 
 
 def give_memory_back() -> None:
@@ -362,12 +448,14 @@ def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> A
     from device_agent.runtime.update_driver import Tools
 
     boot = secrets.token_hex(8)
-    identity, source, by_format = config.identity, open_source(config), engines(config)
+    identity, by_format = config.identity, engines(config)
+    accepts, mirror, source = chooser(config), open_mirror(config), open_source(config)
     formats = tuple(by_format)
     make_link = link_factory(config)
     is_unclean = state.begin_boot(boot)
     state.note_identity(identity.device_id, identity.module_id)
     slots = FileSlots(config.state_directory)
+    state.note_source(config.source)
     tools = Tools(
         store=state,
         slots=slots,
@@ -401,6 +489,8 @@ def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> A
             states=read_states(state.models()),
             hub_name=identity.host_name,
             host=open_host(config, lines),
+            accepts=accepts,
+            mirror=mirror,
         )
     )
 

@@ -5,14 +5,17 @@ from typing import Any
 
 import numpy as np
 
-from device_agent.errors import ConfigurationError
-from device_agent.ports import Reading
+from device_agent.errors import ConfigurationError, SensorEndedError
+from device_agent.ports import Reading, SourceFacts
 
 
 class ReplaySource:
     """Satisfies `ports.Source`. Positions count readings since the first one ever, so they outlive rounds."""
 
+    paces_itself = False
+
     def __init__(self, inputs: dict[str, np.ndarray[Any, Any]], ids: list[str]) -> None:
+        self._is_closed = False
         self._inputs = inputs
         self._ids = ids
         self._next = 0
@@ -39,6 +42,8 @@ class ReplaySource:
         return cls(inputs, ids)
 
     def next_reading(self) -> Reading:
+        if self._is_closed:
+            raise SensorEndedError("The replay is closed.")
         index = self._next % len(self._ids)
         self._next += 1
         return Reading(
@@ -49,3 +54,9 @@ class ReplaySource:
 
     def seek(self, position: int) -> None:
         self._next = max(0, position + 1)
+
+    def facts(self) -> SourceFacts:
+        return SourceFacts("replay")
+
+    def close(self) -> None:
+        self._is_closed = True

@@ -167,8 +167,9 @@ class SqliteState:
             self._count_dropped("room", self._delete(evicted) + len(messages) - len(kept))
             if messages:
                 self._set_counter("lastSequence", messages[-1].sequence)
-                if messages[-1].position is not None:
-                    self._set_fact("position", str(messages[-1].position))
+                positions = [message.position for message in messages if message.position is not None]
+                if positions:
+                    self._set_fact("position", str(positions[-1]))
 
     def acknowledge(self, sequences: Sequence[int]) -> None:
         with self._transaction(f"deleting {len(sequences)} delivered messages"):
@@ -222,6 +223,13 @@ class SqliteState:
         with self._reading("the source's position"):
             value = self._fact("position")
         return None if value is None else int(value)
+
+    def note_source(self, source: str) -> None:
+        """Forget the position where it is of another source than this one."""
+        with self._transaction("noting the source"):
+            if self._fact("source") not in (None, source):
+                self._connection.execute("DELETE FROM facts WHERE name = 'position'")
+            self._set_fact("source", source)
 
     # Inside a transaction --------------------------------------------------------------------------------------------
 

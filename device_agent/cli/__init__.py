@@ -72,7 +72,13 @@ def settings(command: Callable[..., None]) -> Callable[..., None]:
             "--state", "state_directory", metavar="DIR", help=_with_variable("state_directory", "State directory.")
         ),
         click.option(
-            "--source", metavar="KIND:WHAT", help=_with_variable("source", "Where readings come from: replay:FILE.npz.")
+            "--source",
+            metavar="KIND:WHAT",
+            help=_with_variable(
+                "source",
+                "Where readings come from: mqtt:TOPIC/#, folder:DIR, csv:FILE, wav:FILE, images:DIR, "
+                "http:127.0.0.1:PORT, unix:PATH or replay:FILE.npz.",
+            ),
         ),
         click.option(
             "--interval",
@@ -133,8 +139,8 @@ def status(directory: Path, as_json: bool) -> None:
     \b
     slipway-agent status --state /var/lib/slipway --json
     """
+    from device_agent.cli.inspection import read_status
     from device_agent.cli.words import status_text
-    from device_agent.wiring import read_status
 
     found = read_status(directory)
     click.echo(as_text(found) if as_json else status_text(found))
@@ -153,8 +159,8 @@ def explain(model: str | None, directory: Path, as_json: bool) -> None:
     \b
     slipway-agent explain digits --state /var/lib/slipway
     """
+    from device_agent.cli.inspection import read_explanation
     from device_agent.cli.words import explain_text
-    from device_agent.wiring import read_explanation
 
     found = read_explanation(directory)
     if model is not None:

@@ -226,11 +226,9 @@ def _engines(config: AgentConfig) -> str:
 
 
 def _source(config: AgentConfig) -> str:
-    from device_agent.wiring import open_source
+    from device_agent.wiring import probe_source
 
-    reading = open_source(config).next_reading()
-    tensors = ", ".join(f"{name} {list(value.shape)} {value.dtype}" for name, value in reading.inputs.items())
-    return f"{config.source} gives {tensors}"
+    return probe_source(config)
 
 
 def _certificates(config: AgentConfig) -> str:
@@ -262,7 +260,8 @@ class _Nobody:
 
 def _hub(config: AgentConfig) -> str:
     """Connect as the agent would. Where one runs it is asked instead: a second connection would end the first."""
-    from device_agent.wiring import is_running, read_explanation
+    from device_agent.cli.inspection import read_explanation
+    from device_agent.wiring import is_running
 
     if is_running(config.state_directory):
         hub = read_explanation(config.state_directory)["hub"]

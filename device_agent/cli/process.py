@@ -58,6 +58,7 @@ async def _serve(config: AgentConfig, lines: object) -> ExitCode:
     from device_agent import wiring
     from device_agent.adapters.logs import RecentLines
     from device_agent.adapters.sqlite_state import SqliteState
+    from device_agent.cli.inspection import introduction
 
     assert isinstance(lines, RecentLines)
     agent: Any = None
@@ -69,7 +70,7 @@ async def _serve(config: AgentConfig, lines: object) -> ExitCode:
         state = SqliteState.open(config.state_directory)
         config = wiring.identified(config, state)
         agent = wiring.open_agent(config, state, lines)
-        for sentence in wiring.introduction(config, state):
+        for sentence in introduction(config, state):
             _log.info("%s", sentence, extra={"event": "start"})
         try:
             await agent.run()

@@ -6,7 +6,7 @@ wins. Units are the last word of a key.
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 
@@ -80,8 +80,67 @@ class DownloadSettings(Table, frozen=True, kw_only=True):
     """``[download]``: where artifacts come from and what is trusted."""
 
 
-class SensorSettings(Table, frozen=True, kw_only=True):
-    """``[sensor]``: details of the sensor that `source` names."""
+class BrokerSettings(Table, frozen=True, kw_only=True):
+    """How a local MQTT broker is reached; the same keys for a source and for the mirror."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=1, le=65_535)] = 1883
+    user: str = ""
+    password: str = ""
+    tls: bool = False
+    # PEM files; without ca_file the system's authorities are trusted.
+    ca_file: str = ""
+    certificate_file: str = ""
+    key_file: str = ""
+    # Empty: made of the device's identity.
+    client_id: str = ""
+    qos: Literal[0, 1] = 1
+    keep_alive_s: Annotated[int, msgspec.Meta(ge=5, le=3600)] = 30
+    reconnect_s_max: Annotated[float, msgspec.Meta(ge=1)] = 30.0
+
+
+class SensorSettings(BrokerSettings, frozen=True, kw_only=True):
+    """``[sensor]``: details of the sensor that `source` names; docs/agent/sensors.md says which count for which."""
+
+    # mqtt, http, unix: readings that wait to be scored, and the size of one.
+    queue_max: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 256
+    overflow: Literal["drop_oldest", "drop_newest"] = "drop_oldest"
+    payload_bytes_max: Annotated[int, msgspec.Meta(ge=64)] = 8 * 1024 * 1024
+    retained: bool = False
+    token: str = ""
+    socket_mode: Annotated[str, msgspec.Meta(pattern="^0?[0-7]{3}$")] = "660"
+    answer_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 10.0
+    # Text (JSON, CSV): which fields or columns make up a tensor, and its type.
+    tensors: dict[str, tuple[str, ...]] = {}
+    dtype: Literal["", "float32", "float64", "int8", "uint8", "int16", "int32", "int64"] = ""
+    # Which origins (topics, file names) a model wants; a model that is not named wants all.
+    models: dict[str, str] = {}
+    # csv, wav, images: replay.
+    speed: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    loop: bool = True
+    time_column: str = ""
+    id_column: str = ""
+    delimiter: Annotated[str, msgspec.Meta(min_length=1, max_length=1)] = ","
+    window_samples: Annotated[int, msgspec.Meta(ge=0)] = 0
+    hop_samples: Annotated[int, msgspec.Meta(ge=0)] = 0
+    mix: Literal["mix", "left", "right", "all"] = "mix"
+    sample_type: Literal["float32", "int16"] = "float32"
+    frames_per_second: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    latest: bool = False
+    color: Literal["rgb", "gray"] = "rgb"
+    # folder, images: when a file is complete, and what becomes of it.
+    settle_s: Seconds = 0.5
+    poll_s: Annotated[float, msgspec.Meta(gt=0)] = 0.2
+    after: Literal["leave", "move", "delete"] = "leave"
+    moved_to: str = ""
+
+
+class MirrorSettings(BrokerSettings, frozen=True, kw_only=True):
+    """``[mirror]``: what goes to the hub, on a local broker too. Off while `topic` is empty."""
+
+    topic: str = ""
+    retain: bool = False
+    queue_max: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1000
 
 
 class TelemetrySettings(Table, frozen=True, kw_only=True):
@@ -150,6 +209,7 @@ class Settings(Table, frozen=True, kw_only=True):
     update: UpdateSettings = UpdateSettings()
     download: DownloadSettings = DownloadSettings()
     sensor: SensorSettings = SensorSettings()
+    mirror: MirrorSettings = MirrorSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     collection: CollectionSettings = CollectionSettings()
     health: HealthSettings = HealthSettings()
@@ -199,8 +259,13 @@ def _read_table(kind: type[Table], name: str, tables: Mapping[str, Any], environ
 
 
 def _parts(text: str, kind: Any) -> Any:
-    """A list is written with commas in the environment."""
-    return [part.strip() for part in text.split(",")] if get_origin(kind) is tuple else text
+    """A list is written with commas in the environment, a table as ``name=value`` with semicolons between."""
+    if get_origin(kind) is tuple:
+        return [part.strip() for part in text.split(",")]
+    if get_origin(kind) is not dict:
+        return text
+    pairs = [part.partition("=") for part in text.split(";") if part.strip()]
+    return {name.strip(): _parts(value.strip(), get_args(kind)[1]) for name, _, value in pairs}
 
 
 def _check(table: str, key: str, value: Any, kind: Any) -> None:

@@ -15,7 +15,7 @@ from device_agent.core.model_state import ModelState
 from device_agent.core.outbox import Bounds
 from device_agent.core.twin import Refusal, read_desired
 from device_agent.errors import AgentError
-from device_agent.ports import Door, HubLink, Source, Supervisor
+from device_agent.ports import Door, HubLink, Mirror, Reading, Source, Supervisor
 from device_agent.runtime.collection import Collection
 from device_agent.runtime.health_meter import HealthMeter
 from device_agent.runtime.link_keeper import LinkKeeper
@@ -29,7 +29,7 @@ from device_agent.runtime.methods import (
     restart_method,
     score_method,
 )
-from device_agent.runtime.scoring import ScoringLoop
+from device_agent.runtime.scoring import ScoringLoop, accepts_all
 from device_agent.runtime.serving import Scored
 from device_agent.runtime.telemetry import Author, Sending, Telemetry
 from device_agent.runtime.update_driver import Tools, UpdateDriver
@@ -75,6 +75,8 @@ class Parts:
     host: Host
     sending: Sending = field(default_factory=Sending)
     collection: Collection | None = None
+    accepts: Callable[[str, Reading], bool] = accepts_all
+    mirror: Mirror | None = None
 
 
 class Agent:
@@ -102,6 +104,7 @@ class Agent:
             parts.tools.now,
             sending=parts.sending,
             collector=parts.collection,
+            mirror=parts.mirror,
         )
         self._methods = self._method_table()
         self._keeper = LinkKeeper(
@@ -115,10 +118,16 @@ class Agent:
         )
         store, host = parts.tools.store, parts.host
         self._watchdog = Watchdog(host.supervisor, parts.tools.in_store, store.counts)
-        self._meter = HealthMeter(host.read_device, host.errors, parts.tools.monotonic_s)
         self._scoring = ScoringLoop(
-            parts.source, parts.tools.serving, self._scored, parts.interval_s, self._watchdog.scoring
+            parts.source,
+            parts.tools.serving,
+            self._scored,
+            parts.interval_s,
+            parts.tools.now,
+            parts.accepts,
+            self._watchdog.scoring,
         )
+        self._meter = HealthMeter(host.read_device, host.errors, self._scoring.facts, parts.tools.monotonic_s)
 
     def states(self) -> dict[str, ModelState]:
         return {name: driver.state for name, driver in self._drivers.items()}
@@ -152,6 +161,8 @@ class Agent:
             raise _first(err) from err
         finally:
             self._scoring.stop()
+            if self._parts.mirror is not None:
+                self._parts.mirror.close()
 
     def _start(self, group: asyncio.TaskGroup) -> None:
         self._group = group

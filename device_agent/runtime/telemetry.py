@@ -13,7 +13,7 @@ from typing import Protocol
 from device_agent.core.alerts import AlertRule
 from device_agent.core.outbox import MESSAGE_BYTES_MAX, Arriving, BatchSize, Bounds, Outbox
 from device_agent.errors import LinkError, RefusedMessageError, StateError
-from device_agent.ports import DropCause, HubLink, Store, Stored
+from device_agent.ports import DropCause, HubLink, Mirror, Store, Stored
 from device_agent.runtime.serving import Scored
 from manifests.telemetry import Envelope, batch_body
 
@@ -100,7 +100,8 @@ class Telemetry:
         *,
         sending: Sending | None = None,
         collector: Collector | None = None,
-    ):
+        mirror: Mirror | None = None,
+    ) -> None:
         # What is stored, as numbers: the same as `store.counts`, without asking the disk.
         self.counts = store.counts()
         self._outbox = Outbox(store.waiting(), self.counts.last_sequence, bounds)
@@ -110,6 +111,7 @@ class Telemetry:
         self._now = now
         self._sending = sending or Sending()
         self._collector = collector
+        self._mirror = mirror
         self._loop = asyncio.get_running_loop()
         # The outbox's clock goes on where the newest stored message left it.
         self._clock_zero_s = self._loop.time() - self._outbox.clock_s
@@ -196,6 +198,14 @@ class Telemetry:
         await self._until_stored(messages, arriving)
         self._is_storing_batch = False
         self._room.release(len(batch))
+        for (scored, _), message in zip(batch, messages, strict=True):
+            self._tell_stored(scored, message)
+
+    def _tell_stored(self, scored: Scored, message: Stored) -> None:
+        if scored.reading.receipt is not None:
+            scored.reading.receipt.stored()
+        if self._mirror is not None:
+            self._mirror.offer(scored.view.name, message.body)
 
     def _message(self, scored: Scored, sequence: int, taken_at: datetime) -> Stored:
         is_collected = self._collector is not None and self._collector.offer(scored, sequence, taken_at)

@@ -100,6 +100,24 @@ def test_what_was_stored_is_there_after_the_process_is_gone(tmp_path):
     assert SqliteState.open(tmp_path).begin_boot("three") is False
 
 
+def test_a_position_is_of_one_source_and_not_of_the_next(tmp_path):
+    state = SqliteState.open(tmp_path)
+    state.note_source("csv:a.csv")
+    state.enqueue([stored(1, position=5), stored(2)], [])
+    assert state.position() == 5
+    state.note_source("csv:a.csv")
+    assert state.position() == 5
+    state.note_source("csv:b.csv")
+    assert state.position() is None
+
+
+def test_an_older_state_without_a_noted_source_keeps_its_position(tmp_path):
+    state = SqliteState.open(tmp_path)
+    state.enqueue([stored(1, position=5)], [])
+    state.note_source("replay:live.npz")
+    assert state.position() == 5
+
+
 def test_a_message_is_counted_once_however_often_it_is_acknowledged(tmp_path):
     state = SqliteState.open(tmp_path)
     state.enqueue([stored(1), stored(2)], [])
