@@ -202,6 +202,19 @@ class ReportedModelHealth(Document, frozen=True, kw_only=True):
     other_predictions: int = 0
 
 
+class ReportedSensor(Document, frozen=True, kw_only=True):
+    """Where readings come from, and how many: `ignored` ones no model wanted, `dropped` ones found no place."""
+
+    kind: str
+    taken: int = 0
+    ignored: int = 0
+    failed: int = 0
+    dropped: int = 0
+    last_at: str | None = None
+    has_ended: bool = False
+    problem: str = ""
+
+
 class ReportedHealth(Document, frozen=True, kw_only=True):
     """How the device is, as far as it can be read. `errors` counts by kind since the agent's process began."""
 
@@ -213,6 +226,7 @@ class ReportedHealth(Document, frozen=True, kw_only=True):
     disk_free_bytes: int | None = None
     load_average: float | None = None
     errors: dict[str, int] = {}
+    sensor: ReportedSensor | None = None
     models: dict[str, ReportedModelHealth] = {}
 
 

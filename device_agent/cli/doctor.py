@@ -261,7 +261,8 @@ class _Nobody:
 
 def _hub(config: AgentConfig) -> str:
     """Connect as the agent would. Where one runs it is asked instead: a second connection would end the first."""
-    from device_agent.wiring import is_running, read_explanation
+    from device_agent.cli.inspection import read_explanation
+    from device_agent.wiring import is_running
 
     if is_running(config.state_directory):
         hub = read_explanation(config.state_directory)["hub"]

@@ -63,6 +63,7 @@ async def _serve(config: AgentConfig, lines: object) -> ExitCode:
     from device_agent import wiring
     from device_agent.adapters.logs import RecentLines
     from device_agent.adapters.sqlite_state import SqliteState
+    from device_agent.cli.inspection import introduction
 
     assert isinstance(lines, RecentLines)
     agent: Any = None
@@ -79,7 +80,7 @@ async def _serve(config: AgentConfig, lines: object) -> ExitCode:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, asked.set)
         agent = wiring.open_agent(config, state, lines)
-        for sentence in wiring.introduction(config, state):
+        for sentence in introduction(config, state):
             _log.info("%s", sentence, extra={"event": "start"})
         stopping = asyncio.ensure_future(_stop_when(asked, agent))
         try:

@@ -16,7 +16,6 @@ from device_agent.ports import Reading, SourceFacts
 from device_agent.runtime import scoring
 from device_agent.runtime.scoring import ScoringLoop, accepts_all
 from device_agent.runtime.serving import Served, Serving
-from device_agent.runtime.watchdog import Pulse
 from manifests.canonical import digest_of
 from manifests.release import Release, TrialTerms
 from tests.tiny_models import GOOD, onnx_classifier, readings
@@ -105,9 +104,7 @@ class World:
         self.sensor.paces_itself = is_paced
         for name in models:
             self.serving.serve(name, served())
-        self.loop = ScoringLoop(
-            self.sensor, self.serving, self.taken.append, interval_s, lambda: NOON, Pulse(), accepts
-        )
+        self.loop = ScoringLoop(self.sensor, self.serving, self.taken.append, interval_s, lambda: NOON, accepts)
         self.thread = threading.Thread(target=self.loop.run, daemon=True)
         self.thread.start()
 
