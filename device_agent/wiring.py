@@ -12,22 +12,23 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from device_agent.adapters.hub_identity import client_maker, link_factory
 from device_agent.adapters.logs import RecentLines
 from device_agent.adapters.sqlite_state import SqliteState
 from device_agent.adapters.systemd_notify import SystemdNotifier
-from device_agent.config import AgentConfig, Identity
-from device_agent.config.identities import ByCertificate, ByConnectionString, ByEdgeEnvironment, ByProvisioning
+from device_agent.config import AgentConfig
 from device_agent.config.settings import EngineSettings, TelemetrySettings
+from device_agent.core import agent as core
 from device_agent.core.alerts import AlertRule
-from device_agent.core.model_state import ModelState
+from device_agent.core.deferral import Policy, read_windows
+from device_agent.core.model_state import ModelState, Rules
 from device_agent.core.outbox import Bounds
 from device_agent.errors import ConfigurationError, StateError, StateInUseError
-from device_agent.ports import Engine, FileSink, Mirror, Reading, Source
+from device_agent.ports import Downloader, Engine, FileSink, Machine, Mirror, Reading, Source, Trust
 from manifests.errors import ManifestError
 from manifests.model import ModelFormat
 from manifests.twin import ReportedAgent
@@ -385,29 +386,6 @@ def open_collection(config: AgentConfig, boot: str) -> Any:
     return Collection(rules, files, sink, boot, random.random)
 
 
-def assigned(config: AgentConfig) -> AgentConfig:
-    """The configuration with the hub and the name that a provisioning service assigned, where it did so before."""
-    if not isinstance(config.credentials, ByProvisioning):
-        return config
-    from device_agent.adapters.provisioning import kept_assignment
-
-    kept = kept_assignment(config.state_directory, config.credentials)
-    return config if kept is None else replace(config, identity=Identity(kept.host_name, kept.device_id))
-
-
-def identified(config: AgentConfig, state: SqliteState) -> AgentConfig:
-    """The configuration with the name under which the agent runs.
-
-    A device that is to be provisioned runs by what was assigned earlier, else as whoever ran on this state, so that it
-    serves before the service answers.
-    """
-    known = assigned(config)
-    device, _ = state.identity()
-    if known is not config or not device or not isinstance(config.credentials, ByProvisioning):
-        return known
-    return replace(config, identity=replace(config.identity, device_id=device))
-
-
 def open_host(config: AgentConfig, lines: RecentLines) -> Any:
     """What surrounds the agent: supervisor, local door, the device's own figures."""
     from device_agent.adapters.device_readings import read_device
@@ -426,21 +404,22 @@ def open_host(config: AgentConfig, lines: RecentLines) -> Any:
     )
 
 
-def reported_agent(boot: str, formats: tuple[ModelFormat, ...]) -> ReportedAgent:
+def reported_agent(boot: str, formats: tuple[ModelFormat, ...], factory: dict[str, int]) -> ReportedAgent:
     return ReportedAgent(
         version=agent_version(),
         boot=boot,
         platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         formats=formats,
         engines=engine_names(formats),
+        factory=factory,
     )
 
 
 def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> Any:
     """Put an agent together, on the event loop that is to run it; raises ConfigurationError and StateError."""
+    from device_agent.adapters.delta_patch import apply_delta
+    from device_agent.adapters.factory_models import read_factory_models
     from device_agent.adapters.file_slots import FileSlots
-    from device_agent.adapters.http_downloader import HttpDownloader
-    from device_agent.core.model_state import Rules
     from device_agent.runtime.agent import Agent, Parts
     from device_agent.runtime.fetching import Fetcher
     from device_agent.runtime.serving import Serving
@@ -451,18 +430,20 @@ def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> A
     identity, by_format = config.identity, engines(config)
     accepts, mirror, source = chooser(config), open_mirror(config), open_source(config)
     formats = tuple(by_format)
+    factory, factory_files = read_factory_models(config.settings.update.factory, formats)
     make_link = link_factory(config)
     is_unclean = state.begin_boot(boot)
     state.note_identity(identity.device_id, identity.module_id)
-    slots = FileSlots(config.state_directory)
     state.note_source(config.source)
+    slots = FileSlots(config.state_directory, factory_files)
     tools = Tools(
         store=state,
         slots=slots,
-        fetcher=Fetcher(slots, HttpDownloader(config.artifacts_url, config.ca_file), asyncio.to_thread),
+        fetcher=Fetcher(slots, downloader(config), asyncio.to_thread, trust=trust_of(config), patch=apply_delta),
         engines=by_format,
         serving=Serving(),
-        rules=Rules(formats=formats),
+        machine=machine_of(config),
+        rules=rules_of(config, formats),
         now=lambda: datetime.now(UTC),
         monotonic_s=time.monotonic,
         chance=random.random,
@@ -478,7 +459,7 @@ def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> A
             tools=tools,
             source=source,
             make_link=make_link,
-            reported_agent=reported_agent(boot, formats),
+            reported_agent=reported_agent(boot, formats, {name: release.version for name, release in factory.items()}),
             author=Author(identity.device_id, identity.module_id, boot),
             bounds=outbox_bounds(config.settings.telemetry),
             sending=outbox_sending(config.settings.telemetry),
@@ -486,7 +467,7 @@ def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> A
             interval_s=config.interval_s,
             drain_s=config.settings.telemetry.drain_s,
             is_unclean=is_unclean,
-            states=read_states(state.models()),
+            states=core.with_factory(read_states(state.models()), factory),
             hub_name=identity.host_name,
             host=open_host(config, lines),
             accepts=accepts,
@@ -495,42 +476,82 @@ def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> A
     )
 
 
-def link_factory(config: AgentConfig) -> Callable[[], Any]:
-    """How to make a link to the hub, one for each connection."""
-    from device_agent.adapters.hub_link import AzureHubLink, watch_network_threads
-
-    watch_network_threads()
-    if isinstance(config.credentials, ByProvisioning):
-        from device_agent.adapters.provisioning import ProvisionedLink
-
-        provisioner, device_id = _provisioner(config, config.credentials), config.identity.device_id
-        return lambda: ProvisionedLink(provisioner, device_id)
-    make_client = client_maker(config)
-    return lambda: AzureHubLink(make_client)
-
-
-def client_maker(config: AgentConfig) -> Callable[[], Any]:
-    """How to make a client of the vendor's SDK under the agent's identity."""
-    from device_agent.adapters import hub_link
-
-    credentials, identity = config.credentials, config.identity
-    match credentials:
-        case ByProvisioning():
-            make: Callable[[], Any] = _provisioner(config, credentials).make_kept_client
-            return make
-        case ByConnectionString():
-            text = credentials.connection_string
-            return hub_link.client_of_connection_string(text, identity.module_id, config.ca_file)
-        case ByCertificate():
-            return hub_link.client_of_certificate(identity, credentials.files, config.ca_file)
-        case ByEdgeEnvironment():
-            return hub_link.client_of_edge_environment()
+def rules_of(config: AgentConfig, formats: tuple[str, ...]) -> Rules:
+    """The update machine's rules from ``[update]``; raises ConfigurationError that quotes what cannot be read."""
+    settings = config.settings.update
+    windows = tuple(part.strip() for part in settings.window.split(",") if part.strip())
+    return Rules(
+        formats=formats,
+        keep_releases=settings.keep_releases,
+        keep_bytes_max=settings.keep_bytes_max,
+        deferral=Policy(
+            windows=read_windows(windows, settings.days),
+            is_downloaded_ahead=settings.download_ahead,
+            metered_bytes_max=settings.metered_bytes_max,
+            battery_percent_min=settings.battery_percent_min,
+            battery_percent_floor=settings.battery_percent_floor,
+        ),
+        look_again_s=settings.look_again_s,
+    )
 
 
-def _provisioner(config: AgentConfig, credentials: ByProvisioning) -> Any:
-    from device_agent.adapters.provisioning import Provisioner
+def machine_of(config: AgentConfig) -> Machine:
+    """The machine with the operator's hooks from ``[update]``; raises ConfigurationError."""
+    from device_agent.adapters.linux_machine import Hooks, LinuxMachine, read_hook, read_timezone
 
-    return Provisioner(credentials, config.ca_file, config.state_directory, random.random)
+    settings = config.settings.update
+    hooks = Hooks(
+        busy=read_hook("busy_command", settings.busy_command),
+        metered=read_hook("metered_command", settings.metered_command),
+        is_metered=settings.metered,
+        timeout_s=settings.hook_timeout_s,
+    )
+    return LinuxMachine(hooks, read_timezone(settings.timezone))
+
+
+def downloader(config: AgentConfig) -> Downloader:
+    from device_agent.adapters.http_downloader import HttpDownloader
+
+    wanted = config.settings.download
+    bases = (config.artifacts_url, *wanted.mirrors)
+    return HttpDownloader(bases, web_client(config), bytes_per_second_max=wanted.bytes_per_second_max)
+
+
+def trust_of(config: AgentConfig, directory: Path | None = None) -> Trust | None:
+    """What signed metadata is asked; None where no root is pinned. Raises ConfigurationError.
+
+    `directory` takes the place of the state directory's, which belongs to the running agent alone.
+    """
+    wanted = config.settings.download
+    if wanted.trusted_root is None and wanted.metadata_url is None:
+        return None
+    if wanted.trusted_root is None or wanted.metadata_url is None:
+        missing = "trusted_root" if wanted.trusted_root is None else "metadata_url"
+        raise ConfigurationError(
+            f"[download] has no {missing}, so signed metadata cannot be checked.",
+            hint="Give both trusted_root (the root metadata of the repository) and metadata_url, or neither.",
+        )
+    root = Path(wanted.trusted_root).expanduser()
+    if not root.is_file():
+        raise ConfigurationError(f"There is no trusted root {root}.", hint="Give the repository's root metadata.")
+    from device_agent.adapters.tuf_trust import TufTrust
+
+    directory = directory or config.state_directory / "trust"
+    return TufTrust(directory, root, wanted.metadata_url, web_client(config), lambda: datetime.now(UTC))
+
+
+def trust_in_words(config: AgentConfig) -> str:
+    wanted = config.settings.download
+    if wanted.trusted_root is None:
+        return "no root is pinned: whoever owns the hub decides what is installed"
+    return f"only what {wanted.trusted_root} vouches for is installed; metadata at {wanted.metadata_url}"
+
+
+def web_client(config: AgentConfig) -> Any:
+    """HTTP with the authority and the proxy of the configuration."""
+    from device_agent.adapters.web_client import WebClient
+
+    return WebClient(config.ca_file, config.settings.download.proxy)
 
 
 def _one_thread() -> Callable[..., Any]:

@@ -230,6 +230,7 @@ class Agent:
     def _scored(self, scored: Scored) -> None:
         """In the scoring thread: count it where a trial runs, and hand it to the outbox."""
         tally = scored.view.tally
+        self._tools.serving.remember(scored)
         if tally is not None:
             self._loop.call_soon_threadsafe(self._count, scored)
         self._meter.count(scored)
