@@ -15,8 +15,8 @@ _MESSAGE_CHARACTERS_MAX = 300
 class Transition(Document, frozen=True, kw_only=True):
     """One change: when, of which offer of whom, from which phase to which, and why.
 
-    `event` is what the update machine heard; `code` and `message` are there where it heard of a problem, and the message alone
-    where an offer was deferred.
+    `event` is what the update machine heard; `code` and `message` are there where it heard of a problem, and the
+    message alone where an offer was deferred.
     """
 
     at: str

@@ -73,7 +73,9 @@ AWAITED = {
     "a time to come": (
         ModelState(
             name="digits", phase=Phase.DEFERRED, offer=release(2),
-            deferred=Deferral(reason="window", step="download", message="The window is closed.", until="2026-03-01T22:00"),
+            deferred=Deferral(
+                reason="window", step="download", message="The window is closed.", until="2026-03-01T22:00"
+            ),
         ),
         Live(),
         ["a better moment for its download, until 2026-03-01T22:00 at the latest: The window is closed."],
