@@ -59,6 +59,7 @@ async def _serve(config: AgentConfig, lines: object) -> ExitCode:
     from device_agent.adapters.hub_identity import identified
     from device_agent.adapters.logs import RecentLines
     from device_agent.adapters.sqlite_state import SqliteState
+    from device_agent.adapters.state_lock import state_lock
     from device_agent.cli.inspection import introduction
 
     assert isinstance(lines, RecentLines)
@@ -67,7 +68,7 @@ async def _serve(config: AgentConfig, lines: object) -> ExitCode:
     for number in (signal.SIGTERM, signal.SIGINT):
         # Heard from here on, and heeded as soon as there is an agent: nothing below waits before that.
         loop.add_signal_handler(number, lambda: agent.stop())
-    with wiring.state_lock(config.state_directory):
+    with state_lock(config.state_directory):
         state = SqliteState.open(config.state_directory)
         config = identified(config, state)
         agent = wiring.open_agent(config, state, lines)
