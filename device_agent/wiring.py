@@ -9,38 +9,42 @@ import os
 import platform
 import random
 import secrets
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from device_agent.adapters.durable_folders import make_folder
+from device_agent.adapters.file_slots import FileSlots
+from device_agent.adapters.hub_identity import client_maker, link_factory
 from device_agent.adapters.logs import RecentLines
 from device_agent.adapters.sqlite_state import SqliteState
+from device_agent.adapters.state_lock import is_running
 from device_agent.adapters.systemd_notify import SystemdNotifier
-from device_agent.config import AgentConfig, Identity
-from device_agent.config.identities import ByCertificate, ByConnectionString, ByEdgeEnvironment, ByProvisioning
+from device_agent.config import AgentConfig
 from device_agent.config.settings import EngineSettings, TelemetrySettings
-from device_agent.core.agent import with_factory
 from device_agent.core.alerts import AlertRule
 from device_agent.core.deferral import Policy, read_windows
 from device_agent.core.model_state import ModelState, Rules
 from device_agent.core.outbox import Bounds
-from device_agent.errors import ConfigurationError, StateError, StateInUseError
+from device_agent.errors import ConfigurationError, StateError
 from device_agent.ports import Downloader, Engine, FileSink, Machine, Mirror, Reading, Source, Trust
 from manifests.errors import ManifestError
 from manifests.model import ModelFormat
-from manifests.release import Release
 from manifests.twin import ReportedAgent
 
-LOCK_PATIENCE_S = 1.0
 BROKER_PATIENCE_S = 10.0
 SOURCE_KINDS = (
     "mqtt:TOPIC/PATTERN/#, folder:DIR, csv:FILE, wav:FILE, images:DIR, http:127.0.0.1:PORT, unix:PATH, replay:FILE.npz"
 )
+# For updates: downloads, digests, loading. One a model is enough; more models take turns.
+BACKGROUND_THREADS = 4
+BACKGROUND_NICENESS = 5
+
+Engines = dict[ModelFormat, Callable[[], Engine]]
 
 _ENGINE_LIBRARIES: dict[ModelFormat, tuple[str, ...]] = {
     "onnx": ("onnxruntime",),
@@ -282,53 +286,6 @@ def open_mirror(config: AgentConfig) -> Mirror | None:
     return MqttMirror(settings, names, _client_id(config, "mirror"))
 
 
-@contextlib.contextmanager
-def state_lock(directory: Path) -> Iterator[None]:
-    """Keep a second agent off this state directory; raises StateInUseError."""
-    try:
-        make_folder(directory)
-        file = _lock_file(directory).open("a")
-    except OSError as err:
-        raise StateError(
-            f"The state directory {directory} cannot be used: {err.strerror}.",
-            hint="Give a directory that the agent's user may write to, as --state.",
-        ) from err
-    with file:
-        # A reader of the status holds the lock for an instant, to see whether anybody else does.
-        deadline_s = time.monotonic() + LOCK_PATIENCE_S
-        while not (is_ours := _try_lock(file)) and time.monotonic() < deadline_s:
-            time.sleep(0.05)
-        if not is_ours:
-            raise StateInUseError(
-                f"Another agent runs on the state directory {directory}.",
-                hint="Stop it, or give this one a directory of its own.",
-            )
-        yield
-
-
-def is_running(directory: Path) -> bool:
-    """Whether some agent holds the state directory at this moment."""
-    path = _lock_file(directory)
-    if not path.exists():
-        return False
-    with path.open("a") as file:
-        return not _try_lock(file)
-
-
-def _lock_file(directory: Path) -> Path:
-    return directory / "agent.lock"
-
-
-def _try_lock(file: IO[str]) -> bool:
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def read_states(stored: Mapping[str, bytes]) -> dict[str, ModelState]:
     """The journal; raises StateError where another agent wrote it in a form this one cannot read."""
     try:
@@ -384,32 +341,9 @@ def open_collection(config: AgentConfig, boot: str) -> Any:
         drift_above=settings.drift_above,
         samples_per_minute_max=settings.samples_per_minute_max,
     )
-    bounds = FileBounds(settings.bytes_max, settings.file_bytes_max, settings.file_age_s)
+    bounds = FileBounds(settings.bytes_max, settings.file_bytes_max, settings.file_age_s, settings.free_bytes_min)
     files = SampleFiles.open(config.state_directory, bounds)
     return Collection(rules, files, sink, boot, random.random)
-
-
-def assigned(config: AgentConfig) -> AgentConfig:
-    """The configuration with the hub and the name that a provisioning service assigned, where it did so before."""
-    if not isinstance(config.credentials, ByProvisioning):
-        return config
-    from device_agent.adapters.provisioning import kept_assignment
-
-    kept = kept_assignment(config.state_directory, config.credentials)
-    return config if kept is None else replace(config, identity=Identity(kept.host_name, kept.device_id))
-
-
-def identified(config: AgentConfig, state: SqliteState) -> AgentConfig:
-    """The configuration with the name under which the agent runs.
-
-    A device that is to be provisioned runs by what was assigned earlier, else as whoever ran on this state, so that it
-    serves before the service answers.
-    """
-    known = assigned(config)
-    device, _ = state.identity()
-    if known is not config or not device or not isinstance(config.credentials, ByProvisioning):
-        return known
-    return replace(config, identity=replace(config.identity, device_id=device))
 
 
 def open_host(config: AgentConfig, lines: RecentLines) -> Any:
@@ -430,27 +364,51 @@ def open_host(config: AgentConfig, lines: RecentLines) -> Any:
     )
 
 
-def reported_agent(boot: str, formats: tuple[ModelFormat, ...], factory: Mapping[str, Release]) -> ReportedAgent:
+def reported_agent(boot: str, formats: tuple[ModelFormat, ...], factory: dict[str, int]) -> ReportedAgent:
     return ReportedAgent(
         version=agent_version(),
         boot=boot,
         platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         formats=formats,
         engines=engine_names(formats),
-        factory={name: release.version for name, release in factory.items()},
+        factory=factory,
+    )
+
+
+def update_tools(config: AgentConfig, state: SqliteState, slots: FileSlots, by_format: Engines) -> Any:
+    """What all models of the agent share; the agent itself adds what only it knows."""
+    from device_agent.adapters.delta_patch import apply_delta
+    from device_agent.runtime.fetching import Fetcher
+    from device_agent.runtime.serving import Serving
+    from device_agent.runtime.update_driver import Tools
+
+    is_lone = config.settings.engine.threads == 1
+    return Tools(
+        store=state,
+        slots=slots,
+        fetcher=Fetcher(slots, downloader(config), asyncio.to_thread, trust=trust_of(config), patch=apply_delta),
+        engines=by_format,
+        serving=Serving(),
+        machine=machine_of(config),
+        rules=rules_of(config, tuple(by_format)),
+        now=lambda: datetime.now(UTC),
+        monotonic_s=time.monotonic,
+        chance=random.random,
+        # An engine's own threads inherit the priority of the one that loads the model, so then nothing stands back.
+        in_thread=_in(background_threads(BACKGROUND_THREADS, niceness=BACKGROUND_NICENESS if is_lone else 0)),
+        in_store=_one_thread(),
+        digests_in_use=frozenset,
+        changed=lambda: None,
+        give_memory_back=give_memory_back,
+        warm_up_runs=config.settings.engine.warm_up_runs,
     )
 
 
 def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> Any:
     """Put an agent together, on the event loop that is to run it; raises ConfigurationError and StateError."""
-    from device_agent.adapters.delta_patch import apply_delta
     from device_agent.adapters.factory_models import read_factory_models
-    from device_agent.adapters.file_slots import FileSlots
     from device_agent.runtime.agent import Agent, Parts
-    from device_agent.runtime.fetching import Fetcher
-    from device_agent.runtime.serving import Serving
     from device_agent.runtime.telemetry import Author
-    from device_agent.runtime.update_driver import Tools
 
     boot = secrets.token_hex(8)
     identity, by_format = config.identity, engines(config)
@@ -462,30 +420,13 @@ def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> A
     state.note_identity(identity.device_id, identity.module_id)
     state.note_source(config.source)
     slots = FileSlots(config.state_directory, factory_files)
-    tools = Tools(
-        store=state,
-        slots=slots,
-        fetcher=Fetcher(slots, downloader(config), asyncio.to_thread, trust=trust_of(config), patch=apply_delta),
-        engines=by_format,
-        serving=Serving(),
-        machine=machine_of(config),
-        rules=rules_of(config, formats),
-        now=lambda: datetime.now(UTC),
-        monotonic_s=time.monotonic,
-        chance=random.random,
-        in_thread=asyncio.to_thread,
-        in_store=_one_thread(),
-        digests_in_use=frozenset,
-        changed=lambda: None,
-        give_memory_back=give_memory_back,
-        warm_up_runs=config.settings.engine.warm_up_runs,
-    )
+    tools = update_tools(config, state, slots, by_format)
     return Agent(
         Parts(
             tools=tools,
             source=source,
             make_link=make_link,
-            reported_agent=reported_agent(boot, formats, factory),
+            reported_agent=reported_agent(boot, formats, {name: release.version for name, release in factory.items()}),
             author=Author(identity.device_id, identity.module_id, boot),
             bounds=outbox_bounds(config.settings.telemetry),
             sending=outbox_sending(config.settings.telemetry),
@@ -580,49 +521,30 @@ def web_client(config: AgentConfig) -> Any:
     return WebClient(config.ca_file, config.settings.download.proxy)
 
 
-def link_factory(config: AgentConfig) -> Callable[[], Any]:
-    """How to make a link to the hub, one for each connection."""
-    from device_agent.adapters.hub_link import AzureHubLink, watch_network_threads
+def background_threads(count: int, *, niceness: int = BACKGROUND_NICENESS) -> ThreadPoolExecutor:
+    """Threads that stand back behind the one that scores, where the system knows priorities of threads (Linux).
 
-    watch_network_threads()
-    if isinstance(config.credentials, ByProvisioning):
-        from device_agent.adapters.provisioning import ProvisionedLink
+    A model that is loaded would else take half of a lone core from the readings.
+    """
 
-        provisioner, device_id = _provisioner(config, config.credentials), config.identity.device_id
-        return lambda: ProvisionedLink(provisioner, device_id)
-    make_client = client_maker(config)
-    return lambda: AzureHubLink(make_client)
+    def stand_back() -> None:
+        if niceness and sys.platform == "linux":
+            with contextlib.suppress(OSError):
+                thread = threading.get_native_id()
+                os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + niceness)
 
-
-def client_maker(config: AgentConfig) -> Callable[[], Any]:
-    """How to make a client of the vendor's SDK under the agent's identity."""
-    from device_agent.adapters import hub_link
-
-    credentials, identity = config.credentials, config.identity
-    match credentials:
-        case ByProvisioning():
-            make: Callable[[], Any] = _provisioner(config, credentials).make_kept_client
-            return make
-        case ByConnectionString():
-            text = credentials.connection_string
-            return hub_link.client_of_connection_string(text, identity.module_id, config.ca_file)
-        case ByCertificate():
-            return hub_link.client_of_certificate(identity, credentials.files, config.ca_file)
-        case ByEdgeEnvironment():
-            return hub_link.client_of_edge_environment()
+    return ThreadPoolExecutor(count, thread_name_prefix="background", initializer=stand_back)
 
 
-def _provisioner(config: AgentConfig, credentials: ByProvisioning) -> Any:
-    from device_agent.adapters.provisioning import Provisioner
-
-    return Provisioner(credentials, config.ca_file, config.state_directory, random.random)
-
-
-def _one_thread() -> Callable[..., Any]:
-    """Blocking calls one after the other in a thread of their own, in the order they were made."""
-    executor = ThreadPoolExecutor(1, thread_name_prefix="state")
+def _in(executor: ThreadPoolExecutor) -> Callable[..., Any]:
+    """Blocking calls in threads of that executor."""
 
     async def run(call: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(executor, call, *arguments)
 
     return run
+
+
+def _one_thread() -> Callable[..., Any]:
+    """Blocking calls one after the other in a thread of their own, in the order they were made."""
+    return _in(ThreadPoolExecutor(1, thread_name_prefix="state"))

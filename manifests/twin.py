@@ -137,8 +137,8 @@ class ReportedModel(Document, frozen=True, kw_only=True):
 class ReportedAgent(Document, frozen=True, kw_only=True):
     """Who reports: the agent's version, its boot id, the platform and the model formats it can run, preferred first.
 
-    `engines` gives for each format what runs it, such as ``onnxruntime 1.20.1``.
-    `factory` are the models that the device was provisioned with and falls back to, by name with their versions.
+    `engines` gives for each format what runs it, such as ``onnxruntime 1.20.1``. `factory` are the models that the
+    device was provisioned with and falls back to, by name with their versions.
     """
 
     version: str

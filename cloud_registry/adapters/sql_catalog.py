@@ -31,6 +31,7 @@ from cloud_registry.core.catalog import matches
 from cloud_registry.ports import ModelQuery, StoredFile
 from manifests.identity import ModelReference
 from manifests.model import Artifact, GoldenSet, ModelManifest
+from manifests.processing import LabelFile
 
 # The counter outlives the versions: a number that was given once is never given again.
 model_names = Table(
@@ -171,9 +172,7 @@ def _count_up(connection: Connection, name: str) -> int:
 
 
 def _file_rows(manifest: ModelManifest) -> Iterable[dict[str, object]]:
-    files: list[Artifact | GoldenSet] = [*manifest.artifacts]
-    if manifest.golden is not None:
-        files.append(manifest.golden)
+    files: list[Artifact | GoldenSet | LabelFile] = [*manifest.artifacts, *manifest.attachments]
     return [{"target": file.target, "digest": file.digest, "size_bytes": file.size_bytes} for file in files]
 
 

@@ -130,6 +130,7 @@ def _release(model: ModelManifest, format_: str | None, generation: int) -> Rele
         size_bytes=artifact.size_bytes,
         target=artifact.target,
         golden=model.golden,
+        processing=model.processing,
     )
 
 

@@ -10,9 +10,11 @@ from cloud_registry.cli.context import CommandContext, json_option, pass_context
 from cloud_registry.cli.progress import progress
 from cloud_registry.cli.tables import fields, size_words, table
 from cloud_registry.core.catalog import ModelFacts, check_tag_key, parse_metric, parse_tag, parse_tag_query
+from cloud_registry.core.processing import read_processing
 from cloud_registry.errors import UsageError
 from cloud_registry.ports import ModelQuery, ProofTerms
 from manifests.model import ModelManifest, TensorSpec
+from manifests.processing import Processing
 
 if TYPE_CHECKING:
     from cloud_registry.ports import FleetHub, RolloutReferences
@@ -41,6 +43,12 @@ def model() -> None:
 @click.option(
     "--label", "labels", multiple=True, metavar="LABEL", help="A class the model tells, in order. Repeatable."
 )
+@click.option(
+    "--processing",
+    "processing_file",
+    type=_FILE,
+    help="A JSON file of steps in front of and behind the model (docs/agent/inference.md).",
+)
 @click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="A tag to search by. Repeatable.")
 @click.option("--metric", "metrics", multiple=True, metavar="NAME=NUMBER", help="A training metric. Repeatable.")
 @click.option("--description", default="", help="What the model is for.")
@@ -63,6 +71,7 @@ def register(
     golden: Path | None,
     tolerance: float,
     labels: tuple[str, ...],
+    processing_file: Path | None,
     tags: tuple[str, ...],
     metrics: tuple[str, ...],
     description: str,
@@ -86,11 +95,19 @@ def register(
             hint="Give --golden to have known answers met, or --sample to have answers recorded.",
         )
     terms = ProofTerms(sample, golden, tolerance, time_limit_s)
-    facts = ModelFacts(description, labels, dict(map(parse_metric, metrics)), dict(map(parse_tag, tags)))
+    processing = read_processing(_bytes_of(processing_file), processing_file.name) if processing_file else None
+    facts = ModelFacts(description, labels, dict(map(parse_metric, metrics)), dict(map(parse_tag, tags)), processing)
     with progress() as on_progress:
         registered = wiring.open_models(context.config).register(Registration(name, files, terms, facts), on_progress)
     _say_of(context, registered)
     context.result(registered.manifest.to_wire(), as_json=as_json, text=lambda: _registered_words(registered.manifest))
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as err:
+        raise UsageError(f"{path} cannot be read: {err.strerror}") from err
 
 
 def _say_of(context: CommandContext, registered: "Registered") -> None:
@@ -197,7 +214,15 @@ def _show_words(manifest: ModelManifest) -> str:
     if golden is not None:
         words = f"{golden.target}  {golden.samples} samples  tolerance {golden.tolerance_absolute:g}  {golden.digest}"
         facts.append(("golden", words))
+    if manifest.processing is not None:
+        facts.append(("processing", _processing_words(manifest.processing)))
     return fields(facts)
+
+
+def _processing_words(processing: Processing) -> str:
+    steps = [str(step.__struct_config__.tag) for entry in processing.inputs for step in entry.steps]
+    after = [str(step.__struct_config__.tag) for entry in processing.outputs for step in entry.steps]
+    return " → ".join([*steps, "model", *after])
 
 
 def _tensor_words(specs: tuple[TensorSpec, ...]) -> str:

@@ -10,9 +10,10 @@ from datetime import datetime
 from typing import Any
 
 from cloud_registry.errors import UsageError
-from cloud_registry.ports import ModelQuery, ModuleTwin, Proof, ProvenArtifact, RolloutReference
+from cloud_registry.ports import ModelQuery, ModuleTwin, Proof, ProvenArtifact, RolloutReference, StoredBlob
 from manifests.identity import ModelReference, check_model_name
 from manifests.model import FORMAT_SUFFIXES, Artifact, GoldenSet, ModelFormat, ModelManifest
+from manifests.processing import LabelFile, Processing
 
 TAG_KEY_LENGTH_MAX = 128
 TAG_VALUE_LENGTH_MAX = 1024
@@ -131,6 +132,7 @@ class ModelFacts:
     labels: tuple[str, ...] = ()
     metrics: Mapping[str, float] | None = None
     tags: Mapping[str, str] | None = None
+    processing: Processing | None = None
 
     def checked(self) -> "ModelFacts":
         """Itself; raises UsageError where something is too long or cannot be shown."""
@@ -143,6 +145,10 @@ class ModelFacts:
         return self
 
 
+def labels_target(reference: ModelReference) -> str:
+    return f"{reference.name}/{reference.version}/labels.txt"
+
+
 @dataclass(frozen=True, slots=True)
 class GoldenFile:
     digest: str
@@ -151,9 +157,14 @@ class GoldenFile:
 
 
 def new_manifest(
-    reference: ModelReference, proof: Proof, golden: GoldenFile | None, facts: ModelFacts, now: datetime
+    reference: ModelReference,
+    proof: Proof,
+    golden: GoldenFile | None,
+    labels: StoredBlob | None,
+    facts: ModelFacts,
+    now: datetime,
 ) -> ModelManifest:
-    """The manifest of a version that was just given its number."""
+    """The manifest of a version that was just given its number; `labels` are those of its processing, as a file."""
     return ModelManifest(
         name=reference.name,
         version=reference.version,
@@ -170,9 +181,19 @@ def new_manifest(
         ),
         description=facts.description,
         labels=facts.labels,
+        processing=_processing(reference, facts.processing, labels),
         metrics=dict(sorted((facts.metrics or {}).items())),
         tags=dict(sorted((facts.tags or {}).items())),
     )
+
+
+def _processing(
+    reference: ModelReference, processing: Processing | None, labels: StoredBlob | None
+) -> Processing | None:
+    if processing is None or labels is None:
+        return processing
+    file = LabelFile(digest=labels.digest, size_bytes=labels.size_bytes, target=labels_target(reference))
+    return Processing(inputs=processing.inputs, outputs=processing.outputs, label_file=file)
 
 
 def _artifact(reference: ModelReference, proven: ProvenArtifact) -> Artifact:

@@ -1,6 +1,7 @@
 """What can be done with models: register, look up, tag, delete, download. The catalog is written last, and at once."""
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -16,6 +17,7 @@ from cloud_registry.core.catalog import (
     parse_reference,
 )
 from cloud_registry.core.model_files import format_of
+from cloud_registry.core.processing import check_tensors_named, label_file_of
 from cloud_registry.errors import ConflictError, NotFoundError, RegistryError, UsageError
 from cloud_registry.ports import (
     ArtifactStore,
@@ -27,9 +29,11 @@ from cloud_registry.ports import (
     Proof,
     ProofTerms,
     RolloutReferences,
+    StoredBlob,
 )
 from manifests.identity import ModelReference, check_model_name
 from manifests.model import Artifact, GoldenSet, ModelFormat, ModelManifest
+from manifests.processing import LabelFile, Processing
 
 # A registration that takes longer than this is none any more; its blobs may go.
 ORPHAN_AGE_MIN = timedelta(hours=1)
@@ -89,10 +93,13 @@ class ModelService:
             for artifact in proof.artifacts:
                 self._store(artifact.path, artifact.digest, on_progress)
             golden = self._store_golden(proof, registration.terms, on_progress)
+            labels = self._store_labels(facts.processing, proof, on_progress)
         same_bytes = self._versions_with({artifact.digest for artifact in proof.artifacts})
         manifest = self.catalog.add(
             registration.name,
-            lambda version: new_manifest(ModelReference(registration.name, version), proof, golden, facts, self.now()),
+            lambda version: new_manifest(
+                ModelReference(registration.name, version), proof, golden, labels, facts, self.now()
+            ),
         )
         return Registered(manifest, same_bytes)
 
@@ -204,6 +211,21 @@ class ModelService:
         stored = self.artifacts.put(proof.golden, on_progress)
         return GoldenFile(stored.digest, stored.size_bytes, terms.tolerance_absolute)
 
+    def _store_labels(
+        self, processing: Processing | None, proof: Proof, on_progress: ProgressListener | None
+    ) -> StoredBlob | None:
+        """Labels that a twin would be too small for, as a file; raises UsageError for processing that does not fit."""
+        if processing is None:
+            return None
+        check_tensors_named(processing, ((artifact.format, artifact.signature) for artifact in proof.artifacts))
+        content = label_file_of(processing)
+        if content is None:
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "labels.txt"
+            path.write_bytes(content)
+            return self.artifacts.put(path, on_progress)
+
     def _versions_with(self, digests: set[str]) -> tuple[ModelReference, ...]:
         return tuple(sorted({reference for digest in digests for reference in self.catalog.references_to(digest)}))
 
@@ -270,9 +292,8 @@ def _holder_lines(found: Sequence[Holder]) -> str:
     return "\n".join(lines)
 
 
-def _files_of(manifest: ModelManifest) -> list[Artifact | GoldenSet]:
-    files: list[Artifact | GoldenSet] = [*manifest.artifacts]
-    return files + ([manifest.golden] if manifest.golden is not None else [])
+def _files_of(manifest: ModelManifest) -> list[Artifact | GoldenSet | LabelFile]:
+    return [*manifest.artifacts, *manifest.attachments]
 
 
 def _check_free(paths: Sequence[Path]) -> None:

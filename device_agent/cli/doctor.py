@@ -170,7 +170,7 @@ def _failed(check: str, err: AgentError) -> Finding:
 
 def _state(config: AgentConfig) -> str:
     from device_agent.adapters.sqlite_state import SqliteState
-    from device_agent.wiring import state_lock
+    from device_agent.adapters.state_lock import state_lock
 
     directory = config.state_directory
     try:
@@ -261,8 +261,8 @@ class _Nobody:
 
 def _hub(config: AgentConfig) -> str:
     """Connect as the agent would. Where one runs it is asked instead: a second connection would end the first."""
+    from device_agent.adapters.state_lock import is_running
     from device_agent.cli.inspection import read_explanation
-    from device_agent.wiring import is_running
 
     if is_running(config.state_directory):
         hub = read_explanation(config.state_directory)["hub"]
@@ -282,7 +282,7 @@ def _hub(config: AgentConfig) -> str:
 
 
 async def _connected(config: AgentConfig) -> str:
-    from device_agent.wiring import assigned, link_factory
+    from device_agent.adapters.hub_identity import assigned, link_factory
 
     config = assigned(config)
     link = link_factory(config)()
@@ -335,7 +335,7 @@ def _trust(config: AgentConfig) -> str:
     """Follow the signed metadata from the pinned root; what an agent has seen before is not asked."""
     import tempfile
 
-    from device_agent.errors import CredentialsRefusedError, DownloadError
+    from device_agent.errors import DownloadError
     from device_agent.wiring import trust_in_words, trust_of
 
     with tempfile.TemporaryDirectory() as directory:

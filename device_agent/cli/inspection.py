@@ -6,11 +6,12 @@ from typing import Any
 from device_agent.adapters.disk_contents import contents_of
 from device_agent.adapters.local_door import SOCKET_NAME, NobodyListensError, ask
 from device_agent.adapters.sqlite_state import SqliteState
+from device_agent.adapters.state_lock import is_running
 from device_agent.config import AgentConfig
 from device_agent.core import agent as core
 from device_agent.core.explain import Live, explanation
 from device_agent.core.history import Transition
-from device_agent.wiring import agent_version, engine_names, installed_formats, is_running, read_states, trust_in_words
+from device_agent.wiring import agent_version, engine_names, installed_formats, read_states, trust_in_words
 
 
 def read_status(directory: Path) -> dict[str, Any]:
@@ -78,5 +79,5 @@ def introduction(config: AgentConfig, state: SqliteState) -> list[str]:
         f"Runs {engines_said or 'no format, as no engine is installed'}; "
         f"models on disk: {', '.join(committed) or 'none yet'}; {waiting:,} readings wait for the hub.",
         f"Reads {config.source} every {config.interval_s:g} s; state in {directory}; trusts {trusted}.",
-        f"Of models {trust_in_words(config)}.",
+        f"Trust: {trust_in_words(config)}.",
     ]

@@ -54,15 +54,12 @@ def _start_again() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  the very program that runs now
 
 
-async def _stop_when(asked: asyncio.Event, agent: Any) -> None:
-    await asked.wait()
-    agent.stop()
-
-
 async def _serve(config: AgentConfig, lines: object) -> ExitCode:
     from device_agent import wiring
+    from device_agent.adapters.hub_identity import identified
     from device_agent.adapters.logs import RecentLines
     from device_agent.adapters.sqlite_state import SqliteState
+    from device_agent.adapters.state_lock import state_lock
     from device_agent.cli.inspection import introduction
 
     assert isinstance(lines, RecentLines)
@@ -71,25 +68,17 @@ async def _serve(config: AgentConfig, lines: object) -> ExitCode:
     for number in (signal.SIGTERM, signal.SIGINT):
         # Heard from here on, and heeded as soon as there is an agent: nothing below waits before that.
         loop.add_signal_handler(number, lambda: agent.stop())
-    with wiring.state_lock(config.state_directory):
+    with state_lock(config.state_directory):
         state = SqliteState.open(config.state_directory)
-        config = wiring.identified(config, state)
-        # Before the start is noted: a signal that ended the process from here on would count as an unclean end.
-        asked = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, asked.set)
+        config = identified(config, state)
         agent = wiring.open_agent(config, state, lines)
         for sentence in introduction(config, state):
             _log.info("%s", sentence, extra={"event": "start"})
-        stopping = asyncio.ensure_future(_stop_when(asked, agent))
         try:
             await agent.run()
         except AgentError:
             state.end_boot()
             raise
-        finally:
-            stopping.cancel()
         # After anything else that ends a run the start is left open: the next one counts it as an unclean end.
         counts = state.counts()
         state.end_boot()

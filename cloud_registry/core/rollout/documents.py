@@ -8,6 +8,7 @@ from cloud_registry.core.gate import GateTerms
 from manifests.document import Document
 from manifests.identity import Generation, ModelName, ModelVersion
 from manifests.model import Artifact, ByteCount, Digest, GoldenSet, ModelFormat, ModelManifest
+from manifests.processing import Processing
 from manifests.release import Release, TrialTerms
 
 RolloutKind = Literal["release", "rollback"]
@@ -27,6 +28,7 @@ class ReleaseContent(Document, frozen=True, kw_only=True, omit_defaults=False):
     size_bytes: ByteCount = msgspec.field(name="size")
     target: str
     golden: GoldenSet | None = None
+    processing: Processing | None = None
 
     @classmethod
     def of_artifact(cls, manifest: ModelManifest, artifact: Artifact) -> "ReleaseContent":
@@ -37,6 +39,7 @@ class ReleaseContent(Document, frozen=True, kw_only=True, omit_defaults=False):
             size_bytes=artifact.size_bytes,
             target=artifact.target,
             golden=manifest.golden,
+            processing=manifest.processing,
         )
 
     @classmethod
@@ -48,6 +51,7 @@ class ReleaseContent(Document, frozen=True, kw_only=True, omit_defaults=False):
             size_bytes=release.size_bytes,
             target=release.target,
             golden=release.golden,
+            processing=release.processing,
         )
 
 

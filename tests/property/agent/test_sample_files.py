@@ -222,6 +222,32 @@ def test_a_full_disk_costs_samples_and_is_counted(tmp_path, monkeypatch):
     assert sequences(files) == [1, 4]
 
 
+def test_samples_leave_room_for_readings_and_updates(tmp_path, monkeypatch):
+    """On a disk that others fill: first the oldest files go, then nothing more is kept, until there is room again."""
+    bounds = FileBounds(1 << 20, 1 << 16, 1e9, free_bytes_min=1000_000)
+    free_bytes = 2_000_000
+    monkeypatch.setattr(
+        sample_files.shutil, "disk_usage", lambda _path: type("Usage", (), {"free": free_bytes - files.size_bytes()})
+    )
+    files = SampleFiles.open(tmp_path, bounds)
+    for number in range(1, 5):
+        files.append([sample(number)])
+        files.seal_due(is_forced=True)
+    file_bytes = files.size_bytes() // 4
+    free_bytes = 1_000_000 + 3 * file_bytes
+    files.append([sample(5)])
+    files.seal_due(is_forced=True)
+    assert sequences(files)[-1] == 5
+    assert files.lost() == {"room": 5 - len(files.waiting()), "disk": 0, "torn": 0}
+    free_bytes = 500_000
+    files.append([sample(6)])
+    assert (sequences(files), files.lost()) == ([], {"room": 5, "disk": 1, "torn": 0})
+    free_bytes = 2_000_000
+    files.append([sample(7)])
+    files.seal_due(is_forced=True)
+    assert sequences(files) == [7]
+
+
 def test_a_sealed_file_that_rotted_is_not_uploaded_but_counted(tmp_path):
     files = SampleFiles.open(tmp_path, ROOMY)
     files.append([sample(1)])

@@ -14,6 +14,7 @@ from device_agent.adapters.factory_models import read_factory_models
 from device_agent.adapters.file_slots import FileSlots
 from device_agent.adapters.linux_machine import Hooks, LinuxMachine, read_hook, read_timezone, run_hook
 from device_agent.config import AgentConfig, Identity
+from device_agent.config.identities import ByEdgeEnvironment
 from device_agent.config.settings import Settings, UpdateSettings, read_settings
 from device_agent.core.deferral import Window
 from device_agent.errors import ConfigurationError, StepError
@@ -178,7 +179,7 @@ def test_settings_that_cannot_be_meant_are_told_by_name():
 def configured(update: UpdateSettings) -> AgentConfig:
     return AgentConfig(
         identity=Identity("hub", "device"),
-        connection_string=None,
+        credentials=ByEdgeEnvironment(),
         artifacts_url="https://artifacts/",
         state_directory=Path("state"),
         source="replay:x.npz",

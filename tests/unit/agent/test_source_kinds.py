@@ -18,6 +18,7 @@ from device_agent.adapters.replay_source import ReplaySource
 from device_agent.adapters.stopwatch import Stopwatch
 from device_agent.adapters.wav_source import WavSource
 from device_agent.config import AgentConfig, Identity, read_config
+from device_agent.config.identities import ByConnectionString
 from device_agent.config.settings import MirrorSettings, SensorSettings, Settings, read_settings
 from device_agent.core.inference import fitted
 from device_agent.errors import ConfigurationError, SensorEndedError
@@ -32,7 +33,9 @@ KEY = "HostName=h;DeviceId=d;ModuleId=m;SharedAccessKey=c2VjcmV0"
 def config(tmp_path: Path, source: str, *, mirror: MirrorSettings | None = None, **sensor) -> AgentConfig:
     (tmp_path / "state").mkdir(exist_ok=True)
     tables = Settings(sensor=SensorSettings(**sensor), mirror=mirror or MirrorSettings())
-    return AgentConfig(Identity("h", "d", "m"), KEY, "http://a/", tmp_path / "state", source, settings=tables)
+    return AgentConfig(
+        Identity("h", "d", "m"), ByConnectionString(KEY), "http://a/", tmp_path / "state", source, settings=tables
+    )
 
 
 WRONG = {

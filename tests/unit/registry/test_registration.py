@@ -1,6 +1,8 @@
 """Registration: what is taken, what is refused and in which words, and that a refusal leaves nothing behind."""
 
+import json
 import platform
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 
 from cloud_registry.config import RegistryConfig
 from cloud_registry.core.catalog import ModelFacts
+from cloud_registry.core.processing import read_processing
+from cloud_registry.core.rollout.documents import ReleaseContent
 from cloud_registry.errors import NotFoundError, RefusedModelError, RegistryError, UsageError
 from cloud_registry.ports import ModelQuery, ProofTerms
 from cloud_registry.service.models import ModelService, Registration
@@ -17,6 +21,7 @@ from manifests.errors import ManifestError
 from manifests.exit_codes import ExitCode
 from manifests.identity import ModelReference
 from manifests.model import Artifact, GoldenSet, ModelManifest, Signature, TensorSpec
+from manifests.processing import Processing
 from tests.unit.registry.registry_models import (
     IDENTITY,
     ROWS,
@@ -106,6 +111,75 @@ def test_a_given_golden_set_is_kept_as_it_is(models: ModelService, onnx_file: Pa
         samples=4,
         tolerance_absolute=0.02,
     )
+
+
+def processing(*, labels=(), **tensor: str) -> Processing:
+    wire = {"outputs": [{"steps": [{"step": "softmax"}, {"step": "labels"}], **tensor}], "labels": list(labels)}
+    return read_processing(json.dumps(wire).encode(), "steps.json")
+
+
+def test_declared_processing_goes_into_the_manifest_and_from_there_into_the_release(
+    models: ModelService, onnx_file: Path
+):
+    declared = processing(labels=["zero", "one", "two"])
+    manifest = models.register(Registration("digits", (onnx_file,), facts=ModelFacts(processing=declared))).manifest
+    assert manifest.processing == declared
+    assert models.manifest(manifest.reference).attachments == ()
+    content = ReleaseContent.of_artifact(manifest, manifest.artifacts[0])
+    assert content.processing == declared
+
+
+def test_labels_too_long_for_a_twin_become_a_file_beside_the_model(
+    models: ModelService, onnx_file: Path, tmp_path: Path
+):
+    labels = [f"class number {number:04}" for number in range(1001)]
+    facts = ModelFacts(processing=processing(labels=labels))
+    manifest = models.register(Registration("digits", (onnx_file,), facts=facts)).manifest
+    assert manifest.processing is not None
+    file = manifest.processing.label_file
+    assert file is not None
+    assert (manifest.processing.labels, file.target) == ((), "digits/1/labels.txt")
+    assert content(models, file.digest).decode().splitlines() == labels
+    assert len(manifest.processing.to_json()) < 1000
+    # The file stays as long as the version does, and is fetched with it.
+    assert models.remove_orphans(timedelta(0)).blobs == 0
+    paths = models.download(manifest.reference, tmp_path / "fetched", force=False)
+    assert "labels.txt" in [path.name for path in paths]
+
+
+UNFIT_PROCESSING = {
+    "for a tensor that is not there": (
+        '{"inputs": [{"tensor": "pixels"}]}',
+        "the processing is for the input 'pixels', and the onnx file has x",
+    ),
+    "with a step that nobody knows": (
+        '{"inputs": [{"steps": [{"step": "blur"}]}]}',
+        "steps.json: Processing is malformed: Invalid value 'blur' - at `$.inputs[0].steps[0].step`",
+    ),
+    "with a file of the registry's own": (
+        '{"labelFile": {"digest": "sha256:' + "ab" * 32 + '", "size": 1, "target": "x"}}',
+        "steps.json names a labelFile, which the registry writes itself",
+    ),
+    "with more steps than a twin can hold": (
+        json.dumps({"inputs": [{"steps": [{"step": "scale", "factor": 0.5}] * 500}]}),
+        "the processing is 15,066 bytes; a twin has room for 8,192 besides the labels, and a device for 1,048,576 of "
+        "those",
+    ),
+}
+
+
+@pytest.mark.parametrize("story", UNFIT_PROCESSING)
+def test_processing_is_refused(story: str, models: ModelService, onnx_file: Path):
+    text, words = UNFIT_PROCESSING[story]
+
+    def register() -> None:
+        declared = read_processing(text.encode(), "steps.json")
+        models.register(Registration("digits", (onnx_file,), facts=ModelFacts(processing=declared)))
+
+    with pytest.raises(UsageError) as caught:
+        register()
+    assert caught.value.message == words
+    assert models.search(ModelQuery()) == []
 
 
 def test_a_converter_may_rename_the_only_tensor_of_a_side(models: ModelService, tmp_path: Path):
