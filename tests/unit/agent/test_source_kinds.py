@@ -1,5 +1,6 @@
 """What `source` may say, how it is tried, and what is answered to everything else."""
 
+import importlib.util
 import re
 import socket
 import tomllib
@@ -22,6 +23,7 @@ from device_agent.config.settings import MirrorSettings, SensorSettings, Setting
 from device_agent.core.inference import fitted
 from device_agent.errors import ConfigurationError, SensorEndedError
 from device_agent.ports import Reading
+from device_agent.wiring.sensors import SOURCE_KINDS
 from manifests.model import Signature, TensorSpec
 from tests.tiny_models import npz
 from tests.unit.agent.test_sensor_replays import recording
@@ -65,7 +67,7 @@ def test_a_source_that_cannot_be_is_told_with_what_to_do(tmp_path, source):
 
 
 def test_a_source_without_its_library_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(wiring.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match="uvicorn") as caught:
         wiring.open_source(config(tmp_path, "http:127.0.0.1:0"))
     assert "slipway[agent]" in caught.value.hint
@@ -164,7 +166,7 @@ def test_every_example_of_the_guide_is_a_configuration():
     for block in blocks:
         tables = tomllib.loads(block)
         source = tables.pop("source", None)
-        assert source is None or wiring.SOURCE_KINDS.count(source.partition(":")[0] + ":") == 1
+        assert source is None or SOURCE_KINDS.count(source.partition(":")[0] + ":") == 1
         read_settings(tables, {})
 
 
