@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
 
+from device_agent.errors import DownloadError
 from manifests.model import ModelFormat, Signature
 
 if TYPE_CHECKING:
@@ -189,10 +190,49 @@ class Engine(Protocol):
         ...
 
 
+# What an update may have to wait before.
+Moment = Literal["download", "activation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """The device at one moment. What belongs to the other moment is not asked for and left at its default.
+
+    `local` carries the device's time zone. `busy` is None, or a sentence that says the same as long as it stays so.
+    `battery_percent` is None without a battery.
+    """
+
+    local: datetime
+    busy: str | None = None
+    is_metered: bool = False
+    battery_percent: float | None = None
+    is_on_mains: bool = True
+
+
+class Machine(Protocol):
+    """The computer and what surrounds it. None raises: what cannot be read is not known."""
+
+    def surroundings(self, moment: Moment) -> Surroundings:
+        """What matters before that moment of an update; runs the hooks that were configured for it."""
+        ...
+
+    def memory_free_bytes(self) -> int | None:
+        """What a process may still take before the system or the container's limit takes it away from somebody."""
+        ...
+
+    def memory_used_bytes(self) -> int | None:
+        """The resident memory of this process."""
+        ...
+
+
 class Slots(Protocol):
     """Artifacts by digest. What stands under a digest is complete; what is still being written is a part."""
 
     def has(self, digest: str) -> bool: ...
+
+    def path(self, digest: str) -> Path:
+        """Where the sealed bytes are, or would be."""
+        ...
 
     def part(self, digest: str) -> Path:
         """Where the bytes of a download grow; its folder exists."""
@@ -218,6 +258,27 @@ class Slots(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file that an artifact server holds under `target`, with what it must be, and which model wants it."""
+
+    target: str
+    digest: str
+    size_bytes: int
+    model: str = ""
+    version: int = 0
+
+
+class Trust(Protocol):
+    def verdicts(self, files: Sequence[RemoteFile], is_present: bool) -> list[DownloadError | None]:
+        """What signed metadata says against each of the files: None where it allows the file.
+
+        `is_present` where their bytes are on the disk already: then metadata that was seen before and has not expired
+        will do while the repository cannot be reached. Raises DownloadError where there is no metadata to trust.
+        """
+        ...
+
+
 class Downloader(Protocol):
     def fetch(
         self,
@@ -227,8 +288,12 @@ class Downloader(Protocol):
         part: Path,
         progress: Callable[[int], None],
         is_cancelled: Callable[[], bool],
+        urls: Sequence[str] = (),
     ) -> None:
-        """Bring `part` to `size_bytes` bytes of `target`, going on where it ends; raises DownloadError."""
+        """Bring `part` to the very bytes of `digest`, going on where it ends; raises DownloadError.
+
+        `urls` are more places that hold `target`, asked in order after those that are configured.
+        """
         ...
 
 

@@ -40,9 +40,10 @@ class Normalise(Document, frozen=True, kw_only=True, tag_field="step", tag="norm
 
 
 class Resize(Document, frozen=True, kw_only=True, tag_field="step", tag="resize"):
-    """A picture in another size, centres of pixels kept in place (as OpenCV, Pillow and TensorFlow 2 do).
+    """A picture in another size, each pixel being a square around its centre.
 
-    With `antialias` the bilinear filter widens with the reduction, as in Pillow; without it four pixels make one.
+    With `antialias` the bilinear filter widens with the reduction, as in Pillow; without it four pixels make one, as in
+    OpenCV and TensorFlow.
     """
 
     height: Size

@@ -23,6 +23,9 @@ class TrialTerms(Document, frozen=True, kw_only=True, omit_defaults=False):
     The trial ends when it has lasted `duration_s` and seen `inferences_min` inferences. It fails at once when the
     evidence of that many inferences is bad, and at `deadline_s` when the evidence never came.
     Disagreement is the share of inferences whose answer differs from the previous model's on the same input.
+    Where they are given, the latency terms hold twice: in shadow for the median on the golden set, on trial for live
+    inferences (the mean against the previous model's, the 95th percentile against the bound); `memory_growth_bytes_max`
+    bounds what loading the new model may add to the agent's memory.
     """
 
     duration_s: Seconds = msgspec.field(name="seconds", default=60.0)
@@ -31,6 +34,21 @@ class TrialTerms(Document, frozen=True, kw_only=True, omit_defaults=False):
     confidence_mean_min: Fraction = msgspec.field(name="minConfidence", default=0.5)
     disagreement_max: Fraction = msgspec.field(name="maxDisagreement", default=0.3)
     error_rate_max: Fraction = msgspec.field(name="maxErrorRate", default=0.02)
+    latency_ratio_max: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    latency_max_ms: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    memory_growth_bytes_max: ByteCount | None = msgspec.field(name="memoryGrowthMax", default=None)
+
+
+class Requirements(Document, frozen=True, kw_only=True, omit_defaults=False):
+    """What a device must have to run a release; what is None is not asked for.
+
+    `memory_bytes` is free memory at the moment of the offer; `engine` is a name, or a name and a least version such as
+    ``onnxruntime>=1.17``.
+    """
+
+    opset: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    memory_bytes: ByteCount | None = msgspec.field(name="memory", default=None)
+    engine: str | None = None
 
 
 class DeltaOffer(Document, frozen=True, kw_only=True):
@@ -59,6 +77,9 @@ class Release(Document, frozen=True, kw_only=True, omit_defaults=False):
     golden: GoldenSet | None = None
     trial: TrialTerms = TrialTerms()
     not_after: str | None = None
+    requires: Requirements | None = None
+    # Waits neither for the update window nor for a link that costs nothing.
+    urgent: bool = False
     # More places that hold the same targets: a target is added to the path of each, before its query if it has one.
     urls: Annotated[tuple[Place, ...], msgspec.Meta(max_length=PLACES_MAX)] = ()
     delta: Annotated[tuple[DeltaOffer, ...], msgspec.Meta(max_length=DELTAS_MAX)] = ()

@@ -1,7 +1,7 @@
 """What a device reports: the reported section of its module twin."""
 
 import enum
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -54,19 +54,59 @@ class Progress(Document, frozen=True, kw_only=True):
     total_bytes: ByteCount = msgspec.field(name="of")
 
 
+class Deferral(Document, frozen=True, kw_only=True):
+    """Why a device waits with an offer, before which step, and until when at the latest where that is known."""
+
+    reason: Literal["window", "busy", "metered", "battery"]
+    step: Literal["download", "activation"]
+    message: str
+    until: str | None = None
+
+
+Way = Literal["full", "delta", "none"]
+
+
+class Transfer(Document, frozen=True, kw_only=True):
+    """How a release came to the device: its bytes whole, by a delta, or not at all as they were there already.
+
+    `why` says what was wrong with the deltas that were tried in vain.
+    """
+
+    way: Way
+    size_bytes: ByteCount = msgspec.field(name="bytes")
+    why: str | None = None
+
+
 class PreviousModel(Document, frozen=True, kw_only=True):
     version: ModelVersion
     digest: Digest
 
 
+class ShadowEvidence(Document, frozen=True, kw_only=True):
+    """What was measured while the old model served: medians on the same inputs, and the memory that loading took.
+
+    `latency_reference_ms` is the old model's, absent where none served or where it does not take these inputs.
+    """
+
+    samples: int
+    latency_median_ms: float | None = msgspec.field(name="medianLatencyMs", default=None)
+    latency_reference_ms: float | None = msgspec.field(name="referenceMedianLatencyMs", default=None)
+    memory_growth_bytes: int | None = msgspec.field(name="memoryGrowth", default=None)
+
+
 class TrialEvidence(Document, frozen=True, kw_only=True):
-    """What the trial saw. `disagreement` is absent where no previous model served beside the new one."""
+    """What the trial saw. `disagreement` is absent where no previous model served beside the new one.
+
+    `latency_reference_ms` is the previous model's mean on the same inputs.
+    """
 
     inferences: int
     errors: int = 0
     confidence_mean: float | None = msgspec.field(name="meanConfidence", default=None)
     disagreement: float | None = None
     latency_mean_ms: float | None = msgspec.field(name="meanLatencyMs", default=None)
+    latency_p95_ms: float | None = msgspec.field(name="p95LatencyMs", default=None)
+    latency_reference_ms: float | None = msgspec.field(name="referenceMeanLatencyMs", default=None)
     elapsed_s: float | None = msgspec.field(name="seconds", default=None)
 
 
@@ -86,7 +126,10 @@ class ReportedModel(Document, frozen=True, kw_only=True):
     loaded_digest: Digest | None = None
     loaded_format: ModelFormat | None = None
     previous: PreviousModel | None = None
+    deferred: Deferral | None = None
     progress: Progress | None = None
+    transfer: Transfer | None = None
+    shadow: ShadowEvidence | None = None
     trial: TrialEvidence | None = None
     error: UpdateProblem | None = None
 
@@ -94,7 +137,8 @@ class ReportedModel(Document, frozen=True, kw_only=True):
 class ReportedAgent(Document, frozen=True, kw_only=True):
     """Who reports: the agent's version, its boot id, the platform and the model formats it can run, preferred first.
 
-    `engines` gives for each format what runs it, such as ``onnxruntime 1.20.1``.
+    `engines` gives for each format what runs it, such as ``onnxruntime 1.20.1``. `factory` are the models that the
+    device was provisioned with and falls back to, by name with their versions.
     """
 
     version: str
@@ -102,6 +146,7 @@ class ReportedAgent(Document, frozen=True, kw_only=True):
     platform: str
     formats: tuple[ModelFormat, ...] = ()
     engines: dict[ModelFormat, str] = {}
+    factory: dict[str, int] = {}
 
 
 class DroppedReadings(Document, frozen=True, kw_only=True):
@@ -157,6 +202,19 @@ class ReportedModelHealth(Document, frozen=True, kw_only=True):
     other_predictions: int = 0
 
 
+class ReportedSensor(Document, frozen=True, kw_only=True):
+    """Where readings come from, and how many: `ignored` ones no model wanted, `dropped` ones found no place."""
+
+    kind: str
+    taken: int = 0
+    ignored: int = 0
+    failed: int = 0
+    dropped: int = 0
+    last_at: str | None = None
+    has_ended: bool = False
+    problem: str = ""
+
+
 class ReportedHealth(Document, frozen=True, kw_only=True):
     """How the device is, as far as it can be read. `errors` counts by kind since the agent's process began."""
 
@@ -168,6 +226,7 @@ class ReportedHealth(Document, frozen=True, kw_only=True):
     disk_free_bytes: int | None = None
     load_average: float | None = None
     errors: dict[str, int] = {}
+    sensor: ReportedSensor | None = None
     models: dict[str, ReportedModelHealth] = {}
 
 

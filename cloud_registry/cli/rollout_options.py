@@ -60,6 +60,17 @@ _OPTIONS = (
         type=click.FloatRange(0, 1),
         help="Share of answers that may differ from the model before.",
     ),
+    click.option(
+        "--trial-max-latency-ratio",
+        type=click.FloatRange(min=0, min_open=True),
+        help="Latency it may have, in times that of the model before.",
+    ),
+    click.option(
+        "--trial-max-latency-ms",
+        type=click.FloatRange(min=0, min_open=True),
+        help="Latency that one in twenty inferences may exceed.",
+    ),
+    click.option("--urgent", is_flag=True, help="Devices wait neither for their update window nor for a free link."),
 )
 
 
@@ -86,6 +97,7 @@ def read_terms(options: dict[str, Any]) -> RolloutTerms:
         trial=_trial(options, timeout_s),
         on_stop=options["on_stop"],
         offer_valid_s=options["offer_valid"],
+        urgent=options["urgent"],
     )
 
 
@@ -95,6 +107,8 @@ def _trial(options: dict[str, Any], timeout_s: float) -> TrialTerms:
         "inferences_min": options["trial_inferences"],
         "confidence_mean_min": options["trial_min_confidence"],
         "disagreement_max": options["trial_max_disagreement"],
+        "latency_ratio_max": options["trial_max_latency_ratio"],
+        "latency_max_ms": options["trial_max_latency_ms"],
     }
     chosen = {name: value for name, value in given.items() if value is not None}
     # A short deadline and no word on the trial: let the trial fit.

@@ -1,14 +1,16 @@
 """Artifacts on disk by digest: what stands under its name is complete, verified and durable.
 
-``blobs/sha256/<hex>`` are sealed, ``parts/<hex>.part`` still grow. A part becomes a blob by fsync, rename and fsync of
-the folder, so that a power cut leaves one or the other.
+``blobs/sha256/<hex>`` are sealed, ``parts/<hex>.part`` still grow, ``parts/<hex>.patched`` are being made by a delta. A
+part becomes a blob by fsync, rename and fsync of the folder, so that a power cut leaves one or the other. Files that
+the device was provisioned with are read where they lie, and never deleted.
 """
 
+import contextlib
 import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from device_agent.errors import StepError
@@ -20,21 +22,33 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class FileSlots:
     """Satisfies `ports.Slots`."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, provisioned: Mapping[str, Path] | None = None) -> None:
         self._directory = directory
+        self._provisioned = dict(provisioned or {})
         self._blobs = directory / "blobs" / "sha256"
         self._parts = directory / "parts"
         self._blobs.mkdir(parents=True, exist_ok=True)
         self._parts.mkdir(parents=True, exist_ok=True)
 
     def has(self, digest: str) -> bool:
-        return self._blob(digest).is_file()
+        return self.path(digest).is_file()
+
+    def path(self, digest: str) -> Path:
+        blob = self._blob(digest)
+        return self._provisioned[digest] if not blob.is_file() and self._is_provisioned(digest) else blob
+
+    def _blob(self, digest: str) -> Path:
+        return self._blobs / _hex(digest)
 
     def part(self, digest: str) -> Path:
         return self._parts / f"{_hex(digest)}.part"
 
     def seal(self, digest: str, size_bytes: int) -> None:
         blob, part = self._blob(digest), self.part(digest)
+        if not blob.is_file() and not part.is_file() and self._is_provisioned(digest):
+            with self._forgotten_if_bad(digest):
+                self._check(self._provisioned[digest], digest, size_bytes)
+            return
         candidate = blob if blob.is_file() else part
         try:
             self._check(candidate, digest, size_bytes)
@@ -52,7 +66,28 @@ class FileSlots:
 
     def read(self, digest: str) -> bytes:
         try:
-            content = self._blob(digest).read_bytes()
+            return self._read(self._blob(digest), digest)
+        except StepError:
+            if not self._is_provisioned(digest):
+                raise
+        with self._forgotten_if_bad(digest):
+            return self._read(self._provisioned[digest], digest)
+
+    @contextlib.contextmanager
+    def _forgotten_if_bad(self, digest: str) -> Iterator[None]:
+        """A provisioned file that rotted counts as absent from then on, so that its bytes can be fetched."""
+        try:
+            yield
+        except StepError:
+            self._provisioned.pop(digest, None)
+            raise
+
+    def _is_provisioned(self, digest: str) -> bool:
+        return digest in self._provisioned and self._provisioned[digest].is_file()
+
+    def _read(self, path: Path, digest: str) -> bytes:
+        try:
+            content = path.read_bytes()
         except OSError as err:
             raise StepError("DIGEST_MISMATCH", f"The artifact {_short(digest)} is not on the disk: {err}.") from err
         # Hashed in memory: what was checked is what is loaded, whatever happens to the file meanwhile.
@@ -67,15 +102,12 @@ class FileSlots:
     def sweep(self, keep: Iterable[str]) -> int:
         kept = {_hex(digest) for digest in keep}
         deleted = 0
-        for folder, suffix in ((self._blobs, ""), (self._parts, ".part")):
+        for folder in (self._blobs, self._parts):
             for path in folder.iterdir():
-                if path.name.removesuffix(suffix) not in kept:
+                if path.name.partition(".")[0] not in kept:
                     path.unlink(missing_ok=True)
                     deleted += 1
         return deleted
-
-    def _blob(self, digest: str) -> Path:
-        return self._blobs / _hex(digest)
 
     def _check(self, path: Path, digest: str, size_bytes: int) -> None:
         sha256 = hashlib.sha256()

@@ -139,6 +139,6 @@ def set_up_logging(level: str, log_format: LogFormat = "text", secrets: Iterable
     for handler in handlers:
         handler.setFormatter(formatter)
     logging.basicConfig(level=level.upper(), handlers=handlers, force=True)
-    for name in ("azure", "paho", "urllib3", "asyncio"):
+    for name in ("azure", "paho", "urllib3", "asyncio", "tuf", "securesystemslib"):
         logging.getLogger(name).setLevel(logging.WARNING if level == "debug" else logging.CRITICAL)
     return recent

@@ -139,8 +139,8 @@ def status(directory: Path, as_json: bool) -> None:
     \b
     slipway-agent status --state /var/lib/slipway --json
     """
+    from device_agent.cli.inspection import read_status
     from device_agent.cli.words import status_text
-    from device_agent.wiring import read_status
 
     found = read_status(directory)
     click.echo(as_text(found) if as_json else status_text(found))
@@ -159,8 +159,8 @@ def explain(model: str | None, directory: Path, as_json: bool) -> None:
     \b
     slipway-agent explain digits --state /var/lib/slipway
     """
+    from device_agent.cli.inspection import read_explanation
     from device_agent.cli.words import explain_text
-    from device_agent.wiring import read_explanation
 
     found = read_explanation(directory)
     if model is not None:

@@ -76,6 +76,7 @@ def examine(file: Path | None, environment: Mapping[str, str], flags: Mapping[st
         "certificates": lambda: _certificates(config),
         "hub": lambda: _hub(config),
         "artifacts": lambda: _artifacts(config),
+        "trust": lambda: _trust(config),
     }
     findings = []
     for name, check in checks.items():
@@ -154,10 +155,10 @@ def _server_time(config: AgentConfig) -> datetime | None:
     """The Date of the artifact server's answer; None where there is none to be had."""
     import requests
 
+    from device_agent.wiring import web_client
+
     try:
-        told = _artifact_session(config).head(
-            config.artifacts_url, timeout=ARTIFACTS_TIMEOUT_S, allow_redirects=False
-        ).headers["Date"]  # fmt: skip
+        told = web_client(config).head(config.artifacts_url, ARTIFACTS_TIMEOUT_S).headers["Date"]
         return parsedate_to_datetime(told).astimezone(UTC)
     except (requests.RequestException, KeyError, ValueError):
         return None
@@ -260,7 +261,8 @@ class _Nobody:
 
 def _hub(config: AgentConfig) -> str:
     """Connect as the agent would. Where one runs it is asked instead: a second connection would end the first."""
-    from device_agent.wiring import is_running, read_explanation
+    from device_agent.cli.inspection import read_explanation
+    from device_agent.wiring import is_running
 
     if is_running(config.state_directory):
         hub = read_explanation(config.state_directory)["hub"]
@@ -280,7 +282,7 @@ def _hub(config: AgentConfig) -> str:
 
 
 async def _connected(config: AgentConfig) -> str:
-    from device_agent.wiring import assigned, link_factory
+    from device_agent.adapters.hub_identity import assigned, link_factory
 
     config = assigned(config)
     link = link_factory(config)()
@@ -313,11 +315,12 @@ def _shown(config: AgentConfig) -> str:
 def _artifacts(config: AgentConfig) -> str:
     import requests
 
+    from device_agent.wiring import web_client
+
     host = urlsplit(config.artifacts_url).netloc.rpartition("@")[2]
-    session = _artifact_session(config)
     try:
         # Any answer will do: without a target there is nothing to find.
-        answer = session.head(config.artifacts_url, timeout=ARTIFACTS_TIMEOUT_S, allow_redirects=False)
+        answer = web_client(config).head(config.artifacts_url, ARTIFACTS_TIMEOUT_S)
     except requests.exceptions.SSLError as err:
         raise _untrusted(host) from err
     except requests.RequestException as err:
@@ -328,14 +331,25 @@ def _artifacts(config: AgentConfig) -> str:
     return f"{host} answers ({answer.status_code})"
 
 
-def _artifact_session(config: AgentConfig) -> Any:
-    import requests
+def _trust(config: AgentConfig) -> str:
+    """Follow the signed metadata from the pinned root; what an agent has seen before is not asked."""
+    import tempfile
 
-    session = requests.Session()
-    if config.ca_file is not None:
-        session.verify = str(config.ca_file)
-        session.trust_env = False
-    return session
+    from device_agent.errors import DownloadError
+    from device_agent.wiring import trust_in_words, trust_of
+
+    with tempfile.TemporaryDirectory() as directory:
+        trust = trust_of(config, Path(directory))
+        try:
+            if trust is not None:
+                trust.verdicts((), is_present=False)
+        except DownloadError as err:
+            if err.code == "TRUST_UNREACHABLE":
+                raise AgentError(err.message, hint="Check metadata_url in [download] and the network.") from err
+            raise CredentialsRefusedError(
+                err.message, hint="Check trusted_root and metadata_url in [download]; updates are refused until then."
+            ) from err
+    return trust_in_words(config)
 
 
 def _untrusted(host: str) -> AgentError:

@@ -56,8 +56,10 @@ def _start_again() -> None:
 
 async def _serve(config: AgentConfig, lines: object) -> ExitCode:
     from device_agent import wiring
+    from device_agent.adapters.hub_identity import identified
     from device_agent.adapters.logs import RecentLines
     from device_agent.adapters.sqlite_state import SqliteState
+    from device_agent.cli.inspection import introduction
 
     assert isinstance(lines, RecentLines)
     agent: Any = None
@@ -67,9 +69,9 @@ async def _serve(config: AgentConfig, lines: object) -> ExitCode:
         loop.add_signal_handler(number, lambda: agent.stop())
     with wiring.state_lock(config.state_directory):
         state = SqliteState.open(config.state_directory)
-        config = wiring.identified(config, state)
+        config = identified(config, state)
         agent = wiring.open_agent(config, state, lines)
-        for sentence in wiring.introduction(config, state):
+        for sentence in introduction(config, state):
             _log.info("%s", sentence, extra={"event": "start"})
         try:
             await agent.run()

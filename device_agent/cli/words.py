@@ -36,6 +36,8 @@ def _health_lines(health: dict[str, Any] | None) -> list[str]:
     if "loadAverage" in health:
         facts.append(f"load {health['loadAverage']:g}")
     lines = [f"health: {', '.join(facts)}"]
+    if "sensor" in health:
+        lines.append(f"  {_sensor_words(health['sensor'])}")
     for model, entry in health.get("models", {}).items():
         p50, p99 = entry.get("latencyP50Ms"), entry.get("latencyP99Ms")
         latency = f", half within {p50:g} ms" if p50 else ""
@@ -48,6 +50,17 @@ def _health_lines(health: dict[str, Any] | None) -> list[str]:
     if health.get("errors"):
         lines.append("  errors: " + ", ".join(f"{kind} {count}" for kind, count in sorted(health["errors"].items())))
     return lines
+
+
+def _sensor_words(sensor: dict[str, Any]) -> str:
+    counts = (("ignored", "wanted by no model"), ("failed", "failed"), ("dropped", "without a place"))
+    parts = [f"{sensor.get('taken', 0)} readings taken"]
+    parts += [f"{sensor[key]} {words}" for key, words in counts if sensor.get(key)]
+    if sensor.get("hasEnded"):
+        parts.append("it has ended")
+    if sensor.get("problem"):
+        parts.append(f"now: {sensor['problem']}")
+    return f"sensor {sensor['kind']}: {', '.join(parts)}"
 
 
 def explain_text(found: dict[str, Any], only: str | None = None) -> str:

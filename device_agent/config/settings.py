@@ -17,6 +17,7 @@ VARIABLE_PREFIX = "SLIPWAY_AGENT_"
 SECRET_NAMES = re.compile(r"(connection_string|password|pass_phrase|secret|token|(?<!private)_key)$")
 
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
+WebUrl = Annotated[str, msgspec.Meta(pattern="^https?://[^/]")]
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -75,9 +76,46 @@ class EngineSettings(Table, frozen=True, kw_only=True):
 class UpdateSettings(Table, frozen=True, kw_only=True):
     """``[update]``: when new models are taken, and what the disk keeps of old ones."""
 
+    # Local times of day, as in 02:00-05:00, more than one with commas between; empty for any time.
+    window: str = ""
+    # The days on which the window opens, as mon to sun; empty for all.
+    days: tuple[str, ...] = ()
+    # The zone of the window, as in Europe/Berlin; empty for the system's own, which is UTC in most containers.
+    timezone: str = ""
+    # Fetch bytes outside the window, activate inside it.
+    download_ahead: bool = True
+    # A command that ends with 0 where an update may be activated now, and with anything else while the device is busy.
+    busy_command: str = ""
+    # Whether the link costs money; with a command, its 0 says that the link is free, anything else that it is metered.
+    metered: bool = False
+    metered_command: str = ""
+    hook_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=600)] = 10.0
+    # A download of this size is made over a metered link as well.
+    metered_bytes_max: Annotated[int, msgspec.Meta(ge=0)] = 1024 * 1024
+    # The charge below which updates wait off mains; urgent ones wait below the floor only.
+    battery_percent_min: Annotated[float, msgspec.Meta(ge=0, le=100)] = 20.0
+    battery_percent_floor: Annotated[float, msgspec.Meta(ge=0, le=100)] = 5.0
+    # How often a device that waits looks again.
+    look_again_s: Annotated[float, msgspec.Meta(gt=0)] = 30.0
+    # Releases before the committed one that stay on disk for each model, and the bytes that they may take with it.
+    keep_releases: Annotated[int, msgspec.Meta(ge=0)] = 2
+    keep_bytes_max: Annotated[int, msgspec.Meta(ge=0)] = 1024**3
+    # Manifests of the models that the device was provisioned with, each beside its file.
+    factory: tuple[str, ...] = ()
+
 
 class DownloadSettings(Table, frozen=True, kw_only=True):
     """``[download]``: where artifacts come from and what is trusted."""
+
+    # Places that hold what `artifacts_url` holds, asked in order where it does not answer.
+    mirrors: tuple[WebUrl, ...] = ()
+    # As http://user:password@host:port; without it HTTP_PROXY, HTTPS_PROXY and NO_PROXY of the environment count.
+    proxy: WebUrl | None = None
+    # Of all downloads together.
+    bytes_per_second_max: Annotated[int, msgspec.Meta(ge=1024)] | None = None
+    # The TUF repository's metadata, and the root metadata that this device was given when it was provisioned.
+    metadata_url: WebUrl | None = None
+    trusted_root: str | None = None
 
 
 class BrokerSettings(Table, frozen=True, kw_only=True):
@@ -181,6 +219,8 @@ class CollectionSettings(Table, frozen=True, kw_only=True):
     bytes_max: Annotated[int, msgspec.Meta(ge=64 * 1024)] = 64 * 1024 * 1024
     file_bytes_max: Annotated[int, msgspec.Meta(ge=16 * 1024)] = 4 * 1024 * 1024
     file_age_s: Annotated[float, msgspec.Meta(ge=1)] = 3600.0
+    # What samples leave free on the disk for readings and updates.
+    free_bytes_min: Annotated[int, msgspec.Meta(ge=0)] = 32 * 1024 * 1024
     container_url: str = ""
 
 

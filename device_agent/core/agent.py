@@ -3,12 +3,16 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from msgspec.structs import replace
+
 from device_agent.core import events as e
 from device_agent.core.model_state import ModelState
 from device_agent.core.twin import DesiredReading, LoadedModel, Refusal, refused_model, reported_model
 from device_agent.ports import Counts
+from manifests.release import Release
 from manifests.twin import (
     DroppedReadings,
+    Phase,
     Progress,
     ReportedAgent,
     ReportedCollection,
@@ -29,6 +33,12 @@ def events_of(reading: DesiredReading, states: Mapping[str, ModelState]) -> dict
     asked: dict[str, e.Event] = {name: e.Desired(release) for name, release in reading.offers.items()}
     gone: dict[str, e.Event] = {name: e.Withdrawn() for name in states if reading.withdraws(name)}
     return {**asked, **gone}
+
+
+def with_factory(states: Mapping[str, ModelState], factory: Mapping[str, Release]) -> dict[str, ModelState]:
+    """The journal with what the device is provisioned with now; a factory model that is gone stands in no more."""
+    names = dict.fromkeys((*states, *factory))
+    return {name: replace(states.get(name, ModelState(name=name)), factory=factory.get(name)) for name in names}
 
 
 def digests_in_use(states: Iterable[ModelState]) -> frozenset[str]:
@@ -99,7 +109,11 @@ def status(
         "module": module,
         "boot": boot,
         "isRunning": is_running,
-        "models": {name: _model_status(state) for name, state in states.items() if state.phase is not None},
+        "models": {
+            name: _model_status(state)
+            for name, state in states.items()
+            if state.phase is not None or state.serving is not None
+        },
         "telemetry": {
             "enqueued": counts.enqueued,
             "acknowledged": counts.acknowledged,
@@ -115,15 +129,18 @@ def status(
 
 def _model_status(state: ModelState) -> dict[str, Any]:
     offer, current = state.offer, state.current
-    releases = [release for release in (current, offer, state.previous) if release is not None]
+    known = (current, offer, state.previous, *state.older, state.factory)
+    releases = [release for release in known if release is not None]
     serving = next((release for release in releases if release.digest == state.serving), None)
     return {
         "version": serving.version if serving else None,
         "digest": serving.digest if serving else None,
         "format": serving.format if serving else None,
-        "phase": str(state.phase),
+        # Nothing was asked for yet: what serves is what the device was provisioned with.
+        "phase": str(state.phase) if state.phase is not None else "factory",
         "generation": offer.generation if offer else 0,
         "offeredVersion": offer.version if offer else None,
         "committedVersion": current.version if current else None,
+        "deferred": state.deferred.to_wire() if state.deferred and state.phase is Phase.DEFERRED else None,
         "error": state.problem.to_wire() if state.problem else None,
     }

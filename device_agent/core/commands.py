@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+from device_agent.ports import Moment
 from manifests.release import Release, TrialTerms
+from manifests.twin import Deferral
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +36,22 @@ class Repair(Work):
 
 @dataclass(frozen=True, slots=True)
 class Preflight(Work):
-    """See whether there is room. Answer: PreflightPassed or PreflightFailed."""
+    """See whether the machine can take it: disk, memory, engine. Answer: PreflightPassed or PreflightFailed."""
 
     release: Release
+
+
+@dataclass(frozen=True, slots=True)
+class LookAround(Work):
+    """See what the device is doing just now. Answer: SurroundingsSeen or LookFailed.
+
+    Where a deferral is `known`, the answer waits until the surroundings are judged otherwise, or the offer expires.
+    """
+
+    release: Release
+    moment: Moment
+    missing_bytes: int = 0
+    known: Deferral | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +78,13 @@ class Load(Work):
 
 @dataclass(frozen=True, slots=True)
 class Examine(Work):
-    """Ask the loaded model the golden set while the old one serves. Answer: ShadowPassed or ShadowFailed."""
+    """Ask the loaded model the golden set while the old one serves, and measure it against the release's terms.
+
+    Answer: ShadowPassed or ShadowFailed.
+    """
 
     release: Release
+    terms: TrialTerms
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +111,7 @@ COMMANDS: tuple[type[Command], ...] = (
     Restore,
     Repair,
     Preflight,
+    LookAround,
     Download,
     Verify,
     Load,

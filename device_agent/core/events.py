@@ -6,8 +6,9 @@ is known for what it is.
 
 from dataclasses import dataclass
 
+from device_agent.ports import Surroundings
 from manifests.release import Release
-from manifests.twin import TrialEvidence, UpdateProblem
+from manifests.twin import ShadowEvidence, Transfer, TrialEvidence, UpdateProblem
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +42,13 @@ class Answer(Event):
 
 @dataclass(frozen=True, slots=True)
 class Restored(Answer):
-    """Of the candidates this digest serves now; None where none could."""
+    """Of the candidates this digest serves now; None where none could.
+
+    `is_on_disk` is False where it serves from memory and its bytes on the disk were found bad.
+    """
 
     digest: str | None
+    is_on_disk: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +63,10 @@ class RepairFailed(Answer):
 
 @dataclass(frozen=True, slots=True)
 class PreflightPassed(Answer):
-    """There is room for the release; `is_present` where its bytes are on the disk already."""
+    """The machine can take the release; `is_present` where all of it is on the disk and free to be used."""
 
-    is_present: bool = False
+    is_present: bool
+    missing_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +75,20 @@ class PreflightFailed(Answer):
 
 
 @dataclass(frozen=True, slots=True)
+class SurroundingsSeen(Answer):
+    surroundings: Surroundings
+
+
+@dataclass(frozen=True, slots=True)
+class LookFailed(Answer):
+    problem: UpdateProblem
+
+
+@dataclass(frozen=True, slots=True)
 class Downloaded(Answer):
-    pass
+    """Everything is on the disk; `transfer` says how it came there."""
+
+    transfer: Transfer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +122,9 @@ class LoadFailed(Answer):
 
 @dataclass(frozen=True, slots=True)
 class ShadowPassed(Answer):
-    """The new model gave its golden answers; the old one still serves."""
+    """The new model gave its golden answers in time; the old one still serves."""
+
+    evidence: ShadowEvidence | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +157,8 @@ ANSWERS: tuple[type[Answer], ...] = (
     RepairFailed,
     PreflightPassed,
     PreflightFailed,
+    SurroundingsSeen,
+    LookFailed,
     Downloaded,
     DownloadFailed,
     Verified,

@@ -38,8 +38,18 @@ NEXT_ACTIONS: Mapping[str, str] = {
     "register the file again and roll out that version.",
     "DELTA_FAILED": "Nothing need be done: the whole artifact is fetched in place of the delta. "
     "Where it happens often, make the deltas again.",
-    "TRUST_FAILED": "See that the TUF repository is complete and signed by whom the device's root names; "
-    "nothing that it does not vouch for is installed.",
+    "TRUST_NO_ROOT": "Put the repository's root metadata where trusted_root in [download] points to.",
+    "TRUST_UNREACHABLE": "See from the device that metadata_url answers (`slipway-agent doctor`), then roll out again.",
+    "TRUST_EXPIRED": "Sign the repository's metadata anew where it is published, and check the device's clock; "
+    "then roll out again.",
+    "TRUST_ROLLBACK": "The server gives older metadata than this device has seen: find out who put it there, "
+    "and publish the newest again.",
+    "TRUST_BAD_SIGNATURE": "The metadata is not signed by whom the pinned root names: find out who wrote it; "
+    "nothing of it is installed.",
+    "TRUST_BAD_METADATA": "Publish the repository's metadata again: what the server gives is damaged or incomplete.",
+    "TRUST_UNKNOWN_TARGET": "Publish the model's files in the repository, then roll out again.",
+    "TRUST_TARGET_MISMATCH": "The hub asks for other bytes than the signed metadata allows: "
+    "see who wrote the desired section, and publish what is meant.",
     "GOLDEN_MISMATCH": "The model answers differently on this hardware: compare with `slipway-agent score`, "
     "and widen the golden set's tolerance only where the difference is harmless.",
     "SHADOW_LATENCY": "The model is too slow for this device: quantise it, "
@@ -159,6 +169,7 @@ def _model(state: ModelState, history: list[Transition], live: Live, *, is_runni
         "code": seen.code if seen else None,
         "message": seen.message if seen else None,
         "nextAction": next_action(seen.code) if seen else None,
+        "deferred": state.deferred.to_wire() if state.deferred and state.phase is Phase.DEFERRED else None,
         "waitsFor": _waits_for(state, live, is_running=is_running),
         "history": [line.to_wire() for line in history[-HISTORY_LINES_MAX:]],
     }
@@ -177,7 +188,7 @@ def _waits_for(state: ModelState, live: Live, *, is_running: bool) -> list[str]:
         return ["the agent to be started: it goes on where it was"]
     waits = []
     if state.phase is Phase.DEFERRED:
-        waits.append(state.problem.message if state.problem else "the device to be free for it")
+        waits.append(_moment(state))
     if state.phase is Phase.DOWNLOADING:
         waits.append(_download(state, live.progress.get(state.name)))
     if state.phase is Phase.TRIAL:
@@ -185,6 +196,14 @@ def _waits_for(state: ModelState, live: Live, *, is_running: bool) -> list[str]:
     if state.name in live.retries_in_s:
         waits.append(f"the next attempt, in {live.retries_in_s[state.name]:.0f} s")
     return waits or ["the step at hand to be done"]
+
+
+def _moment(state: ModelState) -> str:
+    wait = state.deferred
+    if wait is None:
+        return "the device to be free for it"
+    until = f", until {wait.until} at the latest" if wait.until else ""
+    return f"a better moment for its {wait.step}{until}: {wait.message}"
 
 
 def _repair(state: ModelState) -> list[str]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import msgspec
 from msgspec.structs import replace
 
-from manifests.twin import LATENCY_BOUNDS_MS, LabelCount, ReportedHealth, ReportedModelHealth
+from device_agent.ports import SensorFacts
+from manifests.twin import LATENCY_BOUNDS_MS, LabelCount, ReportedHealth, ReportedModelHealth, ReportedSensor
 
 # Distinct labels that are counted each; a model that answers with free text would otherwise fill the memory.
 LABELS_KEPT_MAX = 256
@@ -21,6 +22,7 @@ LABEL_CHARACTERS_MAX = 64
 # Of the 32 KB of a reported section; the models' own entries need most of the rest.
 HEALTH_BYTES_MAX = 8 * 1024
 
+_PROBLEM_CHARACTERS_MAX = 200
 # What has to move before a reading of the device is worth a write to the twin.
 _TEMPERATURE_NEWS_C = 3.0
 _LOAD_NEWS = 0.5
@@ -97,7 +99,11 @@ class DeviceReadings:
 
 
 def health_of(
-    models: Mapping[str, ModelHealth], device: DeviceReadings, errors: Mapping[str, int], process_s: float
+    models: Mapping[str, ModelHealth],
+    device: DeviceReadings,
+    errors: Mapping[str, int],
+    process_s: float,
+    sensor: ReportedSensor | None = None,
 ) -> ReportedHealth:
     """Everything as one document, cut to HEALTH_BYTES_MAX."""
     whole = ReportedHealth(
@@ -109,9 +115,23 @@ def health_of(
         disk_free_bytes=device.disk_free_bytes,
         load_average=None if device.load_average is None else round(device.load_average, 2),
         errors={kind: count for kind, count in errors.items() if count},
+        sensor=sensor,
         models={name: model.reported() for name, model in models.items()},
     )
     return fitted(whole)
+
+
+def reported_sensor(facts: SensorFacts) -> ReportedSensor:
+    return ReportedSensor(
+        kind=facts.kind,
+        taken=facts.taken,
+        ignored=facts.ignored,
+        failed=facts.failed,
+        dropped=facts.dropped,
+        last_at=facts.last_at.isoformat(timespec="seconds") if facts.last_at else None,
+        has_ended=facts.has_ended,
+        problem=facts.problem[:_PROBLEM_CHARACTERS_MAX],
+    )
 
 
 def fitted(health: ReportedHealth, bytes_max: int = HEALTH_BYTES_MAX) -> ReportedHealth:
@@ -134,7 +154,7 @@ def fitted(health: ReportedHealth, bytes_max: int = HEALTH_BYTES_MAX) -> Reporte
 
 def is_news(told: ReportedHealth | None, now: ReportedHealth) -> bool:
     """Whether anything but clocks and noise has moved since it was last told: an idle device writes nothing."""
-    if told is None or told.models != now.models or told.errors != now.errors:
+    if told is None or told.models != now.models or told.errors != now.errors or told.sensor != now.sensor:
         return True
     if _moved(told.temperature_c, now.temperature_c, _TEMPERATURE_NEWS_C):
         return True

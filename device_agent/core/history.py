@@ -15,7 +15,8 @@ _MESSAGE_CHARACTERS_MAX = 300
 class Transition(Document, frozen=True, kw_only=True):
     """One change: when, of which offer of whom, from which phase to which, and why.
 
-    `event` is what the update machine heard; `code` and `message` are there where it heard of a problem.
+    `event` is what the update machine heard; `code` and `message` are there where it heard of a problem, and the
+    message alone where an offer was deferred.
     """
 
     at: str
@@ -37,6 +38,8 @@ def transition_between(before: ModelState, after: ModelState, event: Event, now:
         return None
     offer = after.offer or before.offer
     seen = after.problem if is_new_problem else None
+    is_deferred = after.phase is Phase.DEFERRED and after.deferred is not None
+    why = seen or (after.deferred if is_deferred else None)
     return Transition(
         at=now.isoformat(timespec="seconds"),
         model=after.name,
@@ -47,5 +50,5 @@ def transition_between(before: ModelState, after: ModelState, event: Event, now:
         generation=offer.generation if offer else 0,
         version=offer.version if offer else 0,
         code=seen.code if seen else None,
-        message=seen.message[:_MESSAGE_CHARACTERS_MAX] if seen else None,
+        message=why.message[:_MESSAGE_CHARACTERS_MAX] if why else None,
     )

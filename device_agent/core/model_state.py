@@ -1,12 +1,13 @@
 """What the agent remembers of one model, and the rules that hold for all of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from device_agent.core.deferral import Policy
 from manifests.document import Document
 from manifests.errors import ManifestError
 from manifests.release import Release
-from manifests.twin import Phase, TrialEvidence, UpdateProblem
+from manifests.twin import Deferral, Phase, ShadowEvidence, Transfer, TrialEvidence, UpdateProblem
 
 # A device that was offered more bad releases than this forgets the oldest; generations still keep it from a retry.
 QUARANTINE_MAX = 32
@@ -15,9 +16,10 @@ QUARANTINE_MAX = 32
 class ModelState(Document, frozen=True, kw_only=True):
     """The journal entry of one model: all that an agent needs to go on after its process was killed.
 
-    `phase` is about `offer`, and None while no offer stands. `current` is the committed release and `previous` the one
-    before it; both stay on disk. `serving` is the digest that answers readings, as far as the last answer told.
-    `ticket` numbers the commands: only an answer with the newest ticket counts.
+    `phase` is about `offer`, and None while no offer stands. `current` is the committed release, `previous` the one
+    before it and `older` those before that, newest first; all stay on disk. `factory` is what the device was
+    provisioned with, told anew at every start. `serving` is the digest that answers readings, as far as the last answer
+    told. `ticket` numbers the commands: only an answer with the newest ticket counts.
     """
 
     name: str
@@ -26,6 +28,8 @@ class ModelState(Document, frozen=True, kw_only=True):
     offer: Release | None = None
     current: Release | None = None
     previous: Release | None = None
+    older: tuple[Release, ...] = ()
+    factory: Release | None = None
     # Came while a trial ran; started when the device comes to rest.
     pending: Release | None = None
     is_withdrawal_pending: bool = False
@@ -38,19 +42,35 @@ class ModelState(Document, frozen=True, kw_only=True):
     unclean_ends: int = 0
     # The offer holds the very bytes that are committed and serve: nothing to fetch, load or try.
     is_in_place: bool = False
+    # Of the offer's bytes these are still to be fetched, as the last look at the disk said.
+    missing_bytes: int = 0
+    deferred: Deferral | None = None
+    # How the offer's bytes came here.
+    transfer: Transfer | None = None
     problem: UpdateProblem | None = None
+    shadow: ShadowEvidence | None = None
     evidence: TrialEvidence | None = None
     # Digest -> the generation under which it failed its trial.
     quarantine: dict[str, int] = {}
 
     def digests(self) -> frozenset[str]:
-        """Every artifact, golden set and label file that this model may still need."""
-        releases = (self.current, self.previous, self.offer if self.phase in BUSY_PHASES else None, self.pending)
+        """Every artifact, golden set, label file and delta that this model may still need."""
+        offer = self.offer if self.phase in BUSY_PHASES else None
         kept: set[str] = set()
-        for release in releases:
+        for release in (self.current, self.previous, *self.older, offer, self.pending):
             if release is not None:
-                kept |= {release.digest, *(file.digest for file in release.attachments)}
-        return frozenset(kept)
+                kept |= sizes_bytes(release).keys()
+        # A delta is of use until the bytes are here that it makes.
+        return frozenset(kept | {delta.digest for delta in (offer.delta if offer is not None else ())})
+
+    def is_withdrawn(self) -> bool:
+        """Whether the cloud asked for this model once and then for nothing."""
+        return self.phase is None and self.generation_highest > 0
+
+
+def sizes_bytes(release: Release) -> dict[str, int]:
+    """The files of a release by digest."""
+    return {release.digest: release.size_bytes} | {file.digest: file.size_bytes for file in release.attachments}
 
 
 # Phases in which the device still works on its offer.
@@ -78,6 +98,12 @@ class Rules:
     download_attempts_max: int = 8
     # Once may be a power cut; twice is the model.
     unclean_ends_max: int = 2
+    # Releases before the committed one that stay on disk, within a byte budget that counts the committed one too.
+    keep_releases: int = 2
+    keep_bytes_max: int = 1024**3
+    deferral: Policy = field(default_factory=Policy)
+    # How often a device that waits for a better moment looks again.
+    look_again_s: float = 30.0
 
 
 def is_expired(release: Release, now: datetime) -> bool:

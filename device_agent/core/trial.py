@@ -4,21 +4,33 @@ Handles: adding up evidence, and judging it against the release's terms.
 Leaves to the caller: clocks, running both models, and acting on the verdict.
 """
 
-from dataclasses import dataclass
+import math
+from collections import Counter
+from dataclasses import dataclass, field
 
 from device_agent.core.codes import Code
 from manifests.release import TrialTerms
 from manifests.twin import TrialEvidence
 
+# Latencies are counted in buckets that grow by this factor, so a percentile is known to 2.5 % however long a trial is.
+_BUCKET_GROWTH = 1.05
+_LATENCY_MIN_MS = 1e-3
+# A model is not called slow for less than this: it is within what a clock and a scheduler add.
+LATENCY_NOISE_MS = 0.1
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One reading on the model under trial. `agrees` is None where there was nothing to compare with."""
+    """One reading on the model under trial. `agrees` is None where there was nothing to compare with.
+
+    `reference_ms` is what the previous model took for the same reading.
+    """
 
     is_error: bool = False
     confidence: float | None = None
     agrees: bool | None = None
     latency_ms: float = 0.0
+    reference_ms: float | None = None
 
 
 @dataclass(slots=True)
@@ -32,6 +44,9 @@ class Tally:
     confident: int = 0
     confidence_sum: float = 0.0
     latency_ms_sum: float = 0.0
+    referred: int = 0
+    reference_ms_sum: float = 0.0
+    buckets: Counter[int] = field(default_factory=Counter)
 
     def add(self, outcome: Outcome) -> None:
         self.inferences += 1
@@ -39,6 +54,10 @@ class Tally:
             self.errors += 1
             return
         self.latency_ms_sum += outcome.latency_ms
+        self.buckets[_bucket(outcome.latency_ms)] += 1
+        if outcome.reference_ms is not None:
+            self.referred += 1
+            self.reference_ms_sum += outcome.reference_ms
         if outcome.confidence is not None:
             self.confident += 1
             self.confidence_sum += outcome.confidence
@@ -54,8 +73,24 @@ class Tally:
             confidence_mean=round(self.confidence_sum / self.confident, 6) if self.confident else None,
             disagreement=round(self.disagreed / self.compared, 6) if self.compared else None,
             latency_mean_ms=round(self.latency_ms_sum / answered, 4) if answered else None,
+            latency_p95_ms=round(_percentile_ms(self.buckets, 0.95), 4) if answered else None,
+            latency_reference_ms=round(self.reference_ms_sum / self.referred, 4) if self.referred else None,
             elapsed_s=round(elapsed_s, 3),
         )
+
+
+def _bucket(latency_ms: float) -> int:
+    return round(math.log(max(latency_ms, _LATENCY_MIN_MS)) / math.log(_BUCKET_GROWTH))
+
+
+def _percentile_ms(buckets: Counter[int], share: float) -> float:
+    """The middle of the bucket that holds the percentile."""
+    wanted, seen = math.ceil(share * buckets.total()), 0
+    for bucket in sorted(buckets):
+        seen += buckets[bucket]
+        if seen >= wanted:
+            return float(_BUCKET_GROWTH**bucket)
+    return 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,4 +148,34 @@ def _broken(evidence: TrialEvidence, terms: TrialTerms) -> Broken | None:
             f"Over {evidence.inferences} live inferences {evidence.disagreement:.1%} of the answers differed from the "
             f"previous model's; tolerated are {terms.disagreement_max:.1%}.",
         )
-    return None
+    return _slow(evidence, terms)
+
+
+def _slow(evidence: TrialEvidence, terms: TrialTerms) -> Broken | None:
+    over = f"Over {evidence.inferences} live inferences"
+    why = latency_above(f"{over} the 95th percentile of the latency was", evidence.latency_p95_ms, terms)
+    if why is None:
+        mean = f"{over} the mean latency was"
+        why = latency_ratio_above(mean, evidence.latency_mean_ms, evidence.latency_reference_ms, terms)
+    return None if why is None else Broken(Code.TRIAL_LATENCY, why)
+
+
+def latency_above(seen: str, latency_ms: float | None, terms: TrialTerms) -> str | None:
+    """How the latency breaks its bound, in a sentence that begins with `seen`; None where it does not."""
+    if terms.latency_max_ms is None or latency_ms is None or latency_ms <= terms.latency_max_ms:
+        return None
+    return f"{seen} {latency_ms:.3g} ms; tolerated are {terms.latency_max_ms:g} ms."
+
+
+def latency_ratio_above(
+    seen: str, latency_ms: float | None, reference_ms: float | None, terms: TrialTerms
+) -> str | None:
+    """As `latency_above`, against the previous model on the same inputs."""
+    if terms.latency_ratio_max is None or latency_ms is None or reference_ms is None:
+        return None
+    if latency_ms <= reference_ms * terms.latency_ratio_max or latency_ms - reference_ms <= LATENCY_NOISE_MS:
+        return None
+    return (
+        f"{seen} {latency_ms:.3g} ms, the previous model's {reference_ms:.3g} ms; tolerated is "
+        f"{terms.latency_ratio_max:g} times as much."
+    )

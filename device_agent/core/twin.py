@@ -10,7 +10,15 @@ from manifests.errors import ManifestError
 from manifests.identity import check_model_name
 from manifests.model import ModelFormat
 from manifests.release import Release, releases_in
-from manifests.twin import Phase, PreviousModel, Progress, ReportedModel, TrialEvidence
+from manifests.twin import (
+    TERMINAL_PHASES,
+    Phase,
+    PreviousModel,
+    Progress,
+    ReportedModel,
+    TrialEvidence,
+    UpdateProblem,
+)
 
 # The keys of the reported section that are the agent's to write; whatever else stands there is left alone.
 OWN_KEYS = ("models", "agent", "telemetry", "health")
@@ -133,9 +141,26 @@ def reported_model(
         loaded_digest=loaded.digest if loaded else None,
         loaded_format=loaded.format if loaded else None,
         previous=_previous(state, loaded),
+        deferred=state.deferred if state.phase is Phase.DEFERRED else None,
         progress=progress if state.phase is Phase.DOWNLOADING else None,
+        transfer=state.transfer,
+        shadow=state.shadow,
         trial=evidence if state.phase is Phase.TRIAL else state.evidence,
-        error=state.problem,
+        error=state.problem or _stand_in(state, loaded),
+    )
+
+
+def _stand_in(state: ModelState, loaded: LoadedModel | None) -> UpdateProblem | None:
+    """What to say where something else than the committed model serves and no update is under way."""
+    current = state.current
+    if loaded is None or current is None or loaded.digest == current.digest or state.phase not in TERMINAL_PHASES:
+        return None
+    is_factory = loaded.digest not in {release.digest for release in (state.previous, *state.older) if release}
+    what = f"the factory model, version {loaded.version}," if is_factory else f"version {loaded.version}"
+    return problem(
+        Code.SERVING_FACTORY if is_factory else Code.SERVING_PREVIOUS,
+        f"The bytes of version {current.version} on the disk are bad or gone; {what} serves until they are fetched "
+        "again.",
     )
 
 

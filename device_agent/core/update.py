@@ -1,8 +1,9 @@
 """The update machine of one model. Pure: ``step(state, event, now, rules) -> (state, commands)``.
 
-Handles: which offers are followed, the order of download, verification, shadow, switch and trial, retries, reverts,
-quarantine, and what a restart goes on with. The state is to be stored before the commands are done; then a kill at any
-moment loses nothing, because `Restarted` asks again for whatever the stored phase waits for.
+Handles: which offers are followed, what they wait for, the order of download, verification, shadow, switch and trial,
+retries, reverts, quarantine, what stays on the disk, and what a restart goes on with. The state is to be stored before
+the commands are done; then a kill at any moment loses nothing, because `Restarted` asks again for whatever the stored
+phase waits for.
 
 Leaves to the caller: doing the commands, keeping the state, measuring, and waiting between attempts.
 
@@ -21,8 +22,12 @@ from msgspec.structs import replace
 
 from device_agent.core import commands as c
 from device_agent.core import events as e
+from device_agent.core import retention
 from device_agent.core.codes import Code, problem
+from device_agent.core.deferral import deferral
 from device_agent.core.model_state import QUARANTINE_MAX, ModelState, Rules, is_expired
+from device_agent.core.preflight import HOPELESS
+from device_agent.ports import Moment
 from manifests.errors import ManifestError
 from manifests.release import Release
 from manifests.twin import Phase, UpdateProblem
@@ -85,9 +90,11 @@ def _remember(state: ModelState, event: e.Desired, context: Context) -> Step:
 
 def _still_asked(state: ModelState, event: e.Desired) -> Step:
     """A replay: no-op, but for a withdrawal that was taken back before it was carried out."""
-    if state.is_withdrawal_pending and event.release.generation == state.generation_highest:
-        return replace(state, is_withdrawal_pending=False), ()
-    return state, ()
+    if not state.is_withdrawal_pending or event.release.generation != state.generation_highest:
+        return state, ()
+    # What waited for the verdict when the withdrawal came waits again.
+    pending = None if event.release.generation == _offer(state).generation else event.release
+    return replace(state, pending=pending, is_withdrawal_pending=False), ()
 
 
 def _withdraw(state: ModelState, event: e.Withdrawn | None, context: Context) -> Step:
@@ -96,6 +103,7 @@ def _withdraw(state: ModelState, event: e.Withdrawn | None, context: Context) ->
         name=state.name,
         phase=IDLE,
         generation_highest=state.generation_highest,
+        factory=state.factory,
         ticket=state.ticket,
         quarantine=state.quarantine,
     )
@@ -118,15 +126,19 @@ def _begin(state: ModelState, offer: Release, context: Context) -> Step:
         verify_failures=0,
         unclean_ends=0,
         is_in_place=False,
+        missing_bytes=0,
+        deferred=None,
+        transfer=None,
         problem=None,
+        shadow=None,
         evidence=None,
     )
     return _preflight(fresh, None, context)
 
 
 def _preflight(state: ModelState, event: e.Restored | None, context: Context) -> Step:
-    """Refuse what can be refused without touching the disk, then see whether there is room."""
-    state = _served(state, event)
+    """Refuse what can be refused without touching the disk, then see what the machine has for it."""
+    state = replace(_served(state, event), deferred=None)
     offer = _offer(state)
     refusal = _refusal(state, offer, context)
     if refusal is not None:
@@ -134,17 +146,16 @@ def _preflight(state: ModelState, event: e.Restored | None, context: Context) ->
     is_same = state.current is not None and state.current.processing == offer.processing
     if state.current is not None and is_same and state.current.digest == offer.digest == state.serving:
         return _ask(replace(state, phase=Phase.VERIFYING, is_in_place=True), lambda ticket: c.Verify(ticket, offer))
-    return _ask(replace(state, phase=Phase.OFFERED), lambda ticket: c.Preflight(ticket, offer))
+    looking, asked = _ask(replace(state, phase=Phase.OFFERED), lambda ticket: c.Preflight(ticket, offer))
+    # What was fetched for an offer that came to nothing must not take the room of this one.
+    return looking, (c.Sweep(), *asked)
 
 
 def _refusal(state: ModelState, offer: Release, context: Context) -> UpdateProblem | None:
     what = f"version {offer.version} (generation {offer.generation})"
-    try:
-        expired = is_expired(offer, context.now)
-    except ManifestError as err:
-        return problem(Code.MALFORMED_OFFER, f"The offer of {what} is refused: {err}.")
-    if expired:
-        return problem(Code.EXPIRED, f"The offer of {what} expired at {offer.not_after}, before it was started.")
+    late = _expiry(offer, context)
+    if late is not None:
+        return late
     if offer.format not in context.rules.formats:
         runs = " and ".join(context.rules.formats) or "no format at all"
         return problem(
@@ -157,28 +168,95 @@ def _refusal(state: ModelState, offer: Release, context: Context) -> UpdateProbl
     return None
 
 
+def _expiry(offer: Release, context: Context) -> UpdateProblem | None:
+    what = f"version {offer.version} (generation {offer.generation})"
+    try:
+        expired = is_expired(offer, context.now)
+    except ManifestError as err:
+        return problem(Code.MALFORMED_OFFER, f"The offer of {what} is refused: {err}.")
+    if not expired:
+        return None
+    return problem(Code.EXPIRED, f"The offer of {what} expired at {offer.not_after}, before it was started.")
+
+
 # From the offer to the shadow ---------------------------------------------------------------------------------------
 
 
-def _room_seen(state: ModelState, event: e.PreflightPassed, context: Context) -> Step:
-    if event.is_present:
-        return _verify(state, None, context)
-    return _download(state, None, context)
+def _fits(state: ModelState, event: e.PreflightPassed, context: Context) -> Step:
+    """Bytes that are on the disk already are verified; others wait for the moment to fetch them."""
+    state = replace(state, missing_bytes=event.missing_bytes)
+    return _verify(state, None, context) if event.is_present else _look_around(state, "download")
 
 
-def _download(state: ModelState, event: e.Restored | None, context: Context) -> Step:
+def _does_not_fit(state: ModelState, event: e.PreflightFailed, context: Context) -> Step:
+    """Give up the oldest release that is kept, where room is all that is missing; else the update ends."""
+    code = event.problem.code
+    thinner = retention.without_oldest(state) if code == Code.NO_SPACE else None
+    if thinner is not None:
+        again, asked = _ask(thinner, lambda ticket: c.Preflight(ticket, _offer(thinner)))
+        return again, (c.Sweep(), *asked)
+    phase = Phase.REJECTED if code in HOPELESS else Phase.FAILED
+    return _rest(replace(state, phase=phase, problem=event.problem), context)
+
+
+def _look_around(state: ModelState, moment: Moment) -> Step:
+    """See whether this is the moment; while the offer waits, only what is judged otherwise is news."""
+    return _ask(state, lambda ticket: c.LookAround(ticket, _offer(state), moment, state.missing_bytes, state.deferred))
+
+
+def _seen_before_download(state: ModelState, event: e.SurroundingsSeen, context: Context) -> Step:
+    """Fetch the bytes, or wait for a better moment."""
+    return _deferred(state, "download", event, context) or _download(state)
+
+
+def _seen_before_activation(state: ModelState, event: e.SurroundingsSeen, context: Context) -> Step:
+    """Load the new model beside the old one, or wait for the window with the bytes at hand."""
+    return _deferred(state, "activation", event, context) or _load(state)
+
+
+def _seen_while_waiting(state: ModelState, event: e.SurroundingsSeen, context: Context) -> Step:
+    """What waited for its download is looked at again, since days may have passed; what lies ready is verified."""
+    assert state.deferred is not None
+    late = _expiry(_offer(state), context)
+    if late is not None:
+        return _rest(replace(state, phase=Phase.REJECTED, problem=late, deferred=None), context)
+    moment = state.deferred.step
+    go_on = _preflight if moment == "download" else _verify
+    return _deferred(state, moment, event, context) or go_on(replace(state, deferred=None), None, context)
+
+
+def _deferred(state: ModelState, moment: Moment, event: e.SurroundingsSeen, context: Context) -> Step | None:
+    wait = deferral(_offer(state), moment, state.missing_bytes, context.rules.deferral, event.surroundings)
+    if wait is None:
+        return None
+    return _look_around(replace(state, phase=Phase.DEFERRED, deferred=wait), moment)
+
+
+def _wait(state: ModelState, event: e.Restored, context: Context) -> Step:
+    """Go on waiting after a restart."""
     state = _served(state, event)
-    return _ask(
-        replace(state, phase=Phase.DOWNLOADING, is_in_place=False),
-        lambda ticket: c.Download(ticket, _offer(state), state.attempt),
-    )
+    return _preflight(state, None, context) if state.deferred is None else _look_around(state, state.deferred.step)
+
+
+def _download(state: ModelState) -> Step:
+    downloading = replace(state, phase=Phase.DOWNLOADING, is_in_place=False)
+    return _ask(downloading, lambda ticket: c.Download(ticket, _offer(state), state.attempt))
+
+
+def _resume(state: ModelState, event: e.Restored | None, context: Context) -> Step:
+    """Look around before going on: a line that broke may have been replaced by one that costs money."""
+    return _look_around(replace(_served(state, event), phase=Phase.DOWNLOADING, is_in_place=False), "download")
 
 
 def _download_failed(state: ModelState, event: e.DownloadFailed, context: Context) -> Step:
     attempt = 1 if event.has_advanced else state.attempt + 1
     if event.is_retryable and attempt < context.rules.download_attempts_max:
-        return _download(replace(state, attempt=attempt), None, context)
+        return _resume(replace(state, attempt=attempt), None, context)
     return _fail(state, event, context)
+
+
+def _downloaded(state: ModelState, event: e.Downloaded, context: Context) -> Step:
+    return _verify(replace(state, transfer=event.transfer), event, context)
 
 
 def _verify(state: ModelState, event: e.Downloaded | e.Restored | None, context: Context) -> Step:
@@ -194,7 +272,7 @@ def _verified(state: ModelState, event: e.Verified, context: Context) -> Step:
         state = replace(state, is_current_damaged=False)
     if state.is_in_place:
         return _rest(replace(state, phase=Phase.COMMITTED, current=state.offer), context)
-    return _load(state, None, context)
+    return _stage(state, None, context)
 
 
 def _verify_failed(state: ModelState, event: e.VerifyFailed, context: Context) -> Step:
@@ -202,27 +280,35 @@ def _verify_failed(state: ModelState, event: e.VerifyFailed, context: Context) -
     if _is_of_current(state):
         state = replace(state, is_current_damaged=True)
     if event.problem.code != Code.NO_SPACE and state.verify_failures == 0:
-        return _download(replace(state, verify_failures=1, attempt=0), None, context)
+        afresh = replace(state, verify_failures=1, attempt=0, missing_bytes=retention.total_bytes([_offer(state)]))
+        return _resume(afresh, None, context)
     return _fail(state, event, context)
 
 
-def _load(state: ModelState, event: e.Restored | None, context: Context) -> Step:
-    """Load beside the old model. After a kill in shadow, switch or trial this is where the update goes on."""
-    state = _served(state, event)
-    return _ask(replace(state, phase=Phase.STAGED), lambda ticket: c.Load(ticket, _offer(state)))
+def _stage(state: ModelState, event: e.Restored | None, context: Context) -> Step:
+    """See whether this is the moment to activate. After a kill in shadow, switch or trial the update goes on here."""
+    return _look_around(replace(_served(state, event), phase=Phase.STAGED, deferred=None), "activation")
+
+
+def _load(state: ModelState) -> Step:
+    return _ask(replace(state, phase=Phase.SHADOW), lambda ticket: c.Load(ticket, _offer(state)))
 
 
 def _loaded(state: ModelState, event: e.Loaded, context: Context) -> Step:
-    return _ask(replace(state, phase=Phase.SHADOW), lambda ticket: c.Examine(ticket, _offer(state)))
+    """Ask the golden set and measure, while the old model serves."""
+    offer = _offer(state)
+    return _ask(state, lambda ticket: c.Examine(ticket, offer, offer.trial))
 
 
 def _examined(state: ModelState, event: e.ShadowPassed, context: Context) -> Step:
-    return _ask(replace(state, phase=Phase.SWITCHING), lambda ticket: c.Switch(ticket, _offer(state)))
+    return _ask(
+        replace(state, phase=Phase.SWITCHING, shadow=event.evidence), lambda ticket: c.Switch(ticket, _offer(state))
+    )
 
 
 def _fail(state: ModelState, event: Any, context: Context) -> Step:
     """End the update before the switch: the old model never stopped serving."""
-    return _rest(replace(state, phase=Phase.FAILED, problem=event.problem), context)
+    return _rest(replace(state, phase=Phase.FAILED, problem=event.problem, deferred=None), context)
 
 
 # From the switch to the verdict -------------------------------------------------------------------------------------
@@ -235,17 +321,8 @@ def _switched(state: ModelState, event: e.Switched, context: Context) -> Step:
 
 
 def _commit(state: ModelState, event: e.TrialPassed, context: Context) -> Step:
-    offer = _offer(state)
-    is_same = _is_of_current(state)
-    committed = replace(
-        state,
-        phase=Phase.COMMITTED,
-        current=offer,
-        previous=state.previous if is_same else state.current,
-        is_current_damaged=False,
-        evidence=event.evidence,
-    )
-    return _rest(committed, context)
+    kept = retention.committed(state, _offer(state), context.rules)
+    return _rest(replace(kept, phase=Phase.COMMITTED, is_current_damaged=False, evidence=event.evidence), context)
 
 
 def _trial_failed(state: ModelState, event: e.TrialFailed, context: Context) -> Step:
@@ -261,6 +338,9 @@ def _reverted(state: ModelState, event: e.Restored, context: Context) -> Step:
     offer = _offer(state)
     is_quarantined = state.quarantine.get(offer.digest) == offer.generation
     phase = Phase.REVERTED_QUARANTINED if is_quarantined else Phase.FAILED
+    current = state.current
+    if current is not None and current.digest == event.digest and not event.is_on_disk:
+        state = replace(state, is_current_damaged=True)
     return _rest(replace(_served(state, event), phase=phase), context)
 
 
@@ -342,7 +422,10 @@ def _served(state: ModelState, event: Any) -> ModelState:
 
 
 def _candidates(state: ModelState) -> tuple[Release, ...]:
-    return tuple(release for release in (state.current, state.previous) if release is not None)
+    """What may serve, best first: the factory model last, unless nothing is to serve at all."""
+    factory = None if state.is_withdrawn() else state.factory
+    releases = (state.current, state.previous, *state.older, factory)
+    return tuple(release for release in releases if release is not None)
 
 
 def _offer(state: ModelState) -> Release:
@@ -375,19 +458,24 @@ TRANSITIONS: dict[tuple[Standing, type[e.Event]], Handler] = {
     (Phase.OFFERED, e.Withdrawn): _withdraw,
     (Phase.OFFERED, e.Restarted): _restart,
     (Phase.OFFERED, e.Restored): _preflight,
-    (Phase.OFFERED, e.PreflightPassed): _room_seen,
-    (Phase.OFFERED, e.PreflightFailed): _fail,
-    # Nothing defers yet; a journal that says so is taken as an offer that was not started.
+    (Phase.OFFERED, e.PreflightPassed): _fits,
+    (Phase.OFFERED, e.PreflightFailed): _does_not_fit,
+    (Phase.OFFERED, e.SurroundingsSeen): _seen_before_download,
+    (Phase.OFFERED, e.LookFailed): _fail,
     (Phase.DEFERRED, e.Desired): _accept,
     (Phase.DEFERRED, e.Withdrawn): _withdraw,
     (Phase.DEFERRED, e.Restarted): _restart,
-    (Phase.DEFERRED, e.Restored): _preflight,
+    (Phase.DEFERRED, e.Restored): _wait,
+    (Phase.DEFERRED, e.SurroundingsSeen): _seen_while_waiting,
+    (Phase.DEFERRED, e.LookFailed): _fail,
     # A newer offer takes the place of everything up to the shadow.
     (Phase.DOWNLOADING, e.Desired): _accept,
     (Phase.DOWNLOADING, e.Withdrawn): _withdraw,
     (Phase.DOWNLOADING, e.Restarted): _restart,
-    (Phase.DOWNLOADING, e.Restored): _download,
-    (Phase.DOWNLOADING, e.Downloaded): _verify,
+    (Phase.DOWNLOADING, e.Restored): _resume,
+    (Phase.DOWNLOADING, e.SurroundingsSeen): _seen_before_download,
+    (Phase.DOWNLOADING, e.LookFailed): _fail,
+    (Phase.DOWNLOADING, e.Downloaded): _downloaded,
     (Phase.DOWNLOADING, e.DownloadFailed): _download_failed,
     (Phase.VERIFYING, e.Desired): _accept,
     (Phase.VERIFYING, e.Withdrawn): _withdraw,
@@ -397,27 +485,29 @@ TRANSITIONS: dict[tuple[Standing, type[e.Event]], Handler] = {
     (Phase.VERIFYING, e.VerifyFailed): _verify_failed,
     (Phase.STAGED, e.Desired): _accept,
     (Phase.STAGED, e.Withdrawn): _withdraw,
-    (Phase.STAGED, e.Restarted): _restart_shadow,
-    (Phase.STAGED, e.Restored): _load,
-    (Phase.STAGED, e.Loaded): _loaded,
-    (Phase.STAGED, e.LoadFailed): _fail,
+    (Phase.STAGED, e.Restarted): _restart,
+    (Phase.STAGED, e.Restored): _stage,
+    (Phase.STAGED, e.SurroundingsSeen): _seen_before_activation,
+    (Phase.STAGED, e.LookFailed): _fail,
     (Phase.SHADOW, e.Desired): _accept,
     (Phase.SHADOW, e.Withdrawn): _withdraw,
     (Phase.SHADOW, e.Restarted): _restart_shadow,
-    (Phase.SHADOW, e.Restored): _load,
+    (Phase.SHADOW, e.Restored): _stage,
+    (Phase.SHADOW, e.Loaded): _loaded,
+    (Phase.SHADOW, e.LoadFailed): _fail,
     (Phase.SHADOW, e.ShadowPassed): _examined,
     (Phase.SHADOW, e.ShadowFailed): _fail,
     # From the switch to the verdict nothing interrupts.
     (Phase.SWITCHING, e.Desired): _remember,
     (Phase.SWITCHING, e.Withdrawn): _remember_withdrawal,
     (Phase.SWITCHING, e.Restarted): _restart_trial,
-    (Phase.SWITCHING, e.Restored): _load,
+    (Phase.SWITCHING, e.Restored): _stage,
     (Phase.SWITCHING, e.Switched): _switched,
     (Phase.TRIAL, e.Desired): _remember,
     (Phase.TRIAL, e.Withdrawn): _remember_withdrawal,
     (Phase.TRIAL, e.Restarted): _restart_trial,
     # Evidence does not outlive its process, so a trial begins again and is never committed for having been interrupted.
-    (Phase.TRIAL, e.Restored): _load,
+    (Phase.TRIAL, e.Restored): _stage,
     (Phase.TRIAL, e.TrialPassed): _commit,
     (Phase.TRIAL, e.TrialFailed): _trial_failed,
     (Phase.REVERTING, e.Desired): _remember,
@@ -437,10 +527,10 @@ IGNORED: frozenset[tuple[Standing, type[e.Event]]] = frozenset(
     {(IDLE, e.Withdrawn)}
     | _unawaited((e.Repaired, e.RepairFailed), *_ENDED)
     | _unawaited((e.PreflightPassed, e.PreflightFailed), Phase.OFFERED)
+    | _unawaited((e.SurroundingsSeen, e.LookFailed), Phase.OFFERED, Phase.DEFERRED, Phase.DOWNLOADING, Phase.STAGED)
     | _unawaited((e.Downloaded, e.DownloadFailed), Phase.DOWNLOADING)
     | _unawaited((e.Verified, e.VerifyFailed), Phase.VERIFYING)
-    | _unawaited((e.Loaded, e.LoadFailed), Phase.STAGED)
-    | _unawaited((e.ShadowPassed, e.ShadowFailed), Phase.SHADOW)
+    | _unawaited((e.Loaded, e.LoadFailed, e.ShadowPassed, e.ShadowFailed), Phase.SHADOW)
     | _unawaited((e.Switched,), Phase.SWITCHING)
     | _unawaited((e.TrialPassed, e.TrialFailed), Phase.TRIAL)
 )

@@ -118,16 +118,16 @@ class Agent:
         )
         store, host = parts.tools.store, parts.host
         self._watchdog = Watchdog(host.supervisor, parts.tools.in_store, store.counts)
-        self._meter = HealthMeter(host.read_device, host.errors, parts.tools.monotonic_s)
         self._scoring = ScoringLoop(
             parts.source,
             parts.tools.serving,
             self._scored,
             parts.interval_s,
             parts.tools.now,
-            self._watchdog.scoring,
             parts.accepts,
+            self._watchdog.scoring,
         )
+        self._meter = HealthMeter(host.read_device, host.errors, self._scoring.facts, parts.tools.monotonic_s)
 
     def states(self) -> dict[str, ModelState]:
         return {name: driver.state for name, driver in self._drivers.items()}
@@ -230,6 +230,7 @@ class Agent:
     def _scored(self, scored: Scored) -> None:
         """In the scoring thread: count it where a trial runs, and hand it to the outbox."""
         tally = scored.view.tally
+        self._tools.serving.remember(scored)
         if tally is not None:
             self._loop.call_soon_threadsafe(self._count, scored)
         self._meter.count(scored)

@@ -29,7 +29,7 @@ def accepts_all(model: str, reading: Reading) -> bool:  # noqa: ARG001  the rule
 class ScoringLoop:
     """Paces readings, scores them and hands them on. `take` may block: so a slow disk slows the sensor down.
 
-    `accepts` tells which model wants which reading.
+    `accepts` tells which model wants which reading; `pulse` beats while a model is asked.
     """
 
     def __init__(
@@ -39,8 +39,8 @@ class ScoringLoop:
         take: Callable[[Scored], None],
         interval_s: float,
         now: Callable[[], datetime],
-        pulse: Pulse,
         accepts: Callable[[str, Reading], bool] = accepts_all,
+        pulse: Pulse | None = None,
     ) -> None:
         self._source = source
         self._serving = serving
@@ -48,7 +48,7 @@ class ScoringLoop:
         self._interval_s = 0.0 if source.paces_itself else interval_s
         self._now = now
         self._accepts = accepts
-        self._pulse = pulse
+        self._pulse = pulse or Pulse()
         self._stop = threading.Event()
         self._held: Reading | None = None
         self._taken = self._ignored = self._failed = 0

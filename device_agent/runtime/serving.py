@@ -69,12 +69,19 @@ class Scored:
     answer: Answer | None
     error: str | None = None
     agrees: bool | None = None
+    # What the model before took for the same reading.
+    reference_ms: float | None = None
 
     @property
     def outcome(self) -> Outcome:
         if self.answer is None:
             return Outcome(is_error=True)
-        return Outcome(confidence=self.answer.confidence, agrees=self.agrees, latency_ms=self.latency_ms)
+        return Outcome(
+            confidence=self.answer.confidence,
+            agrees=self.agrees,
+            latency_ms=self.latency_ms,
+            reference_ms=self.reference_ms,
+        )
 
 
 class Serving:
@@ -82,6 +89,7 @@ class Serving:
 
     def __init__(self) -> None:
         self._views: Mapping[str, View] = {}
+        self._answered: dict[str, Reading] = {}
 
     def views(self) -> Mapping[str, View]:
         """A snapshot: replaced as a whole at every change, never changed in place."""
@@ -92,6 +100,15 @@ class Serving:
 
     def loaded(self) -> dict[str, LoadedModel]:
         return {name: view.served.loaded for name, view in self._views.items()}
+
+    def answered(self, name: str) -> Reading | None:
+        """The last reading that a model of this name had an answer to."""
+        return self._answered.get(name)
+
+    def remember(self, scored: "Scored") -> None:
+        """In the scoring thread: what the sensor gives is what a new model will have to take."""
+        if scored.answer is not None:
+            self._answered[scored.view.name] = scored.reading
 
     def serve(self, name: str, served: Served) -> None:
         """Let this model alone answer."""
@@ -159,8 +176,8 @@ def score(view: View, reading: Reading) -> Scored:
     except InferenceError as err:
         return Scored(view, reading, (time.perf_counter() - began_s) * 1000, None, error=err.message)
     latency_ms = (time.perf_counter() - began_s) * 1000
-    agrees = _agrees(view, reading, answer) if view.tally is not None else None
-    return Scored(view, reading, latency_ms, answer, agrees=agrees)
+    agrees, reference_ms = _compared(view, reading, answer) if view.tally is not None else (None, None)
+    return Scored(view, reading, latency_ms, answer, agrees=agrees, reference_ms=reference_ms)
 
 
 def ask(served: Served, reading: Reading) -> Answer:
@@ -169,12 +186,18 @@ def ask(served: Served, reading: Reading) -> Answer:
     return served.pipeline.answer(served.model.run(inputs), compared)
 
 
-def _agrees(view: View, reading: Reading, answer: Answer) -> bool | None:
-    """Whether the previous model says the same; None where one of the two gives no class or no answer."""
-    if view.reference is None or answer.prediction is None:
-        return None
+def _compared(view: View, reading: Reading, answer: Answer) -> tuple[bool | None, float | None]:
+    """Whether the previous model says the same, and what it took for it.
+
+    No word on agreement where one of the two gives no class, and none at all where it gives no answer.
+    """
+    if view.reference is None:
+        return None, None
+    began_s = time.perf_counter()
     try:
         before = ask(view.reference, reading)
     except InferenceError:
-        return None
-    return None if before.prediction is None else before.prediction == answer.prediction
+        return None, None
+    reference_ms = (time.perf_counter() - began_s) * 1000
+    has_classes = answer.prediction is not None and before.prediction is not None
+    return (before.prediction == answer.prediction if has_classes else None), reference_ms

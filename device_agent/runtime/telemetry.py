@@ -109,9 +109,9 @@ class Telemetry:
         self._in_store = in_store
         self._author = author
         self._now = now
-        self._mirror = mirror
         self._sending = sending or Sending()
         self._collector = collector
+        self._mirror = mirror
         self._loop = asyncio.get_running_loop()
         # The outbox's clock goes on where the newest stored message left it.
         self._clock_zero_s = self._loop.time() - self._outbox.clock_s

@@ -1,7 +1,6 @@
 """Drives the update machine of one model: stores its state, then does what it asks, then tells it what came of it."""
 
 import asyncio
-import io
 import logging
 import threading
 from collections import deque
@@ -10,25 +9,26 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import numpy as np
-
+from device_agent import ports
 from device_agent.core import commands as c
 from device_agent.core import events as e
 from device_agent.core.backoff import delay_s
 from device_agent.core.codes import Code, problem
+from device_agent.core.deferral import deferral
 from device_agent.core.history import transition_between
-from device_agent.core.inference import golden_difference, golden_pairs
-from device_agent.core.model_state import ModelState, Rules
+from device_agent.core.model_state import ModelState, Rules, is_expired
+from device_agent.core.preflight import Machine, shortcoming
 from device_agent.core.trial import Broken, Tally, judge
 from device_agent.core.update import step
 from device_agent.errors import AgentError, StateError, StepError
 from device_agent.ports import Engine, Slots, Store
+from device_agent.runtime.examining import Examination, examine, find_machine
 from device_agent.runtime.fetching import Fetcher, FetchError, files_of
 from device_agent.runtime.serving import Served, Serving
 from device_agent.runtime.serving import load as load_served
-from manifests.model import GoldenSet, ModelFormat
+from manifests.model import ModelFormat
 from manifests.release import Release
-from manifests.twin import Phase, Progress, TrialEvidence, UpdateProblem
+from manifests.twin import Phase, Progress, Transfer, TrialEvidence, UpdateProblem
 
 DOWNLOAD_DELAY_BASE_S = 0.5
 DOWNLOAD_DELAY_MAX_S = 30.0
@@ -36,8 +36,6 @@ REPAIR_DELAY_MAX_S = 300.0
 JOURNAL_RETRY_S = 1.0
 # How often a trial without new readings is looked at.
 TRIAL_LOOK_S = 0.25
-# What an update leaves free for the journal and the outbox.
-ROOM_RESERVE_BYTES = 64 * 1024
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +49,7 @@ class Tools:
     fetcher: Fetcher
     engines: Mapping[ModelFormat, Callable[[], Engine]]
     serving: Serving
+    machine: ports.Machine
     rules: Rules
     now: Callable[[], datetime]
     monotonic_s: Callable[[], float]
@@ -88,6 +87,7 @@ class UpdateDriver:
         self._work: asyncio.Task[None] | None = None
         self._cancelled = threading.Event()
         self._candidate: Served | None = None
+        self._memory_before_bytes: int | None = None
         self._scored = asyncio.Event()
 
     def tell(self, event: e.Event) -> None:
@@ -120,6 +120,8 @@ class UpdateDriver:
             line = transition_between(before, after, event, self._tools.now())
             await self._journal(line.to_json() if line else b"")
             self._say(after)
+            if any(isinstance(command, c.Work) for command in commands):
+                self._drop_work()
             for command in commands:
                 answer = await self._do(command)
                 if answer is not None:
@@ -176,7 +178,6 @@ class UpdateDriver:
             self._sweep()
             return None
         assert isinstance(command, c.Work)
-        self._drop_work()
         at_once = _AT_ONCE.get(type(command))
         if at_once is not None:
             return await at_once(self, command)
@@ -227,17 +228,26 @@ class UpdateDriver:
                 if renamed is not None:
                     serving.serve(name, renamed)
                     self._tools.give_memory_back()
-                    return e.Restored(command.ticket, release.digest)
+                    return e.Restored(command.ticket, release.digest, await self._is_on_disk(release))
             try:
                 served = await self._loaded(release)
-            except AgentError as err:
-                _log.warning("%s: version %d cannot serve: %s", name, release.version, err.message)
+            except Exception as err:  # noqa: BLE001  whatever is wrong with one, the next may serve
+                _log.warning("%s: version %d cannot serve: %s", name, release.version, err)
                 continue
             serving.serve(name, served)
             _log.info("%s: serving version %d (%s, %s)", name, release.version, release.format, release.digest[:15])
             return e.Restored(command.ticket, release.digest)
         serving.stop(name)
         return e.Restored(command.ticket, None)
+
+    async def _is_on_disk(self, release: Release) -> bool:
+        """Whether what serves from memory could serve after the next start as well."""
+        try:
+            await self._tools.in_thread(self._tools.slots.read, release.digest)
+        except StepError as err:
+            _log.warning("%s: version %d serves from memory only: %s", self.state.name, release.version, err.message)
+            return False
+        return True
 
     async def _loaded(self, release: Release) -> Served:
         make = self._tools.engines.get(release.format)
@@ -259,41 +269,45 @@ class UpdateDriver:
             _log.warning("%s: version %d is fetched again: %s", self.state.name, release.version, err.message)
             await self._pause(command.attempt, REPAIR_DELAY_MAX_S)
             await self._fetch(release)
-            await self._tools.in_thread(self._tools.slots.seal, release.digest, release.size_bytes)
+            for digest, size_bytes in files_of(release):
+                await self._tools.in_thread(self._tools.slots.seal, digest, size_bytes)
             served = await self._loaded(release)
         self._tools.serving.serve(self.state.name, served)
         self._tools.give_memory_back()
         return e.Repaired(command.ticket)
 
     async def _preflight(self, command: c.Preflight) -> e.Answer:
-        slots, release = self._tools.slots, command.release
+        tools, release = self._tools, command.release
+        make = tools.engines.get(release.format)
 
-        def look() -> tuple[bool, int, int]:
-            missing = [(digest, size) for digest, size in files_of(release) if not slots.has(digest)]
-            needed_bytes = sum(size for _, size in missing)
-            for digest, _ in missing:
-                part = slots.part(digest)
-                needed_bytes -= part.stat().st_size if part.is_file() else 0
-            return not missing, needed_bytes, slots.room_bytes()
+        def look() -> Machine:
+            return find_machine(release, tools.slots, make() if make is not None else None, tools.machine)
 
-        is_present, needed_bytes, room_bytes = await self._tools.in_thread(look)
-        if not is_present and needed_bytes + ROOM_RESERVE_BYTES > room_bytes:
-            return e.PreflightFailed(
-                command.ticket,
-                problem(
-                    Code.NO_SPACE,
-                    f"Version {release.version} needs {needed_bytes:,} bytes more; the disk has {room_bytes:,} free.",
-                ),
-            )
-        return e.PreflightPassed(command.ticket, is_present=is_present)
+        machine = await tools.in_thread(look)
+        seen = shortcoming(release, machine)
+        if seen is not None:
+            return e.PreflightFailed(command.ticket, seen)
+        # Somebody else may have to allow even bytes that are here already.
+        is_present = machine.is_present and not tools.fetcher.must_ask
+        return e.PreflightPassed(command.ticket, is_present, machine.missing_bytes)
+
+    async def _look_around(self, command: c.LookAround) -> e.Answer:
+        """At once, or as soon as what is seen is judged otherwise than what is known."""
+        tools, release = self._tools, command.release
+        while True:
+            seen = await tools.in_thread(tools.machine.surroundings, command.moment)
+            policy = tools.rules.deferral
+            is_known = command.known == deferral(release, command.moment, command.missing_bytes, policy, seen)
+            if command.known is None or not is_known or is_expired(release, tools.now()):
+                return e.SurroundingsSeen(command.ticket, seen)
+            await asyncio.sleep(tools.rules.look_again_s)
 
     async def _download(self, command: c.Download) -> e.Answer:
         await self._pause(command.attempt, DOWNLOAD_DELAY_MAX_S)
-        await self._fetch(command.release)
-        return e.Downloaded(command.ticket)
+        return e.Downloaded(command.ticket, await self._fetch(command.release))
 
-    async def _fetch(self, release: Release) -> None:
-        await self._tools.fetcher.fetch(release, self._show_progress, self._cancelled)
+    async def _fetch(self, release: Release) -> Transfer:
+        return await self._tools.fetcher.fetch(self.state.name, release, self._show_progress, self._cancelled)
 
     def _show_progress(self, progress: Progress | None) -> None:
         # One assignment of a finished value: read by the loop, written in the download's thread.
@@ -313,27 +327,22 @@ class UpdateDriver:
         return e.Verified(command.ticket)
 
     async def _load(self, command: c.Load) -> e.Answer:
+        self._memory_before_bytes = await self._tools.in_thread(self._tools.machine.memory_used_bytes)
         self._candidate = await self._loaded(command.release)
         return e.Loaded(command.ticket)
 
     async def _examine(self, command: c.Examine) -> e.Answer:
-        candidate = self._candidate
-        assert candidate is not None, "examined before it was loaded"
-        golden = candidate.release.golden
-        if golden is not None:
-            await self._tools.in_thread(self._ask_golden_set, candidate, golden)
-        return e.ShadowPassed(command.ticket)
-
-    def _ask_golden_set(self, candidate: Served, golden: GoldenSet) -> None:
-        content = self._tools.slots.read(golden.digest)
-        try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as file:
-                inputs, outputs = golden_pairs({name: file[name] for name in file.files})
-        except (ValueError, OSError, EOFError, AgentError) as err:
-            raise StepError(Code.GOLDEN_MISMATCH, f"The golden set cannot be read: {err}.") from err
-        why = _first_difference(candidate, golden, inputs, outputs)
-        if why is not None:
-            raise StepError(Code.GOLDEN_MISMATCH, why)
+        assert self._candidate is not None, "examined before it was loaded"
+        tools, view = self._tools, self._tools.serving.view(self.state.name)
+        examination = Examination(
+            candidate=self._candidate,
+            serving=view.served if view is not None else None,
+            reading=tools.serving.answered(self.state.name),
+            terms=command.terms,
+            memory_before_bytes=self._memory_before_bytes,
+        )
+        evidence = await tools.in_thread(examine, examination, tools.slots, tools.machine)
+        return e.ShadowPassed(command.ticket, evidence)
 
     async def _switch(self, command: c.Switch) -> e.Switched:
         assert self._candidate is not None, "switched before it was loaded"
@@ -367,24 +376,6 @@ class UpdateDriver:
         return e.TrialPassed(command.ticket, evidence)
 
 
-def _first_difference(candidate: Served, golden: GoldenSet, inputs: Any, outputs: Any) -> str | None:
-    from device_agent.core.inference import fitted
-
-    model = candidate.model
-    samples = len(next(iter(inputs.values())))
-    for index in range(samples):
-        reading = {name: array[index] for name, array in inputs.items()}
-        expected = {name: np.asarray(array[index]) for name, array in outputs.items()}
-        try:
-            actual = model.run(fitted(reading, model.signature))
-        except AgentError as err:
-            return f"The golden set cannot be asked: {err.message}."
-        why = golden_difference(expected, actual, golden.tolerance_absolute)
-        if why is not None:
-            return f"Golden sample {index + 1} of {samples}: {why}."
-    return None
-
-
 def _download_failure(ticket: int, seen: UpdateProblem, err: Exception) -> e.Answer:
     if isinstance(err, FetchError):
         return e.DownloadFailed(ticket, seen, is_retryable=err.is_retryable, has_advanced=err.has_advanced)
@@ -407,6 +398,7 @@ _Failure = Callable[[int, UpdateProblem, Exception], e.Answer]
 _IN_TIME: dict[type[c.Command], tuple[Callable[[UpdateDriver, Any], Awaitable[e.Answer]], _Failure]] = {
     c.Repair: (UpdateDriver._repair, _failure(e.RepairFailed)),
     c.Preflight: (UpdateDriver._preflight, _failure(e.PreflightFailed)),
+    c.LookAround: (UpdateDriver._look_around, _failure(e.LookFailed)),
     c.Download: (UpdateDriver._download, _download_failure),
     c.Verify: (UpdateDriver._verify, _failure(e.VerifyFailed)),
     c.Load: (UpdateDriver._load, _failure(e.LoadFailed)),

@@ -63,6 +63,8 @@ class RolloutTerms(Document, frozen=True, kw_only=True, omit_defaults=False):
     trial: TrialTerms = TrialTerms()
     on_stop: OnStop = "rollback"
     offer_valid_s: float | None = msgspec.field(name="offerValidSeconds", default=None)
+    # Devices take it outside their update windows and over links that cost money.
+    urgent: bool = False
 
     def trial_of_rollback(self) -> TrialTerms:
         """The way back asks for one sound inference.

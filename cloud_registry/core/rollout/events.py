@@ -22,7 +22,10 @@ StopCause = Literal["operator", "gate"]
 
 
 class DeviceReport(Document, frozen=True, kw_only=True):
-    """What a device was seen to say about one offer, judged. `version` and `digest` are what its engine holds."""
+    """What a device was seen to say about one offer, judged. `version` and `digest` are what its engine holds.
+
+    `deferred_until` is the instant up to which the device says that it waits, with the offer in its hands.
+    """
 
     outcome: Outcome
     phase: Phase | None = None
@@ -30,6 +33,7 @@ class DeviceReport(Document, frozen=True, kw_only=True):
     loaded_digest: str | None = None
     error: UpdateProblem | None = None
     trial: TrialEvidence | None = None
+    deferred_until: str | None = None
 
 
 class RolloutPlanned(Document, frozen=True, kw_only=True, tag="rolloutPlanned"):

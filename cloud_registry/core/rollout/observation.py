@@ -134,6 +134,7 @@ def _as_report(report: ReportedModel, outcome: Outcome) -> DeviceReport:
         error=report.error if outcome != "committed" else None,
         # Evidence of a trial under way changes with every inference; the log keeps its last state only.
         trial=report.trial if is_decided else None,
+        deferred_until=report.deferred.until if report.phase is Phase.DEFERRED and report.deferred else None,
     )
 
 

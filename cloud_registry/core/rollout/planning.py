@@ -18,6 +18,8 @@ from manifests.release import Release, TrialTerms
 
 # Tier S1 takes 50 twin updates a second, and a controller ticks about once a second.
 WRITES_PER_TICK_MAX = 50
+# A window of one day a week is never further away.
+DEFERRAL_MAX = timedelta(days=8)
 
 Observations = Mapping[str, DeviceObservation]
 
@@ -228,16 +230,31 @@ def _give_up_silent(draft: _Draft) -> None:
         if not (attempt := _current_attempt(rollout, device)).is_decided
         and attempt.written_at is not None
         and device in draft.observations
-        and draft.now >= deadline(rollout, attempt.written_at)
+        and draft.now >= deadline(rollout, attempt.written_at, _waits_until(attempt))
     )
     if silent:
         draft.emit(ev.DevicesLost(devices=silent))
 
 
-def deadline(rollout: Rollout, written_at: datetime) -> datetime:
-    """When a device that was asked at `written_at` is given up. A resumed rollout gives everyone the full time."""
+def deadline(rollout: Rollout, written_at: datetime, waits_until: datetime | None = None) -> datetime:
+    """When a device that was asked at `written_at` is given up. A resumed rollout gives everyone the full time.
+
+    A device that waits for its update window says until when, and has the full time from then on; but no device is
+    waited for longer than a window can be away.
+    """
     start = written_at if rollout.resumed_at is None else max(written_at, rollout.resumed_at)
+    if waits_until is not None:
+        start = max(start, min(waits_until, start + DEFERRAL_MAX))
     return start + timedelta(seconds=rollout.plan.terms.timeout_s)
+
+
+def _waits_until(attempt: Attempt) -> datetime | None:
+    said = attempt.report.deferred_until if attempt.report is not None else None
+    try:
+        instant = datetime.fromisoformat(said) if said is not None else None
+    except ValueError:
+        return None
+    return instant if instant is not None and instant.tzinfo is not None else None
 
 
 def _judge_wave(draft: _Draft, wave: Wave) -> None:
@@ -356,6 +373,8 @@ def desired_entry(rollout: Rollout, device: str, now: datetime) -> dict[str, Any
         golden=content.golden,
         trial=_trial(rollout.plan, is_rollback=rollout.rollback is not None),
         not_after=None if valid_s is None else (now + timedelta(seconds=valid_s)).isoformat(),
+        # The way back waits for no window: what it takes back is running now.
+        urgent=rollout.plan.terms.urgent or rollout.rollback is not None,
     ).to_wire()
 
 

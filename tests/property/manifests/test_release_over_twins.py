@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manifests.model import GoldenSet
-from manifests.release import Release, TrialTerms
+from manifests.release import Release, Requirements, TrialTerms
 
 digests = st.integers(0, 2**256 - 1).map(lambda number: f"sha256:{number:064x}")
 fractions = st.floats(0, 1, allow_nan=False)
@@ -29,6 +29,15 @@ trials = st.builds(
     confidence_mean_min=fractions,
     disagreement_max=fractions,
     error_rate_max=fractions,
+    latency_ratio_max=st.none() | st.floats(0.1, 100),
+    latency_max_ms=st.none() | st.floats(0.1, 1e6),
+    memory_growth_bytes_max=st.none() | st.integers(0, 2**40),
+)
+requirements = st.builds(
+    Requirements,
+    opset=st.none() | st.integers(1, 99),
+    memory_bytes=st.none() | st.integers(0, 2**40),
+    engine=st.none() | words,
 )
 releases = st.builds(
     Release,
@@ -43,6 +52,8 @@ releases = st.builds(
     golden=st.none() | golden_sets,
     trial=trials,
     not_after=st.none() | st.just("2027-01-01T00:00:00Z"),
+    requires=st.none() | requirements,
+    urgent=st.booleans(),
 )
 
 

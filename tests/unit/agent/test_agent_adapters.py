@@ -1,6 +1,5 @@
 """The adapters that touch the disk and the engines, with real files and real models."""
 
-import hashlib
 import importlib.metadata
 import sqlite3
 from contextlib import closing
@@ -16,13 +15,11 @@ from device_agent.adapters.onnx_engine import OnnxEngine
 from device_agent.adapters.replay_source import ReplaySource
 from device_agent.adapters.sqlite_state import DATABASE_NAME, SqliteState
 from device_agent.adapters.tflite_engine import TfliteEngine
-from device_agent.core.inference import fitted, interpret
+from device_agent.core.inference import fitted
 from device_agent.errors import ConfigurationError, InferenceError, StateError, StateNotFoundError, StepError
 from device_agent.ports import Counts, Stored
 from manifests.canonical import digest_of
 from tests.tiny_models import GOOD, answers, onnx_classifier, readings
-
-MODELS = Path(__file__).parents[4] / "shared" / "data" / "models"
 
 # Slots ----------------------------------------------------------------------------------------------------------------
 
@@ -292,41 +289,3 @@ def test_an_engine_says_what_it_is():
     assert onnx_facts.providers == ("CPUExecutionProvider",)
     assert tflite_facts.version == importlib.metadata.version(tflite_facts.name)
     assert tflite_facts.opset_max is None
-
-
-needs_models = pytest.mark.skipif(not MODELS.is_dir(), reason="the published models are not beside this checkout")
-
-
-def load(name: str):
-    content = (MODELS / name).read_bytes()
-    engine = OnnxEngine() if name.endswith(".onnx") else TfliteEngine()
-    return engine.load(content, "sha256:" + hashlib.sha256(content).hexdigest())
-
-
-@needs_models
-@pytest.mark.parametrize("name", ["mlperf-tiny/ad01_fp32.onnx", "mlperf-tiny/ad01_fp32.tflite"])
-def test_a_published_anomaly_detector_gives_its_published_score(name):
-    """MLPerf Tiny: the mean squared error over the 196 windows of one recording is 9.70710781."""
-    model = load(name)
-    with np.load(MODELS / "mlperf-tiny" / "ad01_reference_io.npz") as file:
-        windows = file["x"]
-    scores = []
-    for window in windows:
-        outputs = model.run(fitted({"whatever": window}, model.signature))
-        rebuilt = next(iter(outputs.values()))[0]
-        assert interpret(outputs).prediction is None
-        scores.append(float(np.mean((rebuilt - window) ** 2)))
-    assert len(scores) == 196
-    assert np.mean(scores) == pytest.approx(9.7071, abs=5e-5)
-
-
-@needs_models
-@pytest.mark.parametrize(
-    "name",
-    ["tflm/person_detect.tflite", "ort-examples/pytorch_superresolution_with_pre_post_processing_op18.onnx"],
-)
-def test_a_model_with_operators_that_no_engine_here_has_is_refused(name):
-    with pytest.raises(StepError) as caught:
-        load(name)
-    assert caught.value.code == "LOAD_FAILED"
-    assert len(caught.value.message) > 30

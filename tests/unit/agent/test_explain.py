@@ -12,7 +12,7 @@ from device_agent.core.explain import NEXT_ACTIONS, PHASE_WORDS, Disk, LinkStand
 from device_agent.core.history import TRANSITIONS_MAX, Transition, transition_between
 from device_agent.core.model_state import ModelState
 from manifests.release import Release, TrialTerms
-from manifests.twin import Phase, Progress, TrialEvidence
+from manifests.twin import Deferral, Phase, Progress, TrialEvidence
 
 STOPPED = Live()
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -32,6 +32,7 @@ def explained(state: ModelState, live: Live = STOPPED, *, is_running: bool = Tru
 
 def test_every_code_has_a_next_action_and_every_phase_a_meaning():
     assert [code for code in Code if code not in NEXT_ACTIONS] == []
+    assert [code for code in NEXT_ACTIONS if code not in set(Code)] == []
     assert set(PHASE_WORDS) == set(Phase)
     assert all(text.endswith(".") for text in (*NEXT_ACTIONS.values(), *PHASE_WORDS.values()))
     assert "knows no advice" in next_action("A_CODE_OF_TOMORROW")
@@ -70,7 +71,14 @@ AWAITED = {
         ["evidence: 20 of 50 inferences, 31 of 60 s"],
     ),
     "a time to come": (
-        ModelState(name="digits", phase=Phase.DEFERRED, offer=release(2)), Live(), ["the device to be free for it"],
+        ModelState(
+            name="digits", phase=Phase.DEFERRED, offer=release(2),
+            deferred=Deferral(
+                reason="window", step="download", message="The window is closed.", until="2026-03-01T22:00"
+            ),
+        ),
+        Live(),
+        ["a better moment for its download, until 2026-03-01T22:00 at the latest: The window is closed."],
     ),
     "a check": (
         ModelState(name="digits", phase=Phase.VERIFYING, offer=release(2)), Live(), ["the step at hand to be done"],

@@ -1,5 +1,7 @@
 """What is counted of models and read of the device, what of it is news, and what of it fits into a twin."""
 
+from datetime import UTC, datetime
+
 import msgspec
 import pytest
 
@@ -14,12 +16,20 @@ from device_agent.core.health import (
     ModelHealth,
     health_of,
     is_news,
+    reported_sensor,
 )
+from device_agent.ports import SensorFacts
 from manifests.twin import LATENCY_BOUNDS_MS, ReportedSection, read_reported
 
 DEVICE = DeviceReadings(
     uptime_s=100, temperature_c=50.0, memory_bytes=50_000_000, memory_available_bytes=400_000_000,
     disk_free_bytes=10**9, load_average=0.2,
+)  # fmt: skip
+
+
+SENSOR = SensorFacts(
+    kind="mqtt", taken=5, ignored=0, failed=1, dropped=0, last_at=datetime(2026, 3, 1, 12, tzinfo=UTC),
+    has_ended=False, problem="no broker " * 100,
 )  # fmt: skip
 
 
@@ -82,6 +92,11 @@ def test_health_of_many_models_stays_within_its_part_of_the_twin(count):
     assert read.health == health
 
 
+def test_the_sensor_is_told_with_its_problem_cut():
+    told = reported_sensor(SENSOR)
+    assert (told.kind, told.taken, told.last_at, len(told.problem)) == ("mqtt", 5, "2026-03-01T12:00:00+00:00", 200)
+
+
 def test_the_same_again_is_no_news_but_an_inference_an_error_or_heat_is():
     told = health_of({"m": busy_model(10)}, DEVICE, {}, 5.0)
     assert is_news(None, told)
@@ -92,6 +107,7 @@ def test_the_same_again_is_no_news_but_an_inference_an_error_or_heat_is():
         "an error": health_of({"m": busy_model(10)}, DEVICE, {"link": 1}, 5.0),
         "heat": health_of({"m": busy_model(10)}, _with(temperature_c=60.0), {}, 5.0),
         "a sensor that fell silent": health_of({"m": busy_model(10)}, _with(temperature_c=None), {}, 5.0),
+        "a reading": health_of({"m": busy_model(10)}, DEVICE, {}, 5.0, reported_sensor(SENSOR)),
         "less disk": health_of({"m": busy_model(10)}, _with(disk_free_bytes=8 * 10**8), {}, 5.0),
     }
     assert [what for what, now in news.items() if not is_news(told, now)] == []

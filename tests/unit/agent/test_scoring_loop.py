@@ -10,14 +10,12 @@ import pytest
 
 from device_agent.adapters.onnx_engine import OnnxEngine
 from device_agent.adapters.reading_queue import ReadingQueue
-from device_agent.config.settings import EngineSettings
 from device_agent.core.topics import wants
 from device_agent.errors import SensorEndedError, SensorError
 from device_agent.ports import Reading, SourceFacts
 from device_agent.runtime import scoring
 from device_agent.runtime.scoring import ScoringLoop, accepts_all
 from device_agent.runtime.serving import Served, Serving
-from device_agent.runtime.watchdog import Pulse
 from manifests.canonical import digest_of
 from manifests.release import Release, TrialTerms
 from tests.tiny_models import GOOD, onnx_classifier, readings
@@ -84,7 +82,7 @@ def served() -> Served:
         generation=1, rollout="r", version=1, format="onnx", digest=digest, size_bytes=len(content), target="t",
         trial=TrialTerms(),
     )  # fmt: skip
-    return Served(OnnxEngine(EngineSettings()).load(content, digest), release)
+    return Served(OnnxEngine().load(content, digest), release)
 
 
 def reading(number: int, *, receipt=None, origin="") -> Reading:
@@ -106,9 +104,7 @@ class World:
         self.sensor.paces_itself = is_paced
         for name in models:
             self.serving.serve(name, served())
-        self.loop = ScoringLoop(
-            self.sensor, self.serving, self.taken.append, interval_s, lambda: NOON, Pulse(), accepts
-        )
+        self.loop = ScoringLoop(self.sensor, self.serving, self.taken.append, interval_s, lambda: NOON, accepts)
         self.thread = threading.Thread(target=self.loop.run, daemon=True)
         self.thread.start()
 

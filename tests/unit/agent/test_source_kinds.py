@@ -19,11 +19,11 @@ from device_agent.adapters.replay_source import ReplaySource
 from device_agent.adapters.stopwatch import Stopwatch
 from device_agent.adapters.wav_source import WavSource
 from device_agent.config import AgentConfig, Identity, read_config
+from device_agent.config.identities import ByConnectionString
 from device_agent.config.settings import MirrorSettings, SensorSettings, Settings, read_settings
 from device_agent.core.inference import fitted
 from device_agent.errors import ConfigurationError, SensorEndedError
 from device_agent.ports import Reading
-from device_agent.wiring.sensors import SOURCE_KINDS
 from manifests.model import Signature, TensorSpec
 from tests.tiny_models import npz
 from tests.unit.agent.test_sensor_replays import recording
@@ -34,7 +34,9 @@ KEY = "HostName=h;DeviceId=d;ModuleId=m;SharedAccessKey=c2VjcmV0"
 def config(tmp_path: Path, source: str, *, mirror: MirrorSettings | None = None, **sensor) -> AgentConfig:
     (tmp_path / "state").mkdir(exist_ok=True)
     tables = Settings(sensor=SensorSettings(**sensor), mirror=mirror or MirrorSettings())
-    return AgentConfig(Identity("h", "d", "m"), KEY, "http://a/", tmp_path / "state", source, settings=tables)
+    return AgentConfig(
+        Identity("h", "d", "m"), ByConnectionString(KEY), "http://a/", tmp_path / "state", source, settings=tables
+    )
 
 
 WRONG = {
@@ -166,7 +168,7 @@ def test_every_example_of_the_guide_is_a_configuration():
     for block in blocks:
         tables = tomllib.loads(block)
         source = tables.pop("source", None)
-        assert source is None or SOURCE_KINDS.count(source.partition(":")[0] + ":") == 1
+        assert source is None or wiring.SOURCE_KINDS.count(source.partition(":")[0] + ":") == 1
         read_settings(tables, {})
 
 

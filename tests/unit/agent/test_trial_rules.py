@@ -1,6 +1,7 @@
 """When a trial ends, and how."""
 
 import pytest
+from msgspec.structs import replace
 
 from device_agent.core.codes import Code
 from device_agent.core.trial import Broken, Outcome, Passed, Tally, judge
@@ -14,6 +15,8 @@ TERMS = TrialTerms(
     confidence_mean_min=0.6,
     disagreement_max=0.3,
     error_rate_max=0.02,
+    latency_ratio_max=2.0,
+    latency_max_ms=100.0,
 )
 
 
@@ -35,6 +38,18 @@ CASES = {
     "no model to compare with": (seen(50, disagreement=None), 60.0, Passed),
     "too many errors": (seen(50, errors=2), 1.0, Code.TRIAL_ERRORS),
     "as many errors as are tolerated": (seen(50, errors=1), 60.0, Passed),
+    "one in twenty answers takes too long": (seen(50, latency_p95_ms=100.1), 1.0, Code.TRIAL_LATENCY),
+    "one in twenty answers takes as long as is tolerated": (seen(50, latency_p95_ms=100.0), 60.0, Passed),
+    "three times as slow as the previous model": (
+        seen(50, latency_mean_ms=30.0, latency_reference_ms=10.0), 1.0, Code.TRIAL_LATENCY,
+    ),
+    "twice as slow as the previous model, which is tolerated": (
+        seen(50, latency_mean_ms=20.0, latency_reference_ms=10.0), 60.0, Passed,
+    ),
+    "three times as slow, by less than a scheduler adds": (
+        seen(50, latency_mean_ms=0.15, latency_reference_ms=0.05), 60.0, Passed,
+    ),
+    "slow, and no previous model to compare with": (seen(50, latency_mean_ms=99.0), 60.0, Passed),
     "errors alone, no confidence at all": (
         TrialEvidence(inferences=50, errors=50), 1.0, Code.TRIAL_ERRORS,
     ),
@@ -63,15 +78,39 @@ def test_a_deadline_before_the_end_of_the_trial_does_not_cut_it_short():
 def test_evidence_adds_up():
     tally = Tally()
     for outcome in (
-        Outcome(confidence=0.8, agrees=True, latency_ms=2.0),
-        Outcome(confidence=0.6, agrees=False, latency_ms=4.0),
+        Outcome(confidence=0.8, agrees=True, latency_ms=2.0, reference_ms=1.0),
+        Outcome(confidence=0.6, agrees=False, latency_ms=4.0, reference_ms=2.0),
         Outcome(confidence=None, agrees=None, latency_ms=6.0),
         Outcome(is_error=True),
     ):
         tally.add(outcome)
-    assert tally.evidence(1.23456) == TrialEvidence(
-        inferences=4, errors=1, confidence_mean=0.7, disagreement=0.5, latency_mean_ms=4.0, elapsed_s=1.235
+    evidence = tally.evidence(1.23456)
+    assert replace(evidence, latency_p95_ms=None) == TrialEvidence(
+        inferences=4,
+        errors=1,
+        confidence_mean=0.7,
+        disagreement=0.5,
+        latency_mean_ms=4.0,
+        latency_reference_ms=1.5,
+        elapsed_s=1.235,
     )
+    assert evidence.latency_p95_ms == pytest.approx(6.0, rel=0.025)
+
+
+@pytest.mark.parametrize("scale_ms", [0.01, 1.0, 5_000.0])
+def test_a_percentile_is_known_to_a_fortieth_however_long_the_trial_is(scale_ms):
+    tally = Tally()
+    for rank in range(10_000):
+        tally.add(Outcome(latency_ms=scale_ms * (1 + rank / 1000)))
+    assert tally.evidence(1.0).latency_p95_ms == pytest.approx(scale_ms * 10.5, rel=0.026)
+    # A week of readings takes as much memory as a minute of them.
+    assert len(tally.buckets) < 60
+
+
+def test_latencies_no_clock_can_tell_apart_are_counted_all_the_same():
+    tally = Tally()
+    tally.add(Outcome(latency_ms=0.0))
+    assert tally.evidence(1.0).latency_p95_ms == pytest.approx(0.001, rel=0.03)
 
 
 def test_no_reading_is_no_confidence_rather_than_none_at_all():

@@ -10,11 +10,13 @@ from device_agent.core import events as e
 from device_agent.core.codes import Code, problem
 from device_agent.core.model_state import ModelState, Rules
 from device_agent.core.update import IGNORED, STANDINGS, TRANSITIONS, step
+from device_agent.ports import Surroundings
 from manifests.canonical import digest_of
 from manifests.release import Release
 from manifests.twin import Phase, TrialEvidence
 
 NOW = datetime(2025, 3, 1, 12, tzinfo=UTC)
+CALM = Surroundings(local=NOW)
 RULES = Rules(formats=("onnx",), download_attempts_max=3)
 SEEN = TrialEvidence(inferences=50, confidence_mean=0.9)
 BAD = problem(Code.DIGEST_MISMATCH, "Other bytes.")
@@ -60,7 +62,15 @@ class Device:
         """Answer in the newest ticket's name: an event type, or one with its arguments."""
         for kind in kinds:
             make, arguments = kind if isinstance(kind, tuple) else (kind, ())
+            if make not in (e.SurroundingsSeen, e.LookFailed):
+                self.looks_around()
             self.hears(make(self.state.ticket, *arguments))
+        return self.looks_around()
+
+    def looks_around(self) -> "Device":
+        """Where the machine asks for the surroundings and a story says nothing of them, nothing speaks against it."""
+        while self.asked and isinstance(self.work, c.LookAround) and self.state.phase is not Phase.DEFERRED:
+            self.hears(e.SurroundingsSeen(self.work.ticket, CALM))
         return self
 
     @property
@@ -72,7 +82,9 @@ class Device:
         return [type(command).__name__ for command in self.asked]
 
 
-TO_TRIAL = (e.PreflightPassed, e.Downloaded, e.Verified, e.Loaded, e.ShadowPassed, e.Switched)
+ROOM = (e.PreflightPassed, (False, 100))
+PRESENT = (e.PreflightPassed, (True,))
+TO_TRIAL = (ROOM, e.Downloaded, e.Verified, e.Loaded, e.ShadowPassed, e.Switched)
 PASSED = (e.TrialPassed, (SEEN,))
 
 
@@ -96,7 +108,7 @@ def test_every_phase_has_decided_what_to_do_with_every_event():
     pairs = {(standing, kind) for standing in STANDINGS for kind in e.EVENTS}
     assert set(TRANSITIONS) | IGNORED == pairs
     assert set(TRANSITIONS) & IGNORED == set()
-    assert (len(TRANSITIONS), len(IGNORED)) == (76, 190)
+    assert (len(TRANSITIONS), len(IGNORED)) == (84, 210)
 
 
 # A sentence -> (events and answers from the first offer on, the chain of phases, the code reported at the end).
@@ -108,18 +120,18 @@ FIRST_OFFERS = {
         Code.NO_SPACE,
     ),
     "the bytes are on the disk already: they are verified and not downloaded": (
-        ((e.PreflightPassed, (True,)), e.Verified),
-        ["offered", "verifying", "staged"],
+        (PRESENT, e.Verified),
+        ["offered", "verifying", "staged", "shadow"],
         None,
     ),
     "the server says no: the update fails at once": (
-        (e.PreflightPassed, (e.DownloadFailed, (problem(Code.DOWNLOAD_FAILED, "404."),))),
+        (ROOM, (e.DownloadFailed, (problem(Code.DOWNLOAD_FAILED, "404."),))),
         ["offered", "downloading", "failed"],
         Code.DOWNLOAD_FAILED,
     ),
     "the line is cut twice without a byte: the third attempt still succeeds": (
         (
-            e.PreflightPassed,
+            ROOM,
             (e.DownloadFailed, (BAD, True)),
             (e.DownloadFailed, (BAD, True)),
             e.Downloaded,
@@ -128,28 +140,28 @@ FIRST_OFFERS = {
         None,
     ),
     "the line is cut three times without a byte: the update fails": (
-        (e.PreflightPassed, *[(e.DownloadFailed, (problem(Code.DOWNLOAD_FAILED, "Cut."), True))] * 3),
+        (ROOM, *[(e.DownloadFailed, (problem(Code.DOWNLOAD_FAILED, "Cut."), True))] * 3),
         ["offered", "downloading", "failed"],
         Code.DOWNLOAD_FAILED,
     ),
     "the line is cut ten times but bytes came each time: it goes on": (
-        (e.PreflightPassed, *[(e.DownloadFailed, (BAD, True, True))] * 10, e.Downloaded),
+        (ROOM, *[(e.DownloadFailed, (BAD, True, True))] * 10, e.Downloaded),
         ["offered", "downloading", "verifying"],
         None,
     ),
     "the digest differs once: the bytes are fetched afresh": (
-        (e.PreflightPassed, e.Downloaded, (e.VerifyFailed, (BAD,)), e.Downloaded, e.Verified),
-        ["offered", "downloading", "verifying", "downloading", "verifying", "staged"],
+        (ROOM, e.Downloaded, (e.VerifyFailed, (BAD,)), e.Downloaded, e.Verified),
+        ["offered", "downloading", "verifying", "downloading", "verifying", "staged", "shadow"],
         None,
     ),
     "the digest differs twice: nothing is activated": (
-        (e.PreflightPassed, e.Downloaded, (e.VerifyFailed, (BAD,)), e.Downloaded, (e.VerifyFailed, (BAD,))),
+        (ROOM, e.Downloaded, (e.VerifyFailed, (BAD,)), e.Downloaded, (e.VerifyFailed, (BAD,))),
         ["offered", "downloading", "verifying", "downloading", "verifying", "failed"],
         Code.DIGEST_MISMATCH,
     ),
     "the engine refuses the model: nothing is switched": (
-        (e.PreflightPassed, e.Downloaded, e.Verified, (e.LoadFailed, (problem(Code.LOAD_FAILED, "No."),))),
-        ["offered", "downloading", "verifying", "staged", "failed"],
+        (ROOM, e.Downloaded, e.Verified, (e.LoadFailed, (problem(Code.LOAD_FAILED, "No."),))),
+        ["offered", "downloading", "verifying", "staged", "shadow", "failed"],
         Code.LOAD_FAILED,
     ),
     "the golden set is answered wrong: nothing is switched": (
@@ -251,7 +263,7 @@ def test_committed_bytes_that_rotted_are_fetched_again_even_if_the_offer_that_fo
 
 
 def test_a_newer_offer_takes_the_place_of_a_download():
-    device = committed(1).hears(e.Desired(release(2))).says(e.PreflightPassed)
+    device = committed(1).hears(e.Desired(release(2))).says(ROOM)
     late = device.state.ticket
     device.hears(e.Desired(release(3)), e.Downloaded(late))
     assert (device.state.phase, device.state.offer) == (Phase.OFFERED, release(3))
@@ -283,7 +295,7 @@ def test_an_old_desired_section_that_is_replayed_changes_nothing(generation):
 def test_a_rollback_is_a_higher_generation_with_older_bytes_and_needs_no_download():
     device = on_trial().says(PASSED)
     device.hears(e.Desired(release(3, content="model 1", version=1)))
-    device.says((e.PreflightPassed, (True,)), e.Verified, e.Loaded, e.ShadowPassed, e.Switched, PASSED)
+    device.says(PRESENT, e.Verified, e.Loaded, e.ShadowPassed, e.Switched, PASSED)
     state = device.state
     assert (state.phase, state.current.version, state.previous.version) == (Phase.COMMITTED, 1, 2)
 
@@ -291,18 +303,20 @@ def test_a_rollback_is_a_higher_generation_with_older_bytes_and_needs_no_downloa
 # A sentence -> (where the device was, how often it died there, the chain after its restarts, the code).
 KILLED = {
     "while the offer was looked at: it is looked at again": ((), 1, ["offered"], None),
-    "in the download: it goes on": ((e.PreflightPassed,), 1, ["downloading"], None),
-    "in the download, ten times: it still goes on": ((e.PreflightPassed,), 10, ["downloading"], None),
+    "in the download: it goes on": ((ROOM,), 1, ["downloading"], None),
+    "in the download, ten times: it still goes on": ((ROOM,), 10, ["downloading"], None),
     "in the verification: the bytes are verified again": (TO_TRIAL[:2], 1, ["verifying"], None),
-    "while staged: the model is loaded again": (TO_TRIAL[:3], 1, ["staged"], None),
-    "in shadow: the model is loaded again": (TO_TRIAL[:4], 1, ["shadow", "staged"], None),
-    "in shadow, twice: the model is not loaded a third time": (
-        TO_TRIAL[:3], 2, ["staged", "failed"], Code.SHADOW_CRASHED,
+    "while it is loaded: the model is loaded again": (TO_TRIAL[:3], 1, ["shadow", "staged", "shadow"], None),
+    "in shadow: the model is loaded again": (TO_TRIAL[:4], 1, ["shadow", "staged", "shadow"], None),
+    "while it is loaded, twice: the model is not loaded a third time": (
+        TO_TRIAL[:3], 2, ["shadow", "staged", "shadow", "failed"], Code.SHADOW_CRASHED,
     ),
     "in the switch: the old model serves, and the new one is loaded again": (
-        TO_TRIAL[:5], 1, ["switching", "staged"], None,
+        TO_TRIAL[:5], 1, ["switching", "staged", "shadow"], None,
     ),
-    "in the trial: the trial begins again and is not committed for it": (TO_TRIAL, 1, ["trial", "staged"], None),
+    "in the trial: the trial begins again and is not committed for it": (
+        TO_TRIAL, 1, ["trial", "staged", "shadow"], None,
+    ),
 }  # fmt: skip
 
 
@@ -380,12 +394,23 @@ def test_a_withdrawal_that_was_taken_back_during_the_trial_does_not_happen():
     assert (device.chain, device.state.current) == (["trial", "committed"], release(2))
 
 
-def test_a_commit_sweeps_what_is_neither_current_nor_previous():
+def test_an_offer_that_waited_and_was_withdrawn_and_asked_for_again_still_waits():
+    """Found by a generated world, the 4,013th of its kind."""
+    device = on_trial().hears(e.Desired(release(3)), e.Withdrawn(), e.Desired(release(3)))
+    assert (device.state.pending, device.state.is_withdrawal_pending) == (release(3), False)
+    device.says(PASSED)
+    assert (device.state.phase, device.state.offer) == (Phase.OFFERED, release(3))
+
+
+def test_a_commit_sweeps_all_but_the_committed_release_and_the_two_before_it():
     device = on_trial().says(PASSED)
     assert device.kinds == ["Sweep"]
     assert device.state.digests() == {digest(1), digest(2)}
     device.hears(e.Desired(release(3))).says(*TO_TRIAL, PASSED)
-    assert device.state.digests() == {digest(2), digest(3)}
+    assert device.state.digests() == {digest(1), digest(2), digest(3)}
+    device.hears(e.Desired(release(4))).says(*TO_TRIAL, PASSED)
+    assert device.state.digests() == {digest(2), digest(3), digest(4)}
+    assert (device.state.previous, device.state.older) == (release(3), (release(2),))
 
 
 @pytest.mark.parametrize("answered", range(len(TO_TRIAL)))
@@ -394,7 +419,8 @@ def test_an_answer_with_another_ticket_is_not_taken(answered):
     device = Device().hears(e.Desired(release(1))).says(*TO_TRIAL[:answered])
     before = device.state
     for ticket in (before.ticket - 1, before.ticket + 1):
-        device.hears(TO_TRIAL[answered](ticket))
+        make, arguments = TO_TRIAL[answered] if isinstance(TO_TRIAL[answered], tuple) else (TO_TRIAL[answered], ())
+        device.hears(make(ticket, *arguments))
     assert device.state == before
     assert device.says(TO_TRIAL[answered]).state != before
 
@@ -402,7 +428,7 @@ def test_an_answer_with_another_ticket_is_not_taken(answered):
 def test_bytes_that_are_committed_but_do_not_serve_take_the_long_way():
     device = committed(1).hears(e.Restarted(is_unclean=True)).says((e.Restored, (None,)))
     device.hears(e.Desired(release(2, content="model 1")))
-    assert (device.state.phase, device.kinds) == (Phase.OFFERED, ["Preflight"])
+    assert (device.state.phase, device.kinds) == (Phase.OFFERED, ["Sweep", "Preflight"])
 
 
 def test_a_failed_update_leaves_what_was_committed():

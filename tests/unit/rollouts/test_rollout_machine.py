@@ -4,16 +4,17 @@ import typing
 from datetime import timedelta
 
 import pytest
+from msgspec.structs import replace
 from rollout_worlds import MODEL, START, digest
 
 from cloud_registry.core.gate import Decision, Evidence
 from cloud_registry.core.rollout import events as ev
 from cloud_registry.core.rollout.documents import DevicePlan, ReleaseContent, RolloutPlan
 from cloud_registry.core.rollout.observation import Aim, DeviceObservation, judge
-from cloud_registry.core.rollout.planning import PLANNERS, plan
+from cloud_registry.core.rollout.planning import PLANNERS, desired_entry, plan
 from cloud_registry.core.rollout.state import ENDED_STATES, TRANSITIONS, HistoryError, RolloutState, fold
 from manifests.errors import ManifestError
-from manifests.twin import Phase, ReportedModel
+from manifests.twin import Deferral, Phase, ReportedModel
 
 CONTENT = {
     digest(version): ReleaseContent(
@@ -148,6 +149,7 @@ JUDGED = {
     "committed with the digest loaded": (report(Phase.COMMITTED), "committed"),
     "thingsboard#10191: committed, but the old bytes run": (report(Phase.COMMITTED, loaded=digest(1)), "failed"),
     "committed, and the engine is just loading": (report(Phase.COMMITTED, loaded=None), "offered"),
+    "deferred is not done": (report(Phase.DEFERRED, loaded=digest(1)), "offered"),
     "on trial is not done": (report(Phase.TRIAL), "offered"),
     "reverting is not the last word": (report(Phase.REVERTING), "offered"),
     "reverted": (report(Phase.REVERTED_QUARANTINED, loaded=digest(1)), "reverted"),
@@ -195,6 +197,38 @@ def test_planning_without_news_is_planning_nothing(story):
     now = START + timedelta(seconds=rollout.sequence)
     first = plan(rollout, {}, now)
     assert plan(first.rollout, {}, now).events == ()
+
+
+TEN = START + timedelta(hours=10)
+# A sentence -> (until when the device says it waits, hours after the start, whether it is lost by then).
+WAITING = {
+    "in the hours before its window it is waited for": (TEN.isoformat(), 9.9, False),
+    "it has the full time from its window on": (TEN.isoformat(), 10.05, False),
+    "a window that came and went without a word": (TEN.isoformat(), 10.1, True),
+    "a window that is already open": (START.isoformat(), 0.1, True),
+    "a window in a hundred years": (START.replace(year=2125).isoformat(), 24 * 8.1, True),
+    "until it is idle, of which nobody knows when": (None, 0.1, True),
+    "an instant that is none": ("tomorrow", 0.1, True),
+    "an instant in no zone": (TEN.replace(tzinfo=None).isoformat(), 0.1, True),
+}
+
+
+@pytest.mark.parametrize("story", WAITING)
+def test_a_device_that_says_until_when_it_waits_is_waited_for(story):
+    until, hours, is_lost = WAITING[story]
+    said = Deferral(reason="window", step="activation", message="Not now.", until=until)
+    waiting = DeviceObservation("a", desired={}, report=replace(report(Phase.DEFERRED), deferred=said))
+    events = plan(fold(records(*FIRST_WAVE)), {"a": waiting}, START + timedelta(hours=hours)).events
+    assert (ev.DevicesLost(devices=("a",)) in events) is is_lost
+
+
+def test_the_way_back_waits_for_no_window_and_a_release_does_unless_it_is_urgent():
+    stopped = fold(records(*FIRST_WAVE, STOPPED, TAKEN_BACK))
+    forward = fold(records(*FIRST_WAVE))
+    urgent = replace(PLAN, terms=replace(PLAN.terms, urgent=True))
+    hurried = fold([ev.RecordedEvent(1, START, ev.RolloutPlanned(plan=urgent)), *records(*FIRST_WAVE)[1:]])
+    entries = [desired_entry(rollout, "a", START) for rollout in (stopped, forward, hurried)]
+    assert [entry["urgent"] for entry in entries] == [True, False, True]
 
 
 def test_a_device_is_lost_only_when_it_was_looked_at_and_had_said_nothing():

@@ -12,30 +12,32 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from device_agent.adapters.hub_identity import client_maker, link_factory
 from device_agent.adapters.logs import RecentLines
 from device_agent.adapters.sqlite_state import SqliteState
 from device_agent.adapters.systemd_notify import SystemdNotifier
-from device_agent.config import AgentConfig, Identity
-from device_agent.config.identities import ByCertificate, ByConnectionString, ByEdgeEnvironment, ByProvisioning
+from device_agent.config import AgentConfig
 from device_agent.config.settings import EngineSettings, TelemetrySettings
 from device_agent.core import agent as core
 from device_agent.core.alerts import AlertRule
-from device_agent.core.model_state import ModelState
+from device_agent.core.deferral import Policy, read_windows
+from device_agent.core.model_state import ModelState, Rules
 from device_agent.core.outbox import Bounds
 from device_agent.errors import ConfigurationError, StateError, StateInUseError
-from device_agent.ports import Engine, FileSink
-from device_agent.wiring import sensors
-from device_agent.wiring.sensors import chooser, open_mirror, open_source
+from device_agent.ports import Downloader, Engine, FileSink, Machine, Mirror, Reading, Source, Trust
 from manifests.errors import ManifestError
 from manifests.model import ModelFormat
 from manifests.twin import ReportedAgent
 
 LOCK_PATIENCE_S = 1.0
+BROKER_PATIENCE_S = 10.0
+SOURCE_KINDS = (
+    "mqtt:TOPIC/PATTERN/#, folder:DIR, csv:FILE, wav:FILE, images:DIR, http:127.0.0.1:PORT, unix:PATH, replay:FILE.npz"
+)
 
 _ENGINE_LIBRARIES: dict[ModelFormat, tuple[str, ...]] = {
     "onnx": ("onnxruntime",),
@@ -110,9 +112,171 @@ def engines_of(formats: tuple[ModelFormat, ...], settings: EngineSettings) -> di
     return found
 
 
+def open_source(config: AgentConfig) -> Source:
+    """The sensor that `source` names; raises ConfigurationError. Ask for readings, and close it at the end."""
+    kind, what = _source_parts(config.source)
+    return _SOURCES[kind](what, config)
+
+
+def _source_parts(source: str) -> tuple[str, str]:
+    kind, _, what = source.partition(":")
+    if kind not in _SOURCES:
+        raise ConfigurationError(f"The source {source!r} is unknown.", hint=f"Write one of {SOURCE_KINDS}.")
+    if not what:
+        raise ConfigurationError(f"The source {source!r} does not say what to read.", hint=f"One of {SOURCE_KINDS}.")
+    return kind, what
+
+
+def _replay(what: str, config: AgentConfig) -> Source:  # noqa: ARG001  a replay has no settings
+    from device_agent.adapters.replay_source import ReplaySource
+
+    return ReplaySource.open(Path(what).expanduser())
+
+
+def _mqtt(what: str, config: AgentConfig) -> Source:
+    from device_agent.adapters.mqtt_source import MqttSource
+
+    return MqttSource(what, config.settings.sensor, _client_id(config, "sensor"))
+
+
+def _folder(what: str, config: AgentConfig) -> Source:
+    from device_agent.adapters.folder_source import FolderSource
+    from device_agent.adapters.stopwatch import Stopwatch
+
+    ledger = config.state_directory / "folder.jsonl"
+    return FolderSource(Path(what).expanduser(), config.settings.sensor, ledger, Stopwatch())
+
+
+def _csv(what: str, config: AgentConfig) -> Source:
+    from device_agent.adapters.csv_source import CsvSource
+    from device_agent.adapters.stopwatch import Stopwatch
+
+    return CsvSource(Path(what).expanduser(), config.settings.sensor, Stopwatch())
+
+
+def _wav(what: str, config: AgentConfig) -> Source:
+    from device_agent.adapters.stopwatch import Stopwatch
+    from device_agent.adapters.wav_source import WavSource
+
+    return WavSource(Path(what).expanduser(), config.settings.sensor, Stopwatch())
+
+
+def _images(what: str, config: AgentConfig) -> Source:
+    from device_agent.adapters.image_source import ImageSource
+    from device_agent.adapters.stopwatch import Stopwatch
+
+    return ImageSource(Path(what).expanduser(), config.settings.sensor, Stopwatch())
+
+
+def _http(what: str, config: AgentConfig) -> Source:
+    _need_uvicorn()
+    from device_agent.adapters.listening import listen_on_port
+    from device_agent.adapters.push_source import PushSource
+
+    settings = config.settings.sensor
+    return PushSource("http", listen_on_port(what, has_token=bool(settings.token)), settings)
+
+
+def _unix(what: str, config: AgentConfig) -> Source:
+    _need_uvicorn()
+    from device_agent.adapters.listening import listen_on_path
+    from device_agent.adapters.push_source import PushSource
+
+    settings = config.settings.sensor
+    return PushSource("unix", listen_on_path(Path(what).expanduser(), int(settings.socket_mode, 8)), settings)
+
+
+def _need_uvicorn() -> None:
+    """Looked for and not imported: that takes a while, and happens beside the loading of the model."""
+    if importlib.util.find_spec("uvicorn") is None:
+        raise ConfigurationError(
+            "Pushed readings need the library uvicorn, which is not installed.", hint="Install slipway[agent]."
+        )
+
+
+_SOURCES: dict[str, Callable[[str, AgentConfig], Source]] = {
+    "replay": _replay,
+    "mqtt": _mqtt,
+    "folder": _folder,
+    "csv": _csv,
+    "wav": _wav,
+    "images": _images,
+    "http": _http,
+    "unix": _unix,
+}
+
+
 def probe_source(config: AgentConfig) -> str:
     """Try the sensor and say what it gives; raises ConfigurationError and SensorError. Takes nothing from it."""
-    return sensors.probe_source(config, is_agent_running=is_running(config.state_directory))
+    kind, what = _source_parts(config.source)
+    if kind in ("http", "unix") and is_running(config.state_directory):
+        return f"an agent listens on {what}"
+    if kind == "mqtt":
+        return _probe_broker(what, config)
+    if kind == "folder":
+        from device_agent.adapters.folder_look import check_folder
+
+        # Not opened: the list of files that were read belongs to the agent that may be running.
+        check_folder(Path(what).expanduser())
+        return f"files put into {what} are read"
+    source = open_source(config)
+    try:
+        if kind in ("http", "unix"):
+            return f"readings can be pushed to {what}"
+        if kind == "images" and config.settings.sensor.latest:
+            return f"the newest picture in {what} is waited for"
+        reading = source.next_reading()
+    finally:
+        source.close()
+    tensors = ", ".join(f"{name} {list(value.shape)} {value.dtype}" for name, value in reading.inputs.items())
+    return f"{config.source} gives {tensors}"
+
+
+def _probe_broker(pattern: str, config: AgentConfig) -> str:
+    """Subscribe under a name and in a session of our own, so that a running agent keeps both."""
+    import msgspec
+
+    from device_agent.adapters.mqtt_source import MqttSource
+
+    settings = msgspec.structs.replace(config.settings.sensor, client_id="", qos=0)
+    source = MqttSource(pattern, settings, f"{_client_id(config, 'doctor')}-{secrets.token_hex(3)}")
+    try:
+        source.wait_until_subscribed(BROKER_PATIENCE_S)
+    finally:
+        source.close()
+    return f"the broker {settings.host}:{settings.port} lets us listen to {pattern}"
+
+
+def _client_id(config: AgentConfig, role: str) -> str:
+    return "-".join(part for part in ("slipway", config.identity.device_id, config.identity.module_id, role) if part)
+
+
+def chooser(config: AgentConfig) -> Callable[[str, Reading], bool]:
+    """Which model wants which reading, by `[sensor] models`; raises ConfigurationError for a wrong pattern."""
+    from device_agent.core.topics import check_pattern, wants
+
+    patterns = config.settings.sensor.models
+    is_topic = _source_parts(config.source)[0] == "mqtt"
+    if is_topic:
+        for pattern in patterns.values():
+            check_pattern(pattern)
+
+    def accepts(model: str, reading: Reading) -> bool:
+        pattern = patterns.get(model)
+        return pattern is None or wants(pattern, reading.origin, is_topic=is_topic)
+
+    return accepts
+
+
+def open_mirror(config: AgentConfig) -> Mirror | None:
+    """The mirror on a local broker, where one is configured; raises ConfigurationError."""
+    settings = config.settings.mirror
+    if not settings.topic:
+        return None
+    from device_agent.adapters.mqtt_mirror import MqttMirror
+
+    names = {"device": config.identity.device_id, "module": config.identity.module_id}
+    return MqttMirror(settings, names, _client_id(config, "mirror"))
 
 
 @contextlib.contextmanager
@@ -172,80 +336,6 @@ def read_states(stored: Mapping[str, bytes]) -> dict[str, ModelState]:
         ) from err
 
 
-def read_status(directory: Path) -> dict[str, Any]:
-    """The status of an agent: what a running one answers, else what is in its state; raises StateNotFoundError."""
-    state = SqliteState.open_to_read(directory)
-    live = _asked(directory, "status")
-    if live is not None:
-        state.close()
-        return live
-    try:
-        device, module = state.identity()
-        return core.status(
-            read_states(state.models()),
-            device=device,
-            module=module,
-            boot=state.boot(),
-            is_running=is_running(directory),
-            counts=state.counts(),
-        )
-    finally:
-        state.close()
-
-
-def read_explanation(directory: Path) -> dict[str, Any]:
-    """Why each model stands where it stands, from the running agent or from its state; raises StateNotFoundError."""
-    from device_agent.adapters.disk_contents import contents_of
-    from device_agent.core.explain import Live, explanation
-    from device_agent.core.history import Transition
-
-    state = SqliteState.open_to_read(directory)
-    try:
-        live = _asked(directory, "explain")
-        if live is not None:
-            return live
-        return explanation(
-            read_states(state.models()),
-            [Transition.from_json(line) for line in state.transitions()],
-            contents_of(directory),
-            Live(),
-            is_running=is_running(directory),
-        )
-    finally:
-        state.close()
-
-
-def _asked(directory: Path, method: str) -> dict[str, Any] | None:
-    """A running agent's own answer; None where none runs, or none answers."""
-    from device_agent.adapters.local_door import SOCKET_NAME, NobodyListensError, ask
-
-    if not (directory / SOCKET_NAME).exists() or not is_running(directory):
-        return None
-    try:
-        status, answer = ask(directory, method)
-    except NobodyListensError:
-        return None
-    return answer if status == 200 and isinstance(answer, dict) else None
-
-
-def introduction(config: AgentConfig, state: SqliteState) -> list[str]:
-    """What the agent says of itself at its start: what it is, what it runs, what it waits for."""
-    identity, directory = config.identity, config.state_directory
-    formats = engine_names(installed_formats(config.formats))
-    engines_said = ", ".join(f"{format_} by {name}" for format_, name in formats.items())
-    models = read_states(state.models())
-    committed = [f"{name}:{known.current.version}" for name, known in models.items() if known.current is not None]
-    counts = state.counts()
-    waiting = counts.enqueued - counts.acknowledged - counts.dropped
-    trusted = str(config.ca_file) if config.ca_file else "the system's authorities"
-    return [
-        f"slipway-agent {agent_version()} for {identity} at {identity.host_name}, by {config.credentials.kind}.",
-        f"Runs {engines_said or 'no format, as no engine is installed'}; "
-        f"models on disk: {', '.join(committed) or 'none yet'}; {waiting:,} readings wait for the hub.",
-        f"Reads {config.source} every {config.interval_s:g} s; state in {directory}; trusts {trusted}.",
-    ]
-
-
 def give_memory_back() -> None:
     """Return freed memory to the system: glibc keeps what a swapped-out model held, other libraries do not need it."""
     with contextlib.suppress(OSError, AttributeError):
@@ -291,32 +381,9 @@ def open_collection(config: AgentConfig, boot: str) -> Any:
         drift_above=settings.drift_above,
         samples_per_minute_max=settings.samples_per_minute_max,
     )
-    bounds = FileBounds(settings.bytes_max, settings.file_bytes_max, settings.file_age_s)
+    bounds = FileBounds(settings.bytes_max, settings.file_bytes_max, settings.file_age_s, settings.free_bytes_min)
     files = SampleFiles.open(config.state_directory, bounds)
     return Collection(rules, files, sink, boot, random.random)
-
-
-def assigned(config: AgentConfig) -> AgentConfig:
-    """The configuration with the hub and the name that a provisioning service assigned, where it did so before."""
-    if not isinstance(config.credentials, ByProvisioning):
-        return config
-    from device_agent.adapters.provisioning import kept_assignment
-
-    kept = kept_assignment(config.state_directory, config.credentials)
-    return config if kept is None else replace(config, identity=Identity(kept.host_name, kept.device_id))
-
-
-def identified(config: AgentConfig, state: SqliteState) -> AgentConfig:
-    """The configuration with the name under which the agent runs.
-
-    A device that is to be provisioned runs by what was assigned earlier, else as whoever ran on this state, so that it
-    serves before the service answers.
-    """
-    known = assigned(config)
-    device, _ = state.identity()
-    if known is not config or not device or not isinstance(config.credentials, ByProvisioning):
-        return known
-    return replace(config, identity=replace(config.identity, device_id=device))
 
 
 def open_host(config: AgentConfig, lines: RecentLines) -> Any:
@@ -337,21 +404,22 @@ def open_host(config: AgentConfig, lines: RecentLines) -> Any:
     )
 
 
-def reported_agent(boot: str, formats: tuple[ModelFormat, ...]) -> ReportedAgent:
+def reported_agent(boot: str, formats: tuple[ModelFormat, ...], factory: dict[str, int]) -> ReportedAgent:
     return ReportedAgent(
         version=agent_version(),
         boot=boot,
         platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         formats=formats,
         engines=engine_names(formats),
+        factory=factory,
     )
 
 
 def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> Any:
     """Put an agent together, on the event loop that is to run it; raises ConfigurationError and StateError."""
+    from device_agent.adapters.delta_patch import apply_delta
+    from device_agent.adapters.factory_models import read_factory_models
     from device_agent.adapters.file_slots import FileSlots
-    from device_agent.adapters.http_downloader import HttpDownloader
-    from device_agent.core.model_state import Rules
     from device_agent.runtime.agent import Agent, Parts
     from device_agent.runtime.fetching import Fetcher
     from device_agent.runtime.serving import Serving
@@ -362,18 +430,20 @@ def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> A
     identity, by_format = config.identity, engines(config)
     accepts, mirror, source = chooser(config), open_mirror(config), open_source(config)
     formats = tuple(by_format)
+    factory, factory_files = read_factory_models(config.settings.update.factory, formats)
     make_link = link_factory(config)
     is_unclean = state.begin_boot(boot)
     state.note_identity(identity.device_id, identity.module_id)
     state.note_source(config.source)
-    slots = FileSlots(config.state_directory)
+    slots = FileSlots(config.state_directory, factory_files)
     tools = Tools(
         store=state,
         slots=slots,
-        fetcher=Fetcher(slots, HttpDownloader(config.artifacts_url, config.ca_file), asyncio.to_thread),
+        fetcher=Fetcher(slots, downloader(config), asyncio.to_thread, trust=trust_of(config), patch=apply_delta),
         engines=by_format,
         serving=Serving(),
-        rules=Rules(formats=formats),
+        machine=machine_of(config),
+        rules=rules_of(config, formats),
         now=lambda: datetime.now(UTC),
         monotonic_s=time.monotonic,
         chance=random.random,
@@ -389,7 +459,7 @@ def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> A
             tools=tools,
             source=source,
             make_link=make_link,
-            reported_agent=reported_agent(boot, formats),
+            reported_agent=reported_agent(boot, formats, {name: release.version for name, release in factory.items()}),
             author=Author(identity.device_id, identity.module_id, boot),
             bounds=outbox_bounds(config.settings.telemetry),
             sending=outbox_sending(config.settings.telemetry),
@@ -397,7 +467,7 @@ def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> A
             interval_s=config.interval_s,
             drain_s=config.settings.telemetry.drain_s,
             is_unclean=is_unclean,
-            states=read_states(state.models()),
+            states=core.with_factory(read_states(state.models()), factory),
             hub_name=identity.host_name,
             host=open_host(config, lines),
             accepts=accepts,
@@ -406,42 +476,82 @@ def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> A
     )
 
 
-def link_factory(config: AgentConfig) -> Callable[[], Any]:
-    """How to make a link to the hub, one for each connection."""
-    from device_agent.adapters.hub_link import AzureHubLink, watch_network_threads
-
-    watch_network_threads()
-    if isinstance(config.credentials, ByProvisioning):
-        from device_agent.adapters.provisioning import ProvisionedLink
-
-        provisioner, device_id = _provisioner(config, config.credentials), config.identity.device_id
-        return lambda: ProvisionedLink(provisioner, device_id)
-    make_client = client_maker(config)
-    return lambda: AzureHubLink(make_client)
-
-
-def client_maker(config: AgentConfig) -> Callable[[], Any]:
-    """How to make a client of the vendor's SDK under the agent's identity."""
-    from device_agent.adapters import hub_link
-
-    credentials, identity = config.credentials, config.identity
-    match credentials:
-        case ByProvisioning():
-            make: Callable[[], Any] = _provisioner(config, credentials).make_kept_client
-            return make
-        case ByConnectionString():
-            text = credentials.connection_string
-            return hub_link.client_of_connection_string(text, identity.module_id, config.ca_file)
-        case ByCertificate():
-            return hub_link.client_of_certificate(identity, credentials.files, config.ca_file)
-        case ByEdgeEnvironment():
-            return hub_link.client_of_edge_environment()
+def rules_of(config: AgentConfig, formats: tuple[str, ...]) -> Rules:
+    """The update machine's rules from ``[update]``; raises ConfigurationError that quotes what cannot be read."""
+    settings = config.settings.update
+    windows = tuple(part.strip() for part in settings.window.split(",") if part.strip())
+    return Rules(
+        formats=formats,
+        keep_releases=settings.keep_releases,
+        keep_bytes_max=settings.keep_bytes_max,
+        deferral=Policy(
+            windows=read_windows(windows, settings.days),
+            is_downloaded_ahead=settings.download_ahead,
+            metered_bytes_max=settings.metered_bytes_max,
+            battery_percent_min=settings.battery_percent_min,
+            battery_percent_floor=settings.battery_percent_floor,
+        ),
+        look_again_s=settings.look_again_s,
+    )
 
 
-def _provisioner(config: AgentConfig, credentials: ByProvisioning) -> Any:
-    from device_agent.adapters.provisioning import Provisioner
+def machine_of(config: AgentConfig) -> Machine:
+    """The machine with the operator's hooks from ``[update]``; raises ConfigurationError."""
+    from device_agent.adapters.linux_machine import Hooks, LinuxMachine, read_hook, read_timezone
 
-    return Provisioner(credentials, config.ca_file, config.state_directory, random.random)
+    settings = config.settings.update
+    hooks = Hooks(
+        busy=read_hook("busy_command", settings.busy_command),
+        metered=read_hook("metered_command", settings.metered_command),
+        is_metered=settings.metered,
+        timeout_s=settings.hook_timeout_s,
+    )
+    return LinuxMachine(hooks, read_timezone(settings.timezone))
+
+
+def downloader(config: AgentConfig) -> Downloader:
+    from device_agent.adapters.http_downloader import HttpDownloader
+
+    wanted = config.settings.download
+    bases = (config.artifacts_url, *wanted.mirrors)
+    return HttpDownloader(bases, web_client(config), bytes_per_second_max=wanted.bytes_per_second_max)
+
+
+def trust_of(config: AgentConfig, directory: Path | None = None) -> Trust | None:
+    """What signed metadata is asked; None where no root is pinned. Raises ConfigurationError.
+
+    `directory` takes the place of the state directory's, which belongs to the running agent alone.
+    """
+    wanted = config.settings.download
+    if wanted.trusted_root is None and wanted.metadata_url is None:
+        return None
+    if wanted.trusted_root is None or wanted.metadata_url is None:
+        missing = "trusted_root" if wanted.trusted_root is None else "metadata_url"
+        raise ConfigurationError(
+            f"[download] has no {missing}, so signed metadata cannot be checked.",
+            hint="Give both trusted_root (the root metadata of the repository) and metadata_url, or neither.",
+        )
+    root = Path(wanted.trusted_root).expanduser()
+    if not root.is_file():
+        raise ConfigurationError(f"There is no trusted root {root}.", hint="Give the repository's root metadata.")
+    from device_agent.adapters.tuf_trust import TufTrust
+
+    directory = directory or config.state_directory / "trust"
+    return TufTrust(directory, root, wanted.metadata_url, web_client(config), lambda: datetime.now(UTC))
+
+
+def trust_in_words(config: AgentConfig) -> str:
+    wanted = config.settings.download
+    if wanted.trusted_root is None:
+        return "no root is pinned: whoever owns the hub decides what is installed"
+    return f"only what {wanted.trusted_root} vouches for is installed; metadata at {wanted.metadata_url}"
+
+
+def web_client(config: AgentConfig) -> Any:
+    """HTTP with the authority and the proxy of the configuration."""
+    from device_agent.adapters.web_client import WebClient
+
+    return WebClient(config.ca_file, config.settings.download.proxy)
 
 
 def _one_thread() -> Callable[..., Any]:
