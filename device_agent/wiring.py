@@ -434,7 +434,7 @@ def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> A
             interval_s=config.interval_s,
             drain_s=config.settings.telemetry.drain_s,
             is_unclean=is_unclean,
-            states=with_factory(read_states(state.models()), factory),
+            states=core.with_factory(read_states(state.models()), factory),
             hub_name=identity.host_name,
             host=open_host(config, lines),
             accepts=accepts,

@@ -1,5 +1,6 @@
 """What `source` may say, how it is tried, and what is answered to everything else."""
 
+import importlib.util
 import re
 import socket
 import tomllib
@@ -68,7 +69,7 @@ def test_a_source_that_cannot_be_is_told_with_what_to_do(tmp_path, source):
 
 
 def test_a_source_without_its_library_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(wiring.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match="uvicorn") as caught:
         wiring.open_source(config(tmp_path, "http:127.0.0.1:0"))
     assert "slipway[agent]" in caught.value.hint
