@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from device_agent.errors import DownloadError
 from manifests.model import ModelFormat, Signature
 
 if TYPE_CHECKING:
@@ -99,6 +100,10 @@ class Slots(Protocol):
 
     def has(self, digest: str) -> bool: ...
 
+    def path(self, digest: str) -> Path:
+        """Where the sealed bytes are, or would be."""
+        ...
+
     def part(self, digest: str) -> Path:
         """Where the bytes of a download grow; its folder exists."""
         ...
@@ -123,6 +128,27 @@ class Slots(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file that an artifact server holds under `target`, with what it must be, and which model wants it."""
+
+    target: str
+    digest: str
+    size_bytes: int
+    model: str = ""
+    version: int = 0
+
+
+class Trust(Protocol):
+    def verdicts(self, files: Sequence[RemoteFile], is_present: bool) -> list[DownloadError | None]:
+        """What signed metadata says against each of the files: None where it allows the file.
+
+        `is_present` where their bytes are on the disk already: then metadata that was seen before and has not expired
+        will do while the repository cannot be reached. Raises DownloadError where there is no metadata to trust.
+        """
+        ...
+
+
 class Downloader(Protocol):
     def fetch(
         self,
@@ -132,8 +158,12 @@ class Downloader(Protocol):
         part: Path,
         progress: Callable[[int], None],
         is_cancelled: Callable[[], bool],
+        urls: Sequence[str] = (),
     ) -> None:
-        """Bring `part` to `size_bytes` bytes of `target`, going on where it ends; raises DownloadError."""
+        """Bring `part` to the very bytes of `digest`, going on where it ends; raises DownloadError.
+
+        `urls` are more places that hold `target`, asked in order after those that are configured.
+        """
         ...
 
 

@@ -24,7 +24,7 @@ from device_agent.config.settings import EngineSettings
 from device_agent.core import agent as core
 from device_agent.core.model_state import ModelState
 from device_agent.errors import ConfigurationError, StateError, StateInUseError
-from device_agent.ports import Engine, Source
+from device_agent.ports import Downloader, Engine, Source, Trust
 from manifests.errors import ManifestError
 from manifests.model import ModelFormat
 
@@ -177,8 +177,8 @@ def give_memory_back() -> None:
 
 def open_agent(config: AgentConfig, state: SqliteState) -> Any:
     """Put an agent together, on the event loop that is to run it; raises ConfigurationError and StateError."""
+    from device_agent.adapters.delta_patch import apply_delta
     from device_agent.adapters.file_slots import FileSlots
-    from device_agent.adapters.http_downloader import HttpDownloader
     from device_agent.core.model_state import Rules
     from device_agent.core.outbox import Bounds
     from device_agent.runtime.agent import Agent, Parts
@@ -199,7 +199,7 @@ def open_agent(config: AgentConfig, state: SqliteState) -> Any:
     tools = Tools(
         store=state,
         slots=slots,
-        fetcher=Fetcher(slots, HttpDownloader(config.artifacts_url, config.ca_file), asyncio.to_thread),
+        fetcher=Fetcher(slots, downloader(config), asyncio.to_thread, trust=trust_of(config), patch=apply_delta),
         engines=by_format,
         serving=Serving(),
         rules=Rules(formats=formats),
@@ -234,6 +234,51 @@ def open_agent(config: AgentConfig, state: SqliteState) -> Any:
             hub_name=identity.host_name,
         )
     )
+
+
+def downloader(config: AgentConfig) -> Downloader:
+    from device_agent.adapters.http_downloader import HttpDownloader
+
+    wanted = config.settings.download
+    bases = (config.artifacts_url, *wanted.mirrors)
+    return HttpDownloader(bases, web_client(config), bytes_per_second_max=wanted.bytes_per_second_max)
+
+
+def trust_of(config: AgentConfig, directory: Path | None = None) -> Trust | None:
+    """What signed metadata is asked; None where no root is pinned. Raises ConfigurationError.
+
+    `directory` takes the place of the state directory's, which belongs to the running agent alone.
+    """
+    wanted = config.settings.download
+    if wanted.trusted_root is None and wanted.metadata_url is None:
+        return None
+    if wanted.trusted_root is None or wanted.metadata_url is None:
+        missing = "trusted_root" if wanted.trusted_root is None else "metadata_url"
+        raise ConfigurationError(
+            f"[download] has no {missing}, so signed metadata cannot be checked.",
+            hint="Give both trusted_root (the root metadata of the repository) and metadata_url, or neither.",
+        )
+    root = Path(wanted.trusted_root).expanduser()
+    if not root.is_file():
+        raise ConfigurationError(f"There is no trusted root {root}.", hint="Give the repository's root metadata.")
+    from device_agent.adapters.tuf_trust import TufTrust
+
+    directory = directory or config.state_directory / "trust"
+    return TufTrust(directory, root, wanted.metadata_url, web_client(config), lambda: datetime.now(UTC))
+
+
+def trust_in_words(config: AgentConfig) -> str:
+    wanted = config.settings.download
+    if wanted.trusted_root is None:
+        return "no root is pinned: whoever owns the hub decides what is installed"
+    return f"only what {wanted.trusted_root} vouches for is installed; metadata at {wanted.metadata_url}"
+
+
+def web_client(config: AgentConfig) -> Any:
+    """HTTP with the authority and the proxy of the configuration."""
+    from device_agent.adapters.web_client import WebClient
+
+    return WebClient(config.ca_file, config.settings.download.proxy)
 
 
 def link_factory(config: AgentConfig) -> Callable[[], Any]:

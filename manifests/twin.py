@@ -1,7 +1,7 @@
 """What a device reports: the reported section of its module twin."""
 
 import enum
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -49,6 +49,20 @@ class Progress(Document, frozen=True, kw_only=True):
     total_bytes: ByteCount = msgspec.field(name="of")
 
 
+Way = Literal["full", "delta", "none"]
+
+
+class Transfer(Document, frozen=True, kw_only=True):
+    """How a release came to the device: its bytes whole, by a delta, or not at all as they were there already.
+
+    `why` says what was wrong with the deltas that were tried in vain.
+    """
+
+    way: Way
+    size_bytes: ByteCount = msgspec.field(name="bytes")
+    why: str | None = None
+
+
 class PreviousModel(Document, frozen=True, kw_only=True):
     version: ModelVersion
     digest: Digest
@@ -82,6 +96,7 @@ class ReportedModel(Document, frozen=True, kw_only=True):
     loaded_format: ModelFormat | None = None
     previous: PreviousModel | None = None
     progress: Progress | None = None
+    transfer: Transfer | None = None
     trial: TrialEvidence | None = None
     error: UpdateProblem | None = None
 

@@ -1,7 +1,7 @@
 """Artifacts on disk by digest: what stands under its name is complete, verified and durable.
 
-``blobs/sha256/<hex>`` are sealed, ``parts/<hex>.part`` still grow. A part becomes a blob by fsync, rename and fsync of
-the folder, so that a power cut leaves one or the other.
+``blobs/sha256/<hex>`` are sealed, ``parts/<hex>.part`` still grow, ``parts/<hex>.patched`` are being made by a delta. A
+part becomes a blob by fsync, rename and fsync of the folder, so that a power cut leaves one or the other.
 """
 
 import errno
@@ -28,13 +28,16 @@ class FileSlots:
         self._parts.mkdir(parents=True, exist_ok=True)
 
     def has(self, digest: str) -> bool:
-        return self._blob(digest).is_file()
+        return self.path(digest).is_file()
+
+    def path(self, digest: str) -> Path:
+        return self._blobs / _hex(digest)
 
     def part(self, digest: str) -> Path:
         return self._parts / f"{_hex(digest)}.part"
 
     def seal(self, digest: str, size_bytes: int) -> None:
-        blob, part = self._blob(digest), self.part(digest)
+        blob, part = self.path(digest), self.part(digest)
         candidate = blob if blob.is_file() else part
         try:
             self._check(candidate, digest, size_bytes)
@@ -52,7 +55,7 @@ class FileSlots:
 
     def read(self, digest: str) -> bytes:
         try:
-            content = self._blob(digest).read_bytes()
+            content = self.path(digest).read_bytes()
         except OSError as err:
             raise StepError("DIGEST_MISMATCH", f"The artifact {_short(digest)} is not on the disk: {err}.") from err
         # Hashed in memory: what was checked is what is loaded, whatever happens to the file meanwhile.
@@ -67,15 +70,12 @@ class FileSlots:
     def sweep(self, keep: Iterable[str]) -> int:
         kept = {_hex(digest) for digest in keep}
         deleted = 0
-        for folder, suffix in ((self._blobs, ""), (self._parts, ".part")):
+        for folder in (self._blobs, self._parts):
             for path in folder.iterdir():
-                if path.name.removesuffix(suffix) not in kept:
+                if path.name.partition(".")[0] not in kept:
                     path.unlink(missing_ok=True)
                     deleted += 1
         return deleted
-
-    def _blob(self, digest: str) -> Path:
-        return self._blobs / _hex(digest)
 
     def _check(self, path: Path, digest: str, size_bytes: int) -> None:
         sha256 = hashlib.sha256()

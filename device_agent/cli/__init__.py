@@ -135,6 +135,7 @@ async def _serve(config: AgentConfig) -> None:
         log.info("slipway-agent %s for %s at %s", wiring.agent_version(), config.identity, config.identity.host_name)
         formats = ", ".join(wiring.installed_formats(config.formats)) or "no format, as no engine is installed"
         log.info("Runs %s; reads %s every %g s; state in %s", formats, *_sources(config))
+        log.info("Trust: %s", wiring.trust_in_words(config))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, agent.stop)
@@ -160,7 +161,7 @@ def set_up_logging(level: str) -> None:
     logging.basicConfig(
         stream=sys.stderr, level=level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"
     )
-    for name in ("azure", "paho", "urllib3", "asyncio"):
+    for name in ("azure", "paho", "urllib3", "asyncio", "tuf", "securesystemslib"):
         logging.getLogger(name).setLevel(logging.WARNING if level == "debug" else logging.CRITICAL)
 
 

@@ -56,6 +56,7 @@ def examine(file: Path | None, environment: Mapping[str, str], flags: Mapping[st
         "certificates": lambda: _certificates(config),
         "hub": lambda: asyncio.new_event_loop().run_until_complete(_hub(config)),
         "artifacts": lambda: _artifacts(config),
+        "trust": lambda: _trust(config),
     }
     findings = []
     for name, check in checks.items():
@@ -178,14 +179,12 @@ async def _hub(config: AgentConfig) -> str:
 def _artifacts(config: AgentConfig) -> str:
     import requests
 
+    from device_agent.wiring import web_client
+
     host = urlsplit(config.artifacts_url).netloc.rpartition("@")[2]
-    session = requests.Session()
-    if config.ca_file is not None:
-        session.verify = str(config.ca_file)
-        session.trust_env = False
     try:
         # Any answer will do: without a target there is nothing to find.
-        answer = session.head(config.artifacts_url, timeout=ARTIFACTS_TIMEOUT_S, allow_redirects=False)
+        answer = web_client(config).head(config.artifacts_url, ARTIFACTS_TIMEOUT_S)
     except requests.exceptions.SSLError as err:
         raise _untrusted(host) from err
     except requests.RequestException as err:
@@ -194,6 +193,27 @@ def _artifacts(config: AgentConfig) -> str:
             hint="Check --artifacts and that `slipway serve` runs there.",
         ) from err
     return f"{host} answers ({answer.status_code})"
+
+
+def _trust(config: AgentConfig) -> str:
+    """Follow the signed metadata from the pinned root; what an agent has seen before is not asked."""
+    import tempfile
+
+    from device_agent.errors import CredentialsRefusedError, DownloadError
+    from device_agent.wiring import trust_in_words, trust_of
+
+    with tempfile.TemporaryDirectory() as directory:
+        trust = trust_of(config, Path(directory))
+        try:
+            if trust is not None:
+                trust.verdicts((), is_present=False)
+        except DownloadError as err:
+            if err.code == "TRUST_UNREACHABLE":
+                raise AgentError(err.message, hint="Check metadata_url in [download] and the network.") from err
+            raise CredentialsRefusedError(
+                err.message, hint="Check trusted_root and metadata_url in [download]; updates are refused until then."
+            ) from err
+    return trust_in_words(config)
 
 
 def _untrusted(host: str) -> AgentError:

@@ -14,6 +14,7 @@ from device_agent.errors import ConfigurationError
 VARIABLE_PREFIX = "SLIPWAY_AGENT_"
 
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
+WebUrl = Annotated[str, msgspec.Meta(pattern="^https?://[^/]")]
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -49,6 +50,16 @@ class UpdateSettings(Table, frozen=True, kw_only=True):
 
 class DownloadSettings(Table, frozen=True, kw_only=True):
     """``[download]``: where artifacts come from and what is trusted."""
+
+    # Places that hold what `artifacts_url` holds, asked in order where it does not answer.
+    mirrors: tuple[WebUrl, ...] = ()
+    # As http://user:password@host:port; without it HTTP_PROXY, HTTPS_PROXY and NO_PROXY of the environment count.
+    proxy: WebUrl | None = None
+    # Of all downloads together.
+    bytes_per_second_max: Annotated[int, msgspec.Meta(ge=1024)] | None = None
+    # The TUF repository's metadata, and the root metadata that this device was given when it was provisioned.
+    metadata_url: WebUrl | None = None
+    trusted_root: str | None = None
 
 
 class SensorSettings(Table, frozen=True, kw_only=True):

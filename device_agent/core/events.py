@@ -7,7 +7,7 @@ is known for what it is.
 from dataclasses import dataclass
 
 from manifests.release import Release
-from manifests.twin import TrialEvidence, UpdateProblem
+from manifests.twin import Transfer, TrialEvidence, UpdateProblem
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,9 @@ class PreflightFailed(Answer):
 
 @dataclass(frozen=True, slots=True)
 class Downloaded(Answer):
-    pass
+    """Everything is on the disk; `transfer` says how it came there."""
+
+    transfer: Transfer | None = None
 
 
 @dataclass(frozen=True, slots=True)

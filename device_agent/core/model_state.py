@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from manifests.document import Document
 from manifests.errors import ManifestError
 from manifests.release import Release
-from manifests.twin import Phase, TrialEvidence, UpdateProblem
+from manifests.twin import Phase, Transfer, TrialEvidence, UpdateProblem
 
 # A device that was offered more bad releases than this forgets the oldest; generations still keep it from a retry.
 QUARANTINE_MAX = 32
@@ -38,18 +38,20 @@ class ModelState(Document, frozen=True, kw_only=True):
     unclean_ends: int = 0
     # The offer holds the very bytes that are committed and serve: nothing to fetch, load or try.
     is_in_place: bool = False
+    # How the offer's bytes came here.
+    transfer: Transfer | None = None
     problem: UpdateProblem | None = None
     evidence: TrialEvidence | None = None
     # Digest -> the generation under which it failed its trial.
     quarantine: dict[str, int] = {}
 
     def digests(self) -> frozenset[str]:
-        """Every artifact, golden set and label file that this model may still need."""
+        """Every artifact, delta, golden set and label file that this model may still need."""
         releases = (self.current, self.previous, self.offer if self.phase in BUSY_PHASES else None, self.pending)
         kept: set[str] = set()
         for release in releases:
             if release is not None:
-                kept |= {release.digest, *(file.digest for file in release.attachments)}
+                kept |= {release.digest, *(file.digest for file in (*release.delta, *release.attachments))}
         return frozenset(kept)
 
 

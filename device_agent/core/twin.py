@@ -134,6 +134,7 @@ def reported_model(
         loaded_format=loaded.format if loaded else None,
         previous=_previous(state, loaded),
         progress=progress if state.phase is Phase.DOWNLOADING else None,
+        transfer=state.transfer,
         trial=evidence if state.phase is Phase.TRIAL else state.evidence,
         error=state.problem,
     )

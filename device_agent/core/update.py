@@ -118,6 +118,7 @@ def _begin(state: ModelState, offer: Release, context: Context) -> Step:
         verify_failures=0,
         unclean_ends=0,
         is_in_place=False,
+        transfer=None,
         problem=None,
         evidence=None,
     )
@@ -179,6 +180,10 @@ def _download_failed(state: ModelState, event: e.DownloadFailed, context: Contex
     if event.is_retryable and attempt < context.rules.download_attempts_max:
         return _download(replace(state, attempt=attempt), None, context)
     return _fail(state, event, context)
+
+
+def _downloaded(state: ModelState, event: e.Downloaded, context: Context) -> Step:
+    return _verify(replace(state, transfer=event.transfer), event, context)
 
 
 def _verify(state: ModelState, event: e.Downloaded | e.Restored | None, context: Context) -> Step:
@@ -387,7 +392,7 @@ TRANSITIONS: dict[tuple[Standing, type[e.Event]], Handler] = {
     (Phase.DOWNLOADING, e.Withdrawn): _withdraw,
     (Phase.DOWNLOADING, e.Restarted): _restart,
     (Phase.DOWNLOADING, e.Restored): _download,
-    (Phase.DOWNLOADING, e.Downloaded): _verify,
+    (Phase.DOWNLOADING, e.Downloaded): _downloaded,
     (Phase.DOWNLOADING, e.DownloadFailed): _download_failed,
     (Phase.VERIFYING, e.Desired): _accept,
     (Phase.VERIFYING, e.Withdrawn): _withdraw,

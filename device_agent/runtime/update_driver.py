@@ -27,7 +27,7 @@ from device_agent.runtime.serving import Served, Serving
 from device_agent.runtime.serving import load as load_served
 from manifests.model import GoldenSet, ModelFormat
 from manifests.release import Release
-from manifests.twin import Phase, Progress, TrialEvidence, UpdateProblem
+from manifests.twin import Phase, Progress, Transfer, TrialEvidence, UpdateProblem
 
 DOWNLOAD_DELAY_BASE_S = 0.5
 DOWNLOAD_DELAY_MAX_S = 30.0
@@ -277,15 +277,14 @@ class UpdateDriver:
                     f"Version {release.version} needs {needed_bytes:,} bytes more; the disk has {room_bytes:,} free.",
                 ),
             )
-        return e.PreflightPassed(command.ticket, is_present=is_present)
+        return e.PreflightPassed(command.ticket, is_present=is_present and not self._tools.fetcher.must_ask)
 
     async def _download(self, command: c.Download) -> e.Answer:
         await asyncio.sleep(self._delay_s(command.attempt, DOWNLOAD_DELAY_MAX_S))
-        await self._fetch(command.release)
-        return e.Downloaded(command.ticket)
+        return e.Downloaded(command.ticket, await self._fetch(command.release))
 
-    async def _fetch(self, release: Release) -> None:
-        await self._tools.fetcher.fetch(release, self._show_progress, self._cancelled)
+    async def _fetch(self, release: Release) -> Transfer:
+        return await self._tools.fetcher.fetch(self.state.name, release, self._show_progress, self._cancelled)
 
     def _show_progress(self, progress: Progress | None) -> None:
         # One assignment of a finished value: read by the loop, written in the download's thread.

@@ -7,6 +7,7 @@ import pytest
 from device_agent.config import FORMATS, Identity, identity_of, read_config
 from device_agent.core.backoff import delay_s
 from device_agent.errors import ConfigurationError
+from device_agent.wiring import trust_in_words, trust_of
 from manifests.exit_codes import ExitCode
 
 KEY = base64.b64encode(b"a key of the module").decode()
@@ -105,3 +106,37 @@ def test_the_wait_doubles_up_to_its_cap_and_never_falls_below_half():
     waits = [delay_s(attempt, 0.0, base_s=0.5, cap_s=30) for attempt in range(10)]
     assert waits == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
     assert delay_s(100_000, 0.999, base_s=0.5, cap_s=30) == pytest.approx(15.015)
+
+
+# Trust ----------------------------------------------------------------------------------------------------------------
+
+
+def config_with(**variables: str):
+    return read_config(None, {f"SLIPWAY_AGENT_DOWNLOAD_{key}": value for key, value in variables.items()}, FLAGS)
+
+
+def test_where_artifacts_come_from_is_read_from_the_environment():
+    download = config_with(MIRRORS="https://a/x, http://b", PROXY="http://u:p@proxy:3128", BYTES_PER_SECOND_MAX="4096")
+    settings = download.settings.download
+    assert (settings.mirrors, settings.proxy) == (("https://a/x", "http://b"), "http://u:p@proxy:3128")
+    assert settings.bytes_per_second_max == 4096
+    for wrong in ({"MIRRORS": "ftp://a"}, {"PROXY": "proxy:3128"}, {"BYTES_PER_SECOND_MAX": "10"}):
+        with pytest.raises(ConfigurationError, match=r"in \[download\] is"):
+            config_with(**wrong)
+
+
+def test_trust_needs_both_a_root_and_a_repository_and_says_when_there_is_none(tmp_path):
+    assert trust_of(config_with()) is None
+    assert trust_in_words(config_with()) == "no root is pinned: whoever owns the hub decides what is installed"
+    root = tmp_path / "root.json"
+    for variables, words in (
+        ({"TRUSTED_ROOT": str(root)}, "has no metadata_url"),
+        ({"METADATA_URL": "https://x/metadata"}, "has no trusted_root"),
+        ({"TRUSTED_ROOT": str(root), "METADATA_URL": "https://x/metadata"}, "There is no trusted root"),
+    ):
+        with pytest.raises(ConfigurationError, match=words):
+            trust_of(config_with(**variables))
+    root.write_text("{}")
+    trusting = config_with(TRUSTED_ROOT=str(root), METADATA_URL="https://x/metadata")
+    assert trust_of(trusting, tmp_path) is not None
+    assert trust_in_words(trusting).startswith(f"only what {root} vouches for is installed")

@@ -22,7 +22,7 @@ class ArtifactServer:
         self.release = threading.Event()
         self._server = ThreadingHTTPServer((address, 0), self._handler())
         self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
     def url(self) -> str:
@@ -41,7 +41,7 @@ class ArtifactServer:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                target = unquote(self.path.removeprefix("/artifacts/"))
+                target = unquote(self.path.partition("?")[0].removeprefix("/artifacts/"))
                 asked = self.headers.get("Range", "")
                 server.requests.append((target, asked))
                 if target not in server.files:
