@@ -26,6 +26,7 @@ from device_agent.adapters.state_lock import is_running
 from device_agent.adapters.systemd_notify import SystemdNotifier
 from device_agent.config import AgentConfig
 from device_agent.config.settings import EngineSettings, TelemetrySettings
+from device_agent.core.agent import with_factory
 from device_agent.core.alerts import AlertRule
 from device_agent.core.deferral import Policy, read_windows
 from device_agent.core.model_state import ModelState, Rules
@@ -434,7 +435,7 @@ def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> A
             interval_s=config.interval_s,
             drain_s=config.settings.telemetry.drain_s,
             is_unclean=is_unclean,
-            states=core.with_factory(read_states(state.models()), factory),
+            states=with_factory(read_states(state.models()), factory),
             hub_name=identity.host_name,
             host=open_host(config, lines),
             accepts=accepts,

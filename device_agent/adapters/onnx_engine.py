@@ -78,9 +78,6 @@ class OnnxEngine:
         options.enable_cpu_mem_arena = settings.arena
         options.graph_optimization_level = _OPTIMISATION[settings.optimisation]
         options.log_severity_level = 4
-        if settings.arena and settings.memory_bytes_max:
-            _bound_arena(settings.memory_bytes_max)
-            options.add_session_config_entry("session.use_env_allocators", "1")
 
     def facts(self) -> EngineFacts:
         return EngineFacts(
@@ -130,24 +127,6 @@ def _available(settings: EngineSettings) -> tuple[str, ...]:
         _log.warning("Not in this onnxruntime: %s. Models run by what is.", ", ".join(missing))
     kept = tuple(name for name in settings.providers if name in has)
     return kept if _CPU in kept else (*kept, _CPU)
-
-
-@functools.cache
-def _bound_arena(size_bytes: int) -> None:
-    """One arena for all sessions of the process, with a bound; onnxruntime takes one such arena, so the first stays."""
-    memory = onnxruntime.OrtMemoryInfo(
-        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
-    )
-    # Grown by what is asked for (strategy 1): by powers of two the bound would be met early.
-    arena = onnxruntime.OrtArenaCfg(
-        {
-            "max_mem": size_bytes,
-            "arena_extend_strategy": 1,
-            "initial_chunk_size_bytes": -1,
-            "max_dead_bytes_per_chunk": -1,
-        }
-    )
-    onnxruntime.create_and_register_allocator(memory, arena)
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """Models in TFLite, by LiteRT or, where that is not installed, the older tflite-runtime."""
 
+import ctypes
 import functools
 import importlib.metadata
 import logging
@@ -121,6 +122,8 @@ class TfliteEngine:
 def _delegate(name: str, settings: EngineSettings) -> Any:
     """The delegate of a shared library; None where it cannot be had and the CPU may take its place."""
     try:
+        # Looked for first: where there is no library, LiteRT's own class fails a second time when it is collected.
+        ctypes.CDLL(name)
         return load_delegate(name, settings.delegate_options.get(name))
     except (OSError, ValueError, RuntimeError, AttributeError) as err:
         if settings.fallback == "refuse":

@@ -61,9 +61,8 @@ class EngineSettings(Table, frozen=True, kw_only=True):
     optimisation: Literal["off", "basic", "extended", "all"] = "all"
     # onnxruntime's own pool of memory. Without it what a swapped-out model held goes back to the system.
     arena: bool = False
-    # The bound of that pool for all models together; 0 is none. A model that wants more fails, and the agent does not.
-    memory_bytes_max: Annotated[int, msgspec.Meta(ge=0)] = 0
-    # Execution providers of onnxruntime, preferred first, and the options of each as its documentation names them.
+    # Execution providers of onnxruntime, preferred first, and the options of each as its documentation names them; a
+    # provider's bound of memory is one, such as gpu_mem_limit.
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     provider_options: dict[str, dict[str, str]] = {}
     # Shared libraries of TFLite delegates, such as libedgetpu.so.1, and the options of each.
