@@ -143,6 +143,25 @@ def test_a_bad_beginning_does_not_poison_what_good_places_add(places, tmp_path):
     assert [asked for _, asked in places[1].requests] == ["bytes=50000-", ""]
 
 
+def test_a_place_is_not_blamed_for_a_beginning_that_was_there_before(places, tmp_path):
+    """It may corrupt the whole once, as ever: the bad beginning was not its own."""
+    device = Device(tmp_path, places[:1])
+    device.part.write_bytes(OTHER[:1000])
+    wholes = []
+
+    def corrupt_once(handler, content):
+        if handler.headers.get("Range"):
+            rough.head(handler, 206, Content_Range=f"bytes 1000-{len(content) - 1}/{len(content)}")
+            handler.wfile.write(content[1000:])
+        else:
+            wholes.append(1)
+            rough.whole_only(handler, content if len(wholes) > 1 else OTHER)
+
+    places[0].behaviours[TARGET] = corrupt_once
+    device.fetch()
+    assert [asked for _, asked in places[0].requests] == ["bytes=1000-", "", ""]
+
+
 @pytest.mark.parametrize("part", [OTHER, CONTENT + b"more"], ids=["other bytes", "too many"])
 def test_a_whole_part_that_is_wrong_is_thrown_away(places, tmp_path, part):
     device = Device(tmp_path, places[:1])
@@ -164,6 +183,15 @@ def test_a_place_that_cannot_continue_gives_the_whole(places, tmp_path, behaviou
     device = Device(tmp_path, places[:1])
     device.part.write_bytes(CONTENT[:1000])
     device.fetch()
+
+
+def test_a_mirror_with_a_shorter_file_does_not_cost_what_has_arrived(places, tmp_path):
+    places[0].files[TARGET] = CONTENT[:500]
+    places[0].behaviours[TARGET] = rough.no_such_range
+    device = Device(tmp_path, places[:2])
+    device.part.write_bytes(CONTENT[:1000])
+    device.fetch()
+    assert [place.requests for place in places[:2]] == [[(TARGET, "bytes=1000-")]] * 2
 
 
 def test_a_web_page_does_not_cost_what_has_arrived(places, tmp_path):
