@@ -5,6 +5,7 @@ import hashlib
 import struct
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -250,7 +251,12 @@ def test_a_plan_of_gigabytes_is_not_unpacked(bench):
     packed = subprocess.run([sys.executable, "-c", _PACK_ZEROS], capture_output=True, check=True, timeout=60).stdout
     bench.base.write_bytes(b"old")
     bench.delta.write_bytes(HEAD.pack(MAGIC, len(packed)) + packed)
-    assert "does not end after" in bench.refusal()
+    tracemalloc.start()
+    try:
+        assert "does not end after" in bench.refusal()
+        assert tracemalloc.get_traced_memory()[1] < 8 * MIB
+    finally:
+        tracemalloc.stop()
 
 
 _PACK_ZEROS = """
