@@ -302,15 +302,18 @@ def test_planes_that_lie(data):
 
 @WORLDS
 @given(
-    stored=st.binary(max_size=400),
+    # The longer ones have room for the states of 64 lanes.
+    stored=st.one_of(st.binary(max_size=400), st.binary(min_size=256, max_size=600)),
     coder=st.sampled_from(list(Coder)),
     count=st.one_of(st.integers(1, 3000), st.just(2 * 1024 * 1024)),
-    lanes_log=st.integers(0, 255),
+    lanes_log=st.one_of(st.integers(6, 12), st.integers(0, 255)),
     steps=st.integers(0, 65_535),
+    frequency=st.sampled_from([64, 64, 63, 65, 0, 65_535]),
 )
-def test_any_stored_plane_is_a_plane_or_malformed(stored, coder, count, lanes_log, steps):
+def test_any_stored_plane_is_a_plane_or_malformed(stored, coder, count, lanes_log, steps, frequency):
     if coder is Coder.RANS:
-        tables = zstd.compress(np.full((256, 1), 64, "<u2").tobytes())
+        # One table for all of it, where the steps of a segment suffice; 64 is the one frequency that adds up.
+        tables = zstd.compress(np.full((256, 1), frequency, "<u2").tobytes())
         stored = bytes([lanes_log]) + steps.to_bytes(2, "little") + len(tables).to_bytes(4, "little") + tables + stored
     with contextlib.suppress(delta_planes.MalformedDeltaError):
         assert len(delta_planes.read_plane(coder, stored, count)) == count

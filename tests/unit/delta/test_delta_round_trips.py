@@ -5,6 +5,7 @@ import hashlib
 import struct
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,23 @@ from cloud_registry.errors import RegistryError
 from device_agent.adapters.delta_patch import MEMORY_BYTES_MAX, apply_delta
 from device_agent.errors import StepError
 from manifests.canonical import digest_of
-from manifests.delta import BLOCK_BYTES, CHUNK_BYTES_MAX, HEAD, MAGIC, MIB, Plan
+from manifests.delta import (
+    BLOCK_BYTES,
+    CHUNK_BYTES_MAX,
+    HEAD,
+    MAGIC,
+    MIB,
+    Artifact,
+    Block,
+    Chunk,
+    Coder,
+    Element,
+    Elements,
+    Insert,
+    Plan,
+    Plane,
+    Text,
+)
 from tests.delta_models import onnx_file, quantised, tflite_file, trained_on, weights
 
 if sys.version_info >= (3, 14):
@@ -245,12 +262,40 @@ def test_a_full_disk_is_told_apart(bench, tmp_path):
     assert (caught.value.code, bench.output.is_symlink()) == ("NO_SPACE", False)
 
 
-def test_a_plan_of_gigabytes_is_not_unpacked(bench):
-    """A frame of 20 KB that says 600 MB: it is left when the bound is reached."""
-    packed = subprocess.run([sys.executable, "-c", _PACK_ZEROS], capture_output=True, check=True, timeout=60).stdout
+@pytest.fixture(scope="module")
+def zeros():
+    """A frame of 20 KB that holds 600 MB."""
+    return subprocess.run([sys.executable, "-c", _PACK_ZEROS], capture_output=True, check=True, timeout=60).stdout
+
+
+@pytest.fixture
+def few_bytes():
+    """That what is done meanwhile takes little memory."""
+    tracemalloc.start()
+    yield
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 8 * MIB
+
+
+def test_a_plan_of_gigabytes_is_not_unpacked(bench, zeros, few_bytes):
     bench.base.write_bytes(b"old")
-    bench.delta.write_bytes(HEAD.pack(MAGIC, len(packed)) + packed)
+    bench.delta.write_bytes(HEAD.pack(MAGIC, len(zeros)) + zeros)
     assert "does not end after" in bench.refusal()
+
+
+@pytest.mark.parametrize("stream", ["text", "plane"])
+def test_a_part_of_gigabytes_is_not_unpacked(bench, zeros, few_bytes, stream):
+    bench.base.write_bytes(b"")
+    streams = {
+        "text": Text((Chunk(65_536, len(zeros)),)),
+        "plane": Elements(Element.INT8, (Block(False, (Plane(Coder.ZSTD, len(zeros)),)),)),
+    }
+    result = Artifact(hashlib.sha256(bytes(65_536)).digest(), 65_536)
+    plan = Plan(Artifact(hashlib.sha256(b"").digest(), 0), result, (Insert(0, 65_536),), (streams[stream],))
+    packed = zstd.compress(plan.to_msgpack())
+    bench.delta.write_bytes(HEAD.pack(MAGIC, len(packed)) + packed + zeros)
+    assert "does not end after 65,536 bytes" in bench.refusal()
 
 
 _PACK_ZEROS = """
