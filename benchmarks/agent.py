@@ -1,111 +1,339 @@
-"""What the agent's loop costs over plain onnxruntime in one process, and what a swap costs those who wait."""
+"""What the agent costs over plain onnxruntime, what a swap costs those who wait, and what a process takes to start.
 
+Ratios of two things measured in turns in one run, so that a busy machine slows both sides. The last figures are of real
+processes: the agent against a simulated hub.
+"""
+
+import json
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
+from benchmarks._mobilenet import SIDE, mobilenet
 from device_agent.adapters.onnx_engine import OnnxEngine
+from device_agent.adapters.sqlite_state import SqliteState
 from device_agent.ports import Reading
-from device_agent.runtime.serving import Served, Serving, score
-from device_agent.wiring import give_memory_back
+from device_agent.runtime.scoring import ScoringLoop
+from device_agent.runtime.serving import Scored, Served, Serving, load, score
+from device_agent.wiring import background_threads, give_memory_back
 from manifests.canonical import digest_of
 from manifests.release import Release
 from tests.tiny_models import onnx_classifier
 
-REPEATS = 5
-LOOP_S = 0.5
-SWAP_EVERY_S = 0.1
+REPEATS = 15
+SWAP_REPEATS = 4
+SWAPS_A_REPEAT = 8
+SWAP_PAUSE_S = 0.25
+SWAPS = 1000
+# The agent settles on its memory in the first swaps.
+SWAPS_SETTLING = 50
+# How long the agent serves before its memory is read.
+SERVED_S = 3.0
+START_S_MAX = 60.0
 
 
-def run() -> list[dict]:
-    """Medians of repeats that take turns, so that a busy machine slows both sides."""
-    content = onnx_classifier(np.eye(4) * 5.0)
-    return [_loop_cost(content), _swap_cost(content)]
+@dataclass(frozen=True)
+class Subject:
+    """A model to measure with, and one reading for it."""
+
+    name: str
+    content: bytes
+    inputs: dict[str, np.ndarray]
+    # Readings of one turn.
+    count: int
 
 
-def _loop_cost(content: bytes) -> dict:
-    features = np.array([1, 0, 0, 0], np.float32)
-    batch = features[np.newaxis]
+def subjects() -> list[Subject]:
+    image = np.random.default_rng(1).random((3, SIDE, SIDE), np.float32)
+    seven_kilobytes = onnx_classifier(np.eye(4) * 5.0, padding_bytes=6_700)
+    return [
+        Subject("7 KB", seven_kilobytes, {"features": np.array([1, 0, 0, 0], np.float32)}, 5_000),
+        Subject("MobileNet v2, 14 MB", mobilenet(), {"image": image}, 15),
+    ]
+
+
+def run(*, is_full: bool = False) -> list[dict]:
+    measured = subjects()
+    turns = 3 if is_full else 1
+    return [
+        *(_loop_cost(subject, REPEATS * turns) for subject in measured),
+        *(_swap_cost(subject, SWAP_REPEATS * turns) for subject in measured),
+        _swap_memory(SWAPS),
+        *_processes(5 if is_full else 3),
+    ]
+
+
+# The loop -------------------------------------------------------------------------------------------------------------
+
+
+class _Counting:
+    """A source that has its reading ready, and a sink that stops the loop after so many."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.reading = Reading("r", subject.inputs)
+        self.left = 0
+        self.loop: ScoringLoop | None = None
+
+    def next_reading(self) -> Reading:
+        return self.reading
+
+    def seek(self, position: int) -> None:
+        raise NotImplementedError
+
+    def take(self, scored: Scored) -> None:
+        assert scored.error is None, scored.error
+        self.left -= 1
+        if self.left <= 0:
+            assert self.loop is not None
+            self.loop.stop()
+
+
+def _loop_cost(subject: Subject, repeats: int) -> dict:
+    """The agent's own loop, from the source to the hand-over of the answer, against `session.run` on ready inputs."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    plain = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    plain = onnxruntime.InferenceSession(subject.content, options, providers=["CPUExecutionProvider"])
+    batch = {name: value[np.newaxis] for name, value in subject.inputs.items()}
     serving = Serving()
-    serving.serve("digits", _served(content))
-    reading = Reading("r", {"features": features})
-    plain_us, agent_us = [], []
-    for _ in range(REPEATS):
-        plain_us.append(_microseconds(lambda: plain.run(None, {"features": batch})))
-        agent_us.append(_microseconds(lambda: score(serving.views()["digits"], reading)))
-    base, ours = statistics.median(plain_us), statistics.median(agent_us)
+    serving.serve("model", _served(subject))
+
+    def plain_turn() -> None:
+        for _ in range(subject.count):
+            plain.run(None, batch)
+
+    def agent_turn() -> None:
+        ends = _Counting(subject)
+        ends.left = subject.count
+        ends.loop = ScoringLoop(ends, serving, ends.take, 0.0)
+        ends.loop.run()
+
+    turns = _in_turns(plain_turn, agent_turn, repeats, subject.count)
+    plain_us, agent_us = (statistics.median(taken) for taken in zip(*turns, strict=True))
     return {
-        "what": "tiny model, scored and interpreted",
-        "plain onnxruntime µs": round(base, 1),
-        "agent µs": round(ours, 1),
-        "added µs": round(ours - base, 1),
+        "what": f"{subject.name}: agent's loop over plain onnxruntime",
+        "plain µs": round(plain_us, 1),
+        "agent µs": round(agent_us, 1),
+        "added µs": round(statistics.median(agent - plain for plain, agent in turns), 1),
+        "throughput": round(statistics.median(plain / agent for plain, agent in turns), 3),
     }
 
 
-def _swap_cost(content: bytes) -> dict:
-    quiet = _latencies_us(content, swapping=False)
-    busy = _latencies_us(content, swapping=True)
-    return {
-        "what": f"p99 of a reading, swapping every {SWAP_EVERY_S:g} s",
-        "without µs": round(quiet, 1),
-        "with µs": round(busy, 1),
-        "ratio": round(busy / quiet, 2),
-    }
+def _in_turns(
+    one: Callable[[], None], other: Callable[[], None], repeats: int, count: int
+) -> list[tuple[float, float]]:
+    """Microseconds of both in each of the turns: of processor time, which other programs lengthen least."""
+    taken: list[tuple[float, float]] = []
+    one(), other()
+    for _ in range(repeats):
+        pair = []
+        for turn in (one, other):
+            began_s = time.thread_time()
+            turn()
+            pair.append((time.thread_time() - began_s) / count * 1e6)
+        taken.append((pair[0], pair[1]))
+    return taken
 
 
-def _latencies_us(content: bytes, *, swapping: bool) -> float:
-    serving = Serving()
-    serving.serve("digits", _served(content))
-    reading = Reading("r", {"features": np.array([1, 0, 0, 0], np.float32)})
-    stop = threading.Event()
-
-    def swap() -> None:
-        while not stop.wait(SWAP_EVERY_S):
-            serving.serve("digits", _served(content))
-            give_memory_back()
-
-    thread = threading.Thread(target=swap if swapping else stop.wait)
-    thread.start()
-    taken_us = []
-    until_s = time.perf_counter() + LOOP_S * REPEATS
-    while time.perf_counter() < until_s:
-        began_s = time.perf_counter()
-        scored = score(serving.views()["digits"], reading)
-        taken_us.append((time.perf_counter() - began_s) * 1e6)
-        assert scored.error is None
-    stop.set()
-    thread.join()
-    return float(np.percentile(taken_us, 99))
-
-
-def _served(content: bytes) -> Served:
-    digest = digest_of(content)
-    release = Release(
+def _release(content: bytes) -> Release:
+    return Release(
         generation=1,
         rollout="r-0001",
         version=1,
         format="onnx",
-        digest=digest,
+        digest=digest_of(content),
         size_bytes=len(content),
-        target="digits/1/model.onnx",
+        target="model/1/model.onnx",
     )
-    return Served(OnnxEngine().load(content, digest), release)
 
 
-def _microseconds(call: Callable[[], Any]) -> float:
-    call()
-    count = 0
+def _served(subject: Subject) -> Served:
+    return load(OnnxEngine(), _release(subject.content), lambda _: subject.content, warm_up_runs=1)
+
+
+# Swaps ----------------------------------------------------------------------------------------------------------------
+
+
+def _swap_cost(subject: Subject, repeats: int) -> dict:
+    """Readings without pause while another thread loads and swaps, as an update does; quiet and busy in turns."""
+    quiet_ms: list[float] = []
+    during_ms: list[float] = []
+    swap_ms: list[float] = []
+    for _ in range(repeats):
+        quiet, _, _ = _readings_while(subject, swaps=0)
+        _, during, swaps = _readings_while(subject, swaps=SWAPS_A_REPEAT)
+        quiet_ms += quiet
+        during_ms += during
+        swap_ms += swaps
+    before, while_swapping = (float(np.percentile(taken, 99)) for taken in (quiet_ms, during_ms))
+    return {
+        "what": f"{subject.name}: p99 of a reading while a model is loaded, warmed up and swapped in",
+        "swap ms": round(statistics.median(swap_ms), 1),
+        "without ms": round(before, 4),
+        "during ms": round(while_swapping, 4),
+        "ratio": round(while_swapping / before, 2),
+        "readings": len(quiet_ms) + len(during_ms),
+        "failed": 0,
+    }
+
+
+def _readings_while(subject: Subject, swaps: int) -> tuple[list[float], list[float], list[float]]:
+    """(latencies with no swap under way, latencies that overlap one, lengths of the swaps) in milliseconds."""
+    serving = Serving()
+    serving.serve("model", _served(subject))
+    reading = Reading("r", subject.inputs)
+    windows: list[tuple[float, float]] = []
+    done = threading.Event()
+    engine, release = OnnxEngine(), _release(subject.content)
+
+    def swap() -> None:
+        for _ in range(swaps):
+            time.sleep(SWAP_PAUSE_S)
+            began_s = time.perf_counter()
+            serving.switch("model", load(engine, release, lambda _: subject.content, warm_up_runs=1))
+            serving.serve("model", serving.views()["model"].served)
+            give_memory_back()
+            windows.append((began_s, time.perf_counter()))
+        if not swaps:
+            time.sleep(SWAPS_A_REPEAT * SWAP_PAUSE_S)
+        done.set()
+
+    spans: list[tuple[float, float]] = []
+    with background_threads(1) as background:
+        swapping = background.submit(swap)
+        while not done.is_set():
+            began_s = time.perf_counter()
+            scored = score(serving.views()["model"], reading)
+            spans.append((began_s, time.perf_counter()))
+            assert scored.error is None, scored.error
+        swapping.result()
+    during = [_is_during(span, windows) for span in spans]
+    latencies = [(end - begin) * 1e3 for begin, end in spans]
+    return (
+        [taken for taken, is_in in zip(latencies, during, strict=True) if not is_in],
+        [taken for taken, is_in in zip(latencies, during, strict=True) if is_in],
+        [(end - begin) * 1e3 for begin, end in windows],
+    )
+
+
+def _is_during(span: tuple[float, float], windows: list[tuple[float, float]]) -> bool:
+    return any(span[0] < end and begin < span[1] for begin, end in windows)
+
+
+_SWAPPING = """
+import json, sys
+from benchmarks.agent import subjects, swap_often
+print(json.dumps(swap_often(subjects()[0], int(sys.argv[1]), sys.argv[2])))
+"""
+
+
+def swap_often(subject: Subject, swaps: int, by: str) -> list[int]:
+    """Resident kilobytes after each swap: by the agent's engine and serving, or by one plain session after another."""
+    engine, serving, taken_kb = OnnxEngine(), Serving(), []
+    release, reading = _release(subject.content), Reading("r", subject.inputs)
+    batch = {name: value[np.newaxis] for name, value in subject.inputs.items()}
+    for _ in range(swaps):
+        if by == "agent":
+            serving.switch("model", load(engine, release, lambda _: subject.content, warm_up_runs=1))
+            serving.serve("model", serving.views()["model"].served)
+            score(serving.views()["model"], reading)
+        else:
+            session = onnxruntime.InferenceSession(subject.content, providers=["CPUExecutionProvider"])
+            session.run(None, batch)
+        give_memory_back()
+        taken_kb.append(resident_kb())
+    return taken_kb
+
+
+def _swap_memory(swaps: int) -> dict:
+    """Resident memory over many swaps in a process of its own, and the same of plain sessions, for what they keep."""
+    row: dict[str, Any] = {"what": f"{swaps:,} swaps of the 7 KB model, resident memory"}
+    for by in ("agent", "plain"):
+        command = [sys.executable, "-c", _SWAPPING, str(swaps), by]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        settled = np.array(json.loads(done.stdout))[SWAPS_SETTLING:]
+        slope = float(np.polyfit(np.arange(len(settled)), settled, 1)[0])
+        row |= {
+            f"{by}: MB after {SWAPS_SETTLING}": round(settled[0] / 1024, 1),
+            f"{by}: MB at last": round(settled[-1] / 1024, 1),
+            f"{by}: KB a swap": round(slope, 2),
+        }
+    return row
+
+
+def resident_kb(pid: int | str = "self") -> int:
+    """VmRSS: what the process holds in memory now."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")))
+
+
+# Whole processes ------------------------------------------------------------------------------------------------------
+
+
+def _processes(repeats: int) -> list[dict]:
+    """A real agent on a tiny model: its memory when it has served for a while, and its start to the first score."""
+    from simulators.iothub.server.background import BackgroundHub
+    from tests.tiny_models import GOOD, TinyModel
+    from tests.wire.agent.artifact_server import ArtifactServer
+    from tests.wire.agent.conftest import Device
+
+    with tempfile.TemporaryDirectory() as folder:
+        address = f"127.99.{os.getpid() % 250}.1"
+        hub = BackgroundHub(Path(folder) / "hub", address)
+        artifacts = ArtifactServer(address)
+        device = Device(hub, artifacts, Path(folder))
+        try:
+            device.desire(device.publish(TinyModel.of(GOOD, padding_bytes=6_700), 1))
+            device.start("--log-level", "warning")
+            device.until_reported("committed", 1)
+            time.sleep(SERVED_S)
+            assert device.process is not None
+            resident_mb = resident_kb(device.process.pid) / 1024
+            device.terminate()
+            starts_s = [_start_to_score_s(device) for _ in range(repeats)]
+        finally:
+            if device.process is not None and device.process.poll() is None:
+                device.kill()
+            artifacts.stop()
+            hub.stop()
+    return [
+        {"what": "agent, SDK, engine and the 7 KB model, resident", "MB": round(resident_mb, 1)},
+        {
+            "what": "start of the agent's process to its first score in the outbox",
+            "s": round(statistics.median(starts_s), 2),
+            "plain imports s": round(statistics.median(_plain_start_s() for _ in range(repeats)), 2),
+        },
+    ]
+
+
+def _start_to_score_s(device: Any) -> float:
+    """From the start of the process until the outbox has counted one reading more; the store is asked from outside."""
+    state = SqliteState.open_to_read(device.state)
+    try:
+        before, began_s = state.counts().enqueued, time.perf_counter()
+        device.start("--log-level", "warning")
+        while state.counts().enqueued == before:
+            time.sleep(0.005)
+            assert time.perf_counter() - began_s < START_S_MAX, device.log.read_text()[-2000:]
+        taken_s = time.perf_counter() - began_s
+    finally:
+        state.close()
+    device.terminate()
+    return taken_s
+
+
+def _plain_start_s() -> float:
+    """A process that imports numpy and onnxruntime and does nothing: what no agent can be quicker than."""
     began_s = time.perf_counter()
-    while time.perf_counter() - began_s < LOOP_S:
-        for _ in range(50):
-            call()
-        count += 50
-    return (time.perf_counter() - began_s) / count * 1e6
+    subprocess.run([sys.executable, "-c", "import numpy, onnxruntime"], check=True)
+    return time.perf_counter() - began_s

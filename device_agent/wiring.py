@@ -5,9 +5,12 @@ import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import random
 import secrets
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +30,9 @@ from manifests.errors import ManifestError
 from manifests.model import ModelFormat
 
 LOCK_PATIENCE_S = 1.0
+# For updates: downloads, digests, loading. One a model is enough; more models take turns.
+BACKGROUND_THREADS = 4
+BACKGROUND_NICENESS = 5
 
 _ENGINE_LIBRARIES: dict[ModelFormat, tuple[str, ...]] = {
     "onnx": ("onnxruntime",),
@@ -189,6 +195,7 @@ def open_agent(config: AgentConfig, state: SqliteState) -> Any:
     factory, factory_files = read_factory_models(config.settings.update.factory, formats)
     make_link = link_factory(config)
     is_unclean = state.begin_boot(boot)
+    is_lone = config.settings.engine.threads == 1
     state.note_identity(identity.device_id, identity.module_id)
     slots = FileSlots(config.state_directory, factory_files)
     tools = Tools(
@@ -202,7 +209,8 @@ def open_agent(config: AgentConfig, state: SqliteState) -> Any:
         now=lambda: datetime.now(UTC),
         monotonic_s=time.monotonic,
         chance=random.random,
-        in_thread=asyncio.to_thread,
+        # An engine's own threads inherit the priority of the one that loads the model, so then nothing stands back.
+        in_thread=_in(background_threads(BACKGROUND_THREADS, niceness=BACKGROUND_NICENESS if is_lone else 0)),
         in_store=_one_thread(),
         digests_in_use=frozenset,
         changed=lambda: None,
@@ -327,11 +335,30 @@ def link_factory(config: AgentConfig) -> Callable[[], Any]:
     return lambda: AzureHubLink(make_client)
 
 
-def _one_thread() -> Callable[..., Any]:
-    """Blocking calls one after the other in a thread of their own, in the order they were made."""
-    executor = ThreadPoolExecutor(1, thread_name_prefix="state")
+def background_threads(count: int, *, niceness: int = BACKGROUND_NICENESS) -> ThreadPoolExecutor:
+    """Threads that stand back behind the one that scores, where the system knows priorities of threads (Linux).
+
+    A model that is loaded would else take half of a lone core from the readings.
+    """
+
+    def stand_back() -> None:
+        if niceness and sys.platform == "linux":
+            with contextlib.suppress(OSError):
+                thread = threading.get_native_id()
+                os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + niceness)
+
+    return ThreadPoolExecutor(count, thread_name_prefix="background", initializer=stand_back)
+
+
+def _in(executor: ThreadPoolExecutor) -> Callable[..., Any]:
+    """Blocking calls in threads of that executor."""
 
     async def run(call: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(executor, call, *arguments)
 
     return run
+
+
+def _one_thread() -> Callable[..., Any]:
+    """Blocking calls one after the other in a thread of their own, in the order they were made."""
+    return _in(ThreadPoolExecutor(1, thread_name_prefix="state"))

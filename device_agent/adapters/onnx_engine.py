@@ -76,7 +76,6 @@ class OnnxEngine:
         # A thread that waits by spinning is quick to wake, and heats the device meanwhile.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.enable_cpu_mem_arena = settings.arena
-        options.enable_mem_pattern = settings.arena
         options.graph_optimization_level = _OPTIMISATION[settings.optimisation]
         options.log_severity_level = 4
         if settings.arena and settings.memory_bytes_max:
