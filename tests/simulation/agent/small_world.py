@@ -150,6 +150,7 @@ class World:
         self.promised: dict[int, str] = {}
         self._arrived: set[int] = set()
         self._files: dict[str, bytes] = {}
+        self._etags: dict[str, str] = {}
         past, self.history = self.history, []
         for event in past:
             self.happened(event)
@@ -185,6 +186,8 @@ class World:
         if offered.kind == "corrupt":
             content = content[:-1] + bytes([content[-1] ^ 1])
         self._files[release.target] = content
+        # A server that names its files by digest and whose disk has gone bad.
+        self._etags[release.target] = release.digest
         if release.golden is not None:
             self._files[release.golden.target] = made.golden
 
@@ -197,6 +200,9 @@ class World:
 
     def artifact(self, target: str) -> bytes | None:
         return self._files.get(target)
+
+    def etag(self, target: str) -> str:
+        return self._etags.get(target) or digest_of(self._files[target])
 
     # What can be seen of it -------------------------------------------------------------------------------------------
 

@@ -97,7 +97,7 @@ class _Shelf(requests.adapters.HTTPAdapter):
         content = self._world.artifact(target)
         if content is None:
             return self._response(request, 404, b"", {})
-        etag = f'"{digest_of(content)}"'
+        etag = f'"{self._world.etag(target)}"'
         wanted, condition = request.headers.get("Range", ""), request.headers.get("If-Range", etag)
         if wanted and condition == etag:
             first = int(wanted.removeprefix("bytes=").partition("-")[0])
