@@ -213,7 +213,7 @@ def open_collection(config: AgentConfig, boot: str) -> Any:
         drift_above=settings.drift_above,
         samples_per_minute_max=settings.samples_per_minute_max,
     )
-    bounds = FileBounds(settings.bytes_max, settings.file_bytes_max, settings.file_age_s)
+    bounds = FileBounds(settings.bytes_max, settings.file_bytes_max, settings.file_age_s, settings.free_bytes_min)
     files = SampleFiles.open(config.state_directory, bounds)
     return Collection(rules, files, sink, boot, random.random)
 

@@ -9,6 +9,7 @@ beside, flushed and renamed before its journal goes, so a power cut leaves the j
 import io
 import json
 import os
+import shutil
 import struct
 import time
 import zipfile
@@ -38,11 +39,15 @@ _decoder = msgspec.msgpack.Decoder(Sample)
 
 @dataclass(frozen=True, slots=True)
 class FileBounds:
-    """How much may lie on the disk, and when a file is sealed. A sample larger than a file may be has no place."""
+    """How much may lie on the disk, what has to stay free for readings and updates, and when a file is sealed.
+
+    A sample larger than a file may be has no place.
+    """
 
     bytes_max: int
     file_bytes_max: int
     file_age_s: float
+    free_bytes_min: int = 0
 
     @property
     def journal_bytes_max(self) -> int:
@@ -111,7 +116,9 @@ class SampleFiles:
         journal = self._journal_for(fitting[0][0])
         content = b"".join(frame for _, frame in fitting)
         try:
-            self._make_room(len(content))
+            if not self._make_room(len(content)):
+                self.losses.disk += len(fitting)
+                return
             _append(journal.path, content, journal.size_bytes)
         except OSError:
             # A full disk costs the samples, never the agent.
@@ -207,15 +214,20 @@ class SampleFiles:
             _write_whole(path.with_name(name), packed(samples))
         path.unlink(missing_ok=True)
 
-    def _make_room(self, size_bytes: int) -> None:
-        """Give up the oldest sealed files, counting their samples."""
+    def _make_room(self, size_bytes: int) -> bool:
+        """Give up the oldest sealed files, counting their samples; whether the disk has room then."""
         excess_bytes = self.size_bytes() + size_bytes - self.bounds.bytes_max
+        # Twice, since a journal is there together with the file that is made of it.
+        lacking_bytes = self.bounds.free_bytes_min + 2 * size_bytes - shutil.disk_usage(self.directory).free
         for path in self.waiting():
-            if excess_bytes <= 0:
-                return
-            excess_bytes -= path.stat().st_size
+            if excess_bytes <= 0 and lacking_bytes <= 0:
+                break
+            file_bytes = path.stat().st_size
+            excess_bytes -= file_bytes
+            lacking_bytes -= file_bytes
             self.losses.room += _count_of(path)
             path.unlink()
+        return lacking_bytes <= 0
 
 
 def packed(samples: Sequence[Sample]) -> bytes:

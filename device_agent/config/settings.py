@@ -132,6 +132,8 @@ class CollectionSettings(Table, frozen=True, kw_only=True):
     bytes_max: Annotated[int, msgspec.Meta(ge=64 * 1024)] = 64 * 1024 * 1024
     file_bytes_max: Annotated[int, msgspec.Meta(ge=16 * 1024)] = 4 * 1024 * 1024
     file_age_s: Annotated[float, msgspec.Meta(ge=1)] = 3600.0
+    # What samples leave free on the disk for readings and updates.
+    free_bytes_min: Annotated[int, msgspec.Meta(ge=0)] = 32 * 1024 * 1024
     container_url: str = ""
 
 

@@ -1,6 +1,7 @@
 """Collected samples under power cuts, full disks and torn bytes: whole files or none, and every loss is counted."""
 
 import io
+import itertools
 import os
 import shutil
 import tempfile
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from device_agent.adapters import sample_files
 from device_agent.adapters.replay_source import ReplaySource
-from device_agent.adapters.sample_files import FileBounds, SampleFiles, packed, read_journal
+from device_agent.adapters.sample_files import FileBounds, SampleFiles, _frame, packed, read_journal
 from device_agent.ports import Sample
 
 ROOMY = FileBounds(bytes_max=1 << 20, file_bytes_max=1 << 16, file_age_s=1e9)
@@ -84,7 +85,7 @@ def test_a_journal_is_sealed_by_size_and_by_age(tmp_path):
     assert sequences(aged) == [1]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=80)
 @given(st.integers(1, 6), st.data())
 def test_of_a_journal_that_is_torn_anywhere_all_before_the_tear_is_kept(count, data):
     with tempfile.TemporaryDirectory() as name:
@@ -92,18 +93,19 @@ def test_of_a_journal_that_is_torn_anywhere_all_before_the_tear_is_kept(count, d
         files.append([sample(number) for number in range(1, count + 1)])
         (journal,) = files.directory.glob("*.open")
         content = bytearray(journal.read_bytes())
-        whole = len(content) // count
+        ends = list(itertools.accumulate(len(_frame(sample(number))) for number in range(1, count + 1)))
+        assert ends[-1] == len(content)
         place = data.draw(st.integers(0, len(content) - 1))
-        if data.draw(st.booleans()):
+        is_flipped = data.draw(st.booleans())
+        if is_flipped:
             content[place] ^= 1 << data.draw(st.integers(0, 7))
         else:
             del content[place:]
         journal.write_bytes(content)
         again = SampleFiles.open(Path(name), ROOMY)
-        kept = place * count // len(content) if len(content) > place else place // whole
-        kept = min(place // whole, count)
+        kept = sum(end <= place for end in ends)
         assert sequences(again) == list(range(1, kept + 1))
-        assert again.losses.torn == (1 if place % whole or len(content) > place else 0)
+        assert again.losses.torn == (1 if is_flipped or place not in (0, *ends) else 0)
         assert list(again.directory.glob("*.open")) == []
 
 
@@ -218,6 +220,32 @@ def test_a_full_disk_costs_samples_and_is_counted(tmp_path, monkeypatch):
     files.append([sample(4)])
     files.seal_due(is_forced=True)
     assert sequences(files) == [1, 4]
+
+
+def test_samples_leave_room_for_readings_and_updates(tmp_path, monkeypatch):
+    """On a disk that others fill: first the oldest files go, then nothing more is kept, until there is room again."""
+    bounds = FileBounds(1 << 20, 1 << 16, 1e9, free_bytes_min=1000_000)
+    free_bytes = 2_000_000
+    monkeypatch.setattr(
+        sample_files.shutil, "disk_usage", lambda _path: type("Usage", (), {"free": free_bytes - files.size_bytes()})
+    )
+    files = SampleFiles.open(tmp_path, bounds)
+    for number in range(1, 5):
+        files.append([sample(number)])
+        files.seal_due(is_forced=True)
+    file_bytes = files.size_bytes() // 4
+    free_bytes = 1_000_000 + 3 * file_bytes
+    files.append([sample(5)])
+    files.seal_due(is_forced=True)
+    assert sequences(files)[-1] == 5
+    assert files.lost() == {"room": 5 - len(files.waiting()), "disk": 0, "torn": 0}
+    free_bytes = 500_000
+    files.append([sample(6)])
+    assert (sequences(files), files.lost()) == ([], {"room": 5, "disk": 1, "torn": 0})
+    free_bytes = 2_000_000
+    files.append([sample(7)])
+    files.seal_due(is_forced=True)
+    assert sequences(files) == [7]
 
 
 def test_a_sealed_file_that_rotted_is_not_uploaded_but_counted(tmp_path):
