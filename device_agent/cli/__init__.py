@@ -161,7 +161,7 @@ def set_up_logging(level: str) -> None:
     logging.basicConfig(
         stream=sys.stderr, level=level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"
     )
-    for name in ("azure", "paho", "urllib3", "asyncio"):
+    for name in ("azure", "paho", "urllib3", "asyncio", "tuf", "securesystemslib"):
         logging.getLogger(name).setLevel(logging.WARNING if level == "debug" else logging.CRITICAL)
 
 

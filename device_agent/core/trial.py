@@ -4,8 +4,10 @@ Handles: adding up evidence, and judging it against the release's terms.
 Leaves to the caller: clocks, running both models, and acting on the verdict.
 """
 
+import itertools
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from device_agent.core.codes import Code
@@ -47,6 +49,8 @@ class Tally:
     referred: int = 0
     reference_ms_sum: float = 0.0
     buckets: Counter[int] = field(default_factory=Counter)
+    # Read in the scoring thread: which of the two models is asked first.
+    turns: Iterator[int] = field(default_factory=itertools.count, compare=False)
 
     def add(self, outcome: Outcome) -> None:
         self.inferences += 1

@@ -80,7 +80,8 @@ class Fetcher:
             deltas = await self._allowed(model, release)
             return await self._bring(attempt, deltas)
         except DownloadError as err:
-            _log.info("%s: version %d did not come: %s: %s", model, release.version, err.code, err.message)
+            if err.is_retryable:
+                _log.info("%s: version %d did not come yet: %s: %s", model, release.version, err.code, err.message)
             now = self._arrived_bytes(release)
             raise FetchError(err, has_advanced=any(now[key] > arrived[key] for key in now)) from err
         finally:
@@ -154,7 +155,7 @@ class Fetcher:
         try:
             await self._download_while_it_advances(file, attempt, total_bytes)
             await self._in_thread(self._apply, attempt, delta)
-        except (AgentError, OSError) as err:
+        except Exception as err:
             if attempt.cancelled.is_set():
                 raise
             if not (isinstance(err, DownloadError) and err.is_retryable):

@@ -153,13 +153,15 @@ class UpdateDriver:
 
     def _tell_people(self, before: ModelState, event: e.Event) -> None:
         offer, state = self.state.offer, self.state
-        if state.phase == before.phase and state.offer == before.offer:
+        waits = state.deferred if state.phase is Phase.DEFERRED else None
+        if state.phase == before.phase and state.offer == before.offer and waits == before.deferred:
             _log.debug("%s: %s", state.name, type(event).__name__)
         elif offer is None:
             _log.info("%s: withdrawn; nothing serves", state.name)
         else:
             what = f"{state.name}: version {offer.version} (generation {offer.generation})"
             why = f": {state.problem.code}: {state.problem.message}" if state.problem else ""
+            why = f" before its {waits.step}: {waits.message}" if waits is not None else why
             _log.info("%s %s%s", what, state.phase, why)
 
     # Commands --------------------------------------------------------------------------------------------------------

@@ -115,10 +115,25 @@ async def _many_readings(running: Running) -> None:
     await running.until_received(300)
 
 
+async def _deferred(running: Running) -> None:
+    """Fetched ahead, and activated when the window opens."""
+    running.world.offer(item(1))
+    await running.until_reported("deferred", 1)
+    await running.until_reported("committed", 1)
+
+
+# One window opens soon after a life begins, the other soon after its device was started again.
+WINDOWS = {
+    "SLIPWAY_AGENT_UPDATE_WINDOW": "08:01-09:00,21:47-23:00",
+    "SLIPWAY_AGENT_UPDATE_TIMEZONE": "UTC",
+    "SLIPWAY_AGENT_UPDATE_LOOK_AGAIN_S": "5",
+}
+
 LIVES = (
     Life("first model", (first, _update)),
     Life("bad on live input", (first, _bad_on_live_input)),
     Life("bad before the switch", (first, _bad_before_the_switch)),
+    Life("deferred", (_deferred, _update), WINDOWS),
     Life("superseded", (first, _superseded)),
     Life("rolled back", (first, _rolled_back)),
     Life("withdrawn", (first, _withdrawn)),

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from device_agent.core.model_state import ModelState
 from device_agent.core.twin import merged
 from device_agent.errors import LinkError
 from manifests.canonical import digest_of
@@ -139,6 +140,9 @@ class World:
     visited: Callable[[str], None] = lambda target: None
     # Added to the device's clock of the wall.
     wall_offset_s: float = 0.0
+    is_wall_frozen: bool = False
+    # Called when a state of the update machine was stored.
+    journalled: Callable[[ModelState], None] = lambda state: None
 
     def __post_init__(self) -> None:
         self.links: list[HubInMemory] = []

@@ -25,8 +25,10 @@ import requests
 import urllib3
 
 from device_agent import wiring
+from device_agent.adapters import linux_machine
 from device_agent.adapters.sqlite_state import SqliteState
 from device_agent.config import read_config
+from device_agent.core.model_state import ModelState
 from device_agent.errors import AgentError
 from device_agent.runtime import agent as agent_module
 from device_agent.runtime.scoring import ScoringLoop
@@ -61,6 +63,10 @@ class WatchedState(SqliteState):
     """Tells the world what the store has promised to keep."""
 
     world: World
+
+    def save_model(self, name: str, state: bytes) -> None:
+        super().save_model(name, state)
+        self.world.journalled(ModelState.from_json(state))
 
     def enqueue(self, messages: Any, evicted: Any) -> None:
         super().enqueue(messages, evicted)
@@ -252,7 +258,8 @@ def _stand_ins(device: Device, loop: VirtualTimeLoop) -> Iterator[None]:
         return {name: watched(make) for name, make in real_engines(config).items()}
 
     def now(zone: Any = None) -> datetime:
-        moment = START + timedelta(seconds=device.elapsed_s + loop.time() + world.wall_offset_s)
+        passed_s = 0.0 if world.is_wall_frozen else device.elapsed_s + loop.time()
+        moment = START + timedelta(seconds=passed_s + world.wall_offset_s)
         return moment.astimezone(zone) if zone else moment
 
     def monotonic() -> float:
@@ -270,6 +277,7 @@ def _stand_ins(device: Device, loop: VirtualTimeLoop) -> Iterator[None]:
     }
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.multiple(wiring, **replaced))
+        stack.enter_context(mock.patch.object(linux_machine, "datetime", SimpleNamespace(now=now)))
         stack.enter_context(mock.patch.object(agent_module, "ScoringLoop", PacedScoring))
         stack.enter_context(mock.patch.object(requests.Session, "get_adapter", return_value=shelf))
         yield

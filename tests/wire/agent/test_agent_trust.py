@@ -5,6 +5,7 @@ import subprocess
 from dataclasses import dataclass
 
 import pytest
+from msgspec.structs import replace
 
 from manifests.release import Release
 from tests.tiny_models import BETTER, GOOD, TinyModel
@@ -69,8 +70,12 @@ def test_whoever_owns_the_hub_alone_cannot_install_a_model(owner):
     report = device.until_reported("failed", 3)
     assert (report.error.code, report.loaded_version) == ("TRUST_TARGET_MISMATCH", 1)
     device.artifacts.files["digits/1/model.onnx"] = good
-    device.desire(device.publish(TinyModel.of(BETTER), 9, generation=4, target="digits/1/model.onnx"))
-    assert device.until_reported("failed", 4).error.code == "TRUST_TARGET_MISMATCH"
+    signed = owner.sign(device.publish(TinyModel.of(BETTER), 5, generation=4))
+    device.desire(replace(signed, version=9))
+    report = device.until_reported("failed", 4)
+    assert report.error.message == (
+        "digits/5/model.onnx is signed with version 5 of digits, the offer calls it version 9 of digits."
+    )
     still_serves(device, 1)
     assert {target for target, _ in device.artifacts.requests} == {"digits/1/model.onnx", "digits/1/golden.npz"}
     # Keys of their own, and metadata in the place of ours.
