@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from tests.simulation.agent.small_world import Item, World, item
+from tests.simulation.agent.small_world import Item, item
 from tests.simulation.agent.whole_agent import Device, Running
 
 Script = Callable[[Running], Awaitable[None]]
@@ -24,30 +24,34 @@ class Life:
             device.boot(script)
 
 
-async def _ended(running: Running, offered: Item) -> None:
+async def ended(running: Running, offered: Item) -> None:
     running.world.offer(offered)
     await running.until_reported(offered.end, offered.release.generation)
 
 
-async def _first(running: Running) -> None:
-    await _ended(running, item(1))
+async def first(running: Running) -> None:
+    await ended(running, item(1))
 
 
 async def _update(running: Running) -> None:
-    await _ended(running, item(2))
+    await ended(running, item(2))
     await running.until_received(2)
 
 
 async def _bad_on_live_input(running: Running) -> None:
-    await _ended(running, item(2, "unsure"))
-    await _ended(running, item(3))
+    await ended(running, item(2, "unsure"))
+    await ended(running, item(3))
+
+
+async def corrupt(running: Running) -> None:
+    await ended(running, item(2, "corrupt"))
 
 
 async def _bad_before_the_switch(running: Running) -> None:
-    await _ended(running, item(2, "corrupt"))
-    await _ended(running, item(3, "wrong answers"))
-    await _ended(running, item(4, "no model"))
-    await _ended(running, item(5))
+    await ended(running, item(2, "corrupt"))
+    await ended(running, item(3, "wrong answers"))
+    await ended(running, item(4, "no model"))
+    await ended(running, item(5))
 
 
 async def _superseded(running: Running) -> None:
@@ -68,21 +72,21 @@ async def _superseded(running: Running) -> None:
 
 async def _rolled_back(running: Running) -> None:
     """The fleet goes back: older bytes under a newer generation, and then the same bytes once more."""
-    await _ended(running, item(2))
-    await _ended(running, item(3, version=1))
-    await _ended(running, item(4, version=1))
+    await ended(running, item(2))
+    await ended(running, item(3, version=1))
+    await ended(running, item(4, version=1))
 
 
 async def _withdrawn(running: Running) -> None:
     running.world.offer(None)
     await running.until(lambda: running.loaded is None, "nothing serves")
     await running.until(lambda: not running.world.report, "and the hub knows")
-    await _ended(running, item(2))
+    await ended(running, item(2))
 
 
 async def _rots(running: Running) -> None:
     """The bytes of the committed model go bad on the disk."""
-    await _ended(running, item(2))
+    await ended(running, item(2))
     blob = running.device.state / "blobs" / "sha256" / item(2).release.digest[7:]
     if blob.is_file():
         content = blob.read_bytes()
@@ -111,21 +115,33 @@ async def _many_readings(running: Running) -> None:
     await running.until_received(300)
 
 
+async def _deferred(running: Running) -> None:
+    """Fetched ahead, and activated when the window opens."""
+    running.world.offer(item(1))
+    await running.until_reported("deferred", 1)
+    await running.until_reported("committed", 1)
+
+
+# One window opens soon after a life begins, the other soon after its device was started again.
+WINDOWS = {
+    "SLIPWAY_AGENT_UPDATE_WINDOW": "08:01-09:00,21:47-23:00",
+    "SLIPWAY_AGENT_UPDATE_TIMEZONE": "UTC",
+    "SLIPWAY_AGENT_UPDATE_LOOK_AGAIN_S": "5",
+}
+
 LIVES = (
-    Life("first model", (_first, _update)),
-    Life("bad on live input", (_first, _bad_on_live_input)),
-    Life("bad before the switch", (_first, _bad_before_the_switch)),
-    Life("superseded", (_first, _superseded)),
-    Life("rolled back", (_first, _rolled_back)),
-    Life("withdrawn", (_first, _withdrawn)),
-    Life("rotten and repaired", (_first, _rots, _repaired)),
-    Life("offline", (_first, _offline), {"SLIPWAY_AGENT_TELEMETRY_MESSAGES_MAX": "20"}),
-    Life("many readings", (_first, _many_readings)),
+    Life("first model", (first, _update)),
+    Life("bad on live input", (first, _bad_on_live_input)),
+    Life("bad before the switch", (first, _bad_before_the_switch)),
+    Life("deferred", (_deferred, _update), WINDOWS),
+    Life("superseded", (first, _superseded)),
+    Life("rolled back", (first, _rolled_back)),
+    Life("withdrawn", (first, _withdrawn)),
+    Life("rotten and repaired", (first, _rots, _repaired)),
+    Life("offline", (first, _offline), {"SLIPWAY_AGENT_TELEMETRY_MESSAGES_MAX": "20"}),
+    Life("many readings", (first, _many_readings)),
 )
 
 
 def life(name: str) -> Life:
     return next(one for one in LIVES if one.name == name)
-
-
-__all__ = ["LIVES", "Life", "World", "life"]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from device_agent.core.model_state import ModelState
 from device_agent.core.twin import merged
 from device_agent.errors import LinkError
 from manifests.canonical import digest_of
@@ -139,6 +140,9 @@ class World:
     visited: Callable[[str], None] = lambda target: None
     # Added to the device's clock of the wall.
     wall_offset_s: float = 0.0
+    is_wall_frozen: bool = False
+    # Called when a state of the update machine was stored.
+    journalled: Callable[[ModelState], None] = lambda state: None
 
     def __post_init__(self) -> None:
         self.links: list[HubInMemory] = []
@@ -150,6 +154,7 @@ class World:
         self.promised: dict[int, str] = {}
         self._arrived: set[int] = set()
         self._files: dict[str, bytes] = {}
+        self._etags: dict[str, str] = {}
         past, self.history = self.history, []
         for event in past:
             self.happened(event)
@@ -185,6 +190,8 @@ class World:
         if offered.kind == "corrupt":
             content = content[:-1] + bytes([content[-1] ^ 1])
         self._files[release.target] = content
+        # A server that names its files by digest and whose disk has gone bad.
+        self._etags[release.target] = release.digest
         if release.golden is not None:
             self._files[release.golden.target] = made.golden
 
@@ -197,6 +204,9 @@ class World:
 
     def artifact(self, target: str) -> bytes | None:
         return self._files.get(target)
+
+    def etag(self, target: str) -> str:
+        return self._etags.get(target) or digest_of(self._files[target])
 
     # What can be seen of it -------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from device_agent.core.model_state import ModelState
 from device_agent.runtime.update_driver import UpdateDriver
 from manifests.twin import Phase, TrialEvidence
 from simulators.kernel import sqlite_vfs
-from tests.simulation.agent.crash_lives import life
+from tests.simulation.agent.crash_lives import Life, corrupt, first, life
 from tests.simulation.agent.crash_runs import (
     BRICKED,
     LOST_READING,
@@ -77,12 +77,18 @@ def names_of_folders_are_not_synced():
     )
 
 
+@contextmanager
 def artifacts_are_believed_without_a_digest():
-    return mock.patch.multiple(
-        FileSlots,
-        _check=lambda self, path, digest, size_bytes: None,
-        read=lambda self, digest: self._blob(digest).read_bytes(),
-    )
+    """At all three places where it is looked at: after the download, when it is sealed, and before it is loaded."""
+    with (
+        mock.patch.object(http_downloader._Transfer, "digest_of_whole", lambda self: self.digest),
+        mock.patch.multiple(
+            FileSlots,
+            _check=lambda self, path, digest, size_bytes: None,
+            read=lambda self, digest: self._blob(digest).read_bytes(),
+        ),
+    ):
+        yield
 
 
 def a_commit_is_told_before_it_is_stored():
@@ -169,7 +175,7 @@ def test_a_planted_fault_is_found(plant, name, faults, place):
 
 def test_a_digest_that_nobody_checks_is_found(place):
     # Planted after the life was recorded: in it the corrupt release would be committed without any cut.
-    recorded = record(life("bad before the switch"), place)
+    recorded = record(Life("corrupt", (first, corrupt)), place)
     with artifacts_are_believed_without_a_digest():
         seen = found(recorded, place)
     assert seen

@@ -25,9 +25,12 @@ import requests
 import urllib3
 
 from device_agent import wiring
+from device_agent.adapters import linux_machine
 from device_agent.adapters.logs import RecentLines
 from device_agent.adapters.sqlite_state import SqliteState
+from device_agent.adapters.state_lock import state_lock
 from device_agent.config import read_config
+from device_agent.core.model_state import ModelState
 from device_agent.errors import AgentError
 from device_agent.runtime import agent as agent_module
 from device_agent.runtime.scoring import ScoringLoop
@@ -62,6 +65,10 @@ class WatchedState(SqliteState):
     """Tells the world what the store has promised to keep."""
 
     world: World
+
+    def save_model(self, name: str, state: bytes) -> None:
+        super().save_model(name, state)
+        self.world.journalled(ModelState.from_json(state))
 
     def enqueue(self, messages: Any, evicted: Any) -> None:
         super().enqueue(messages, evicted)
@@ -98,7 +105,7 @@ class _Shelf(requests.adapters.HTTPAdapter):
         content = self._world.artifact(target)
         if content is None:
             return self._response(request, 404, b"", {})
-        etag = f'"{digest_of(content)}"'
+        etag = f'"{self._world.etag(target)}"'
         wanted, condition = request.headers.get("Range", ""), request.headers.get("If-Range", etag)
         if wanted and condition == etag:
             first = int(wanted.removeprefix("bytes=").partition("-")[0])
@@ -153,7 +160,7 @@ class Device:
     async def _live(self, script: Callable[["Running"], Awaitable[None]]) -> None:
         """As `slipway-agent run` does it; the order of opening and closing is the command's."""
         config = read_config(None, self.settings, _flags(self.root.parent, self.state))
-        with wiring.state_lock(config.state_directory):
+        with state_lock(config.state_directory):
             state = WatchedState.open(config.state_directory)
             state.world = self.world
             try:
@@ -253,7 +260,8 @@ def _stand_ins(device: Device, loop: VirtualTimeLoop) -> Iterator[None]:
         return {name: watched(make) for name, make in real_engines(config).items()}
 
     def now(zone: Any = None) -> datetime:
-        moment = START + timedelta(seconds=device.elapsed_s + loop.time() + world.wall_offset_s)
+        passed_s = 0.0 if world.is_wall_frozen else device.elapsed_s + loop.time()
+        moment = START + timedelta(seconds=passed_s + world.wall_offset_s)
         return moment.astimezone(zone) if zone else moment
 
     def monotonic() -> float:
@@ -271,6 +279,7 @@ def _stand_ins(device: Device, loop: VirtualTimeLoop) -> Iterator[None]:
     }
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.multiple(wiring, **replaced))
+        stack.enter_context(mock.patch.object(linux_machine, "datetime", SimpleNamespace(now=now)))
         stack.enter_context(mock.patch.object(agent_module, "ScoringLoop", PacedScoring))
         stack.enter_context(mock.patch.object(requests.Session, "get_adapter", return_value=shelf))
         yield
