@@ -66,8 +66,8 @@ class WatchedState(SqliteState):
 
     world: World
 
-    def save_model(self, name: str, state: bytes) -> None:
-        super().save_model(name, state)
+    def save_model(self, name: str, state: bytes, transition: bytes = b"") -> None:
+        super().save_model(name, state, transition)
         self.world.journalled(ModelState.from_json(state))
 
     def enqueue(self, messages: Any, evicted: Any) -> None:
