@@ -1,8 +1,8 @@
 """What went wrong with devices of other systems, each told again to the whole agent, under the name that it has there.
 
 The trackers: thingsboard/thingsboard, eclipse-hawkbit/hawkbit, Azure/iot-hub-device-update (ADU),
-Azure/azure-sdk-for-c, flightctl/flightctl, aws-greengrass/aws-greengrass-nucleus, Azure/iotedge, balena-os/meta-balena and balena-supervisor,
-mendersoftware/mender and rauc/rauc-hawkbit-updater.
+Azure/azure-sdk-for-c, flightctl/flightctl, aws-greengrass/aws-greengrass-nucleus, Azure/iotedge,
+balena-os/meta-balena and balena-supervisor, mendersoftware/mender and rauc/rauc-hawkbit-updater.
 """
 
 import asyncio
