@@ -261,9 +261,9 @@ class Judgement:
         return {one.release.digest for one in offers if one is not None and one.kind == "good"}
 
     def _may_try(self) -> set[str]:
-        """A trial begins again by itself, so what is asked for may be on trial."""
-        asked = self._world.asked
-        return set() if asked is None or asked.kind in NEVER_SERVES else {asked.release.digest}
+        """A trial begins again by itself, and the device may not have heard yet that something else is asked for."""
+        newer = (one for one in self._offers() if one is not None and one.release.generation >= self._told())
+        return {one.release.digest for one in newer if one.kind not in NEVER_SERVES}
 
     def _may_end(self, asked: Item) -> set[str]:
         ends = {str(asked.end)}
