@@ -532,6 +532,8 @@ def background_threads(count: int, *, niceness: int = BACKGROUND_NICENESS) -> Th
         if niceness and sys.platform == "linux":
             with contextlib.suppress(OSError):
                 thread = threading.get_native_id()
+                # One that wakes up does not take the core from the thread that is in the middle of a reading.
+                os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0))
                 os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + niceness)
 
     return ThreadPoolExecutor(count, thread_name_prefix="background", initializer=stand_back)
