@@ -27,6 +27,11 @@ def settled(device: Device) -> Device:
     return device
 
 
+def until_it_listens(device: Device) -> None:
+    """Its first report comes after it has subscribed to methods, which a connection alone does not say."""
+    until(lambda: device.twin()["properties"]["reported"].get("agent"), "it has reported")
+
+
 def slipway_agent(device: Device, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(AGENT), *arguments, "--state", str(device.state)], capture_output=True, text=True, timeout=60
@@ -76,7 +81,7 @@ def test_a_restart_is_answered_and_the_agent_comes_back_by_itself(settled: Devic
                   and (answer := json.loads(found.stdout))["boot"] != boot and answer, "it runs again")  # fmt: skip
     # In place of itself, as nobody supervises it; and the end before was a clean one.
     assert process.poll() is None
-    until(lambda: settled.hub.connected_clients(), "it is connected again")
+    until(lambda: settled.twin()["properties"]["reported"]["agent"]["boot"] == again["boot"], "it has reported again")
     assert settled.invoke("ping")[1] == again
     settled.until_served(1, after=len(settled.envelopes()))
     assert settled.terminate() == 0
@@ -84,7 +89,7 @@ def test_a_restart_is_answered_and_the_agent_comes_back_by_itself(settled: Devic
 
 def test_under_a_supervisor_a_restart_is_an_end_with_a_code_of_its_own(device: Device) -> None:
     process = device.start(INVOCATION_ID="0123")
-    until(lambda: device.hub.connected_clients(), "it is connected")
+    until_it_listens(device)
     assert device.invoke("restart")[0] == 200
     assert process.wait(40) == 8
     assert device.status()["isRunning"] is False
@@ -92,7 +97,7 @@ def test_under_a_supervisor_a_restart_is_an_end_with_a_code_of_its_own(device: D
 
 def test_readings_are_collected_on_request_where_collecting_is_on(device: Device) -> None:
     device.start(SLIPWAY_AGENT_COLLECTION_ENABLED="true")
-    until(lambda: device.hub.connected_clients(), "it is connected")
+    until_it_listens(device)
     assert device.invoke("collect", {"count": 3, "seconds": 60}) == (200, {"collecting": 3, "seconds": 60})
     assert device.invoke("collect", {"count": 0})[0] == 400
 
