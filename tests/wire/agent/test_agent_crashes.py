@@ -24,7 +24,7 @@ def settled(device):
 
 
 def dies(device, phase: str, moment: str) -> None:
-    mark = device.directory / "died"
+    mark = device.directory / f"died-{phase}"
     process = device.start(program=[sys.executable, str(DYING_AGENT), phase, moment, str(mark)])
     assert process.wait(40) == -9, device.log.read_text()[-3000:]
     assert mark.exists()
@@ -62,6 +62,27 @@ def test_killed_on_the_way_back_the_old_model_serves(settled, phase, moment):
 
 
 # Other bytes are found while they arrive, so such an update never comes to be verified.
+@pytest.mark.parametrize("phase", ["downloading", "shadow", "trial"])
+def test_killed_and_killed_again_while_it_recovers(settled, phase):
+    """The second kill comes before the old model serves again; it counts against a model that was being tried."""
+    second = settled.publish(TinyModel.of(BETTER), 2)
+    settled.desire(second)
+    dies(settled, phase, "after")
+    dies(settled, "restoring", "after")
+    settled.start()
+    ends = {
+        "downloading": ("committed", 2, None),
+        "shadow": ("failed", 1, "SHADOW_CRASHED"),
+        "trial": ("revertedQuarantined", 1, "TRIAL_CRASHED"),
+    }
+    end, version, code = ends[phase]
+    report = settled.until_reported(end, 2)
+    assert (report.loaded_version, report.error and report.error.code) == (version, code)
+    settled.until_served(version, after=len(settled.envelopes()))
+    assert settled.terminate() == 0
+    nothing_is_lost(settled, 0)
+
+
 @pytest.mark.parametrize("phase", ["offered", "downloading", "failed"])
 def test_killed_in_an_update_that_fails_the_old_model_serves(settled, phase):
     good = TinyModel.of(BETTER)
