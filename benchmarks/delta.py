@@ -106,7 +106,7 @@ def _row(pair: Pair, *, is_full: bool) -> dict[str, Any]:
             "tdelta here %": _percent(len(_reference(base, target)), len(target)),
             "make s": round(ours["make"]["s"], 2),
             "make cpu s": round(ours["make"]["cpu_s"], 2),
-            "make s per 28 MB": round(ours["make"]["s"] / len(target) * 28e6, 2),
+            "make cpu s per 28 MB": round(ours["make"]["cpu_s"] / len(target) * 28e6, 2),
             "apply s": round(ours["apply"]["s"], 2),
             "apply cpu s": round(ours["apply"]["cpu_s"], 2),
             "apply MiB": round(ours["apply"]["mib"], 1),

@@ -46,7 +46,7 @@ _MERGES = (1, 2, 4, 8, 32, 128)
 _LANES_LOG_MAX = 11
 _RANS_BYTES_MIN = 1024
 # What the lanes' states may add to a plane.
-_LANES_SHARE_MAX = 0.02
+_LANES_SHARE_MAX = 0.025
 
 
 @dataclass(frozen=True, slots=True)
