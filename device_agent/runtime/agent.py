@@ -231,7 +231,7 @@ class Agent:
         """In the scoring thread: count it where a trial runs, and hand it to the outbox."""
         tally = scored.view.tally
         self._tools.serving.remember(scored)
-        if tally is not None:
+        if tally is not None and scored.is_evidence:
             self._loop.call_soon_threadsafe(self._count, scored)
         self._meter.count(scored)
         with self._watchdog.handing_over:

@@ -71,6 +71,8 @@ class Scored:
     agrees: bool | None = None
     # What the model before took for the same reading.
     reference_ms: float | None = None
+    # False where the model before cannot answer the reading either: that is the sensor's fault.
+    is_evidence: bool = True
 
     @property
     def outcome(self) -> Outcome:
@@ -181,7 +183,9 @@ def score(view: View, reading: Reading) -> Scored:
     try:
         answer = ask(view.served, reading)
     except InferenceError as err:
-        return Scored(view, reading, (time.perf_counter() - began_s) * 1000, None, error=err.message)
+        latency_ms = (time.perf_counter() - began_s) * 1000
+        is_at_fault = not compares or (before if is_second else _before(view, reading)) is not None
+        return Scored(view, reading, latency_ms, None, error=err.message, is_evidence=is_at_fault)
     latency_ms = (time.perf_counter() - began_s) * 1000
     if compares and not is_second:
         before = _before(view, reading)

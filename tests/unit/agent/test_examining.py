@@ -13,7 +13,7 @@ from device_agent.adapters.linux_machine import Hooks, LinuxMachine
 from device_agent.adapters.onnx_engine import OnnxEngine
 from device_agent.core.codes import Code
 from device_agent.core.trial import Tally
-from device_agent.errors import StepError
+from device_agent.errors import InferenceError, StepError
 from device_agent.ports import Reading
 from device_agent.runtime import serving
 from device_agent.runtime.examining import Examination, examine, find_machine
@@ -173,6 +173,31 @@ def test_on_trial_the_two_models_take_turns_at_being_first(slots, monkeypatch):
     assert all(outcome.agrees and outcome.latency_ms > 0 < outcome.reference_ms for outcome in outcomes)
     alone = score(View("digits", new), Reading("r", {"features": readings(1)[0]})).outcome
     assert (alone.agrees, alone.reference_ms, len(asked)) == (None, None, 9)
+
+
+def test_a_reading_that_fits_neither_model_says_nothing_about_the_new_one(slots):
+    new, old = served(slots, TinyModel.of(BETTER).content), served(slots, TinyModel.of(GOOD).content)
+    misshapen = Reading("r", {"features": readings(1)[0][:1]})
+    view = View("digits", new, old, Tally())
+    seen = [score(view, misshapen) for _ in range(2)]
+    assert [(one.is_evidence, one.outcome.is_error) for one in seen] == [(False, True)] * 2
+    # Whoever is first of the two, and with nothing to compare with it counts.
+    assert score(View("digits", new, None, Tally()), misshapen).is_evidence
+    narrow = Served(_Refusing(new.model), new.release)
+    assert score(View("digits", narrow, old, Tally()), Reading("r", {"features": readings(1)[0]})).is_evidence
+
+
+class _Refusing:
+    """The new model, which cannot answer what the old one can."""
+
+    def __init__(self, model) -> None:
+        self._model = model
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+    def run(self, inputs):
+        raise InferenceError("it will not")
 
 
 def test_the_machine_is_found_as_it_is(slots):
