@@ -23,6 +23,7 @@ from device_agent.adapters.hub_identity import client_maker, link_factory
 from device_agent.adapters.logs import RecentLines
 from device_agent.adapters.sqlite_state import SqliteState
 from device_agent.adapters.state_lock import is_running
+from device_agent.adapters.state_lock import state_lock as state_lock
 from device_agent.adapters.systemd_notify import SystemdNotifier
 from device_agent.config import AgentConfig
 from device_agent.config.settings import EngineSettings, TelemetrySettings
@@ -405,8 +406,11 @@ def update_tools(config: AgentConfig, state: SqliteState, slots: FileSlots, by_f
     )
 
 
-def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> Any:
-    """Put an agent together, on the event loop that is to run it; raises ConfigurationError and StateError."""
+def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines | None = None) -> Any:
+    """Put an agent together, on the event loop that is to run it; raises ConfigurationError and StateError.
+
+    `lines` are what the method logs answers with; without them it answers with none.
+    """
     from device_agent.adapters.factory_models import read_factory_models
     from device_agent.runtime.agent import Agent, Parts
     from device_agent.runtime.telemetry import Author
@@ -437,7 +441,7 @@ def open_agent(config: AgentConfig, state: SqliteState, lines: RecentLines) -> A
             is_unclean=is_unclean,
             states=with_factory(read_states(state.models()), factory),
             hub_name=identity.host_name,
-            host=open_host(config, lines),
+            host=open_host(config, lines or RecentLines()),
             accepts=accepts,
             mirror=mirror,
         )

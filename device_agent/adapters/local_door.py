@@ -45,7 +45,7 @@ class LocalDoor:
         """Until it is cancelled. A place where no socket can be made costs the door and nothing else."""
         try:
             server = await self._listen(answer)
-        except OSError as err:
+        except (OSError, NotImplementedError) as err:  # the latter from loops that have no sockets
             _log.debug("no local door: %s", err)
             return
         try:

@@ -138,3 +138,14 @@ def test_the_hottest_sensor_that_makes_sense_counts(tmp_path):
 def test_a_system_that_shows_nothing_costs_only_the_figures(tmp_path):
     found = read_device(tmp_path / "gone", proc=tmp_path, thermal=tmp_path)
     assert (found.uptime_s, found.temperature_c, found.memory_bytes, found.disk_free_bytes) == (None,) * 4
+
+
+def test_labels_go_before_histograms_and_histograms_before_models():
+    def kept(count: int) -> tuple[int, int, int]:
+        models = health_of({f"model-{n:03}": busy_model(60) for n in range(count)}, DEVICE, {}, 5.0).models.values()
+        return (
+            len(models), sum(bool(model.predictions) for model in models), sum(bool(m.latency_counts) for m in models)
+        )  # fmt: skip
+
+    assert [kept(count) for count in (3, 12, 60)] == [(3, 3, 3), (12, 0, 12), (60, 0, 0)]
+    assert kept(300)[0] < 300
