@@ -234,8 +234,7 @@ def open_agent(config: AgentConfig, state: SqliteState) -> Any:
     identity, source, by_format = config.identity, open_source(config), engines(config)
     formats = tuple(by_format)
     factory, factory_files = read_factory_models(config.settings.update.factory, formats)
-    make_link = link_factory(config)
-    is_unclean = state.begin_boot(boot)
+    make_link, is_unclean = link_factory(config), state.begin_boot(boot)
     state.note_identity(identity.device_id, identity.module_id)
     slots = FileSlots(config.state_directory, factory_files)
     tools = Tools(
