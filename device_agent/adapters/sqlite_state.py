@@ -129,9 +129,13 @@ class SqliteState:
 
     def note_identity(self, device: str, module: str) -> None:
         """Remember who runs here, for the readers of a stopped agent's state."""
-        with self._transaction("noting the identity"):
-            self._set_fact("device", device)
-            self._set_fact("module", module)
+
+        def note() -> None:
+            with self._transaction("noting the identity"):
+                self._set_fact("device", device)
+                self._set_fact("module", module)
+
+        self._in_need(note)
 
     def identity(self) -> tuple[str, str]:
         with self._reading("the identity"):

@@ -69,7 +69,7 @@ async def update_through(running, begin) -> None:
     world.offer(item(2))
     while loop.time() < until_s:
         assert running.loaded in (first, item(2).release.digest), "something serves all the time"
-        await asyncio.sleep(1)
+        await running.passes(1)
 
     def is_decided() -> bool:
         report = world.report
@@ -137,7 +137,7 @@ def test_a_disk_of_four_megabytes_is_filled_by_readings_and_emptied_again(place)
             with mock.patch.object(FileSlots, "room_bytes", side_effect=lambda: room.free_bytes):
                 before = -1
                 while before != (before := len(world.promised)):
-                    await asyncio.sleep(5)
+                    await running.passes(5)
                 assert room.free_bytes < 20_000
                 assert running.loaded == item(1).release.digest
                 world.is_hub_up = True

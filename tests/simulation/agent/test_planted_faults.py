@@ -60,6 +60,7 @@ class _NeverSyncs:
 
 # Of the life; where the first fault is found the rest is not tried.
 POINTS = 40
+AFTER_S = 1.0
 REAL_SYNC = file_slots.sync
 
 
@@ -96,7 +97,7 @@ def a_commit_is_told_before_it_is_stored():
 
     async def told_first(self: UpdateDriver, transition: bytes) -> None:
         self._say(self.state)
-        await asyncio.sleep(1)
+        await asyncio.sleep(AFTER_S)
         await journal(self, transition)
 
     return mock.patch.object(UpdateDriver, "_journal", told_first)

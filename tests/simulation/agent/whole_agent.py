@@ -194,6 +194,10 @@ class Running:
         state = self.agent.states().get("digits")
         return None if state is None else state.phase
 
+    async def passes(self, duration_s: float) -> None:
+        """Let that much virtual time pass."""
+        await asyncio.sleep(duration_s)
+
     async def until(self, reached: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
         loop = asyncio.get_running_loop()
         give_up_s = loop.time() + patience_s
