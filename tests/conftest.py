@@ -16,11 +16,12 @@ REAL_SOCKETS = {"wire", "hub"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give tests of real sockets a second run where that is asked for; the summary names each that needed it.
+    """Put what takes a minute first, so that nobody waits for it alone at the end; then second runs, where asked for.
 
     The vendor's SDKs have races of their own, which no test of ours can take away. Everything below the wire layer is
-    deterministic and gets no second chance.
+    deterministic and gets no second chance. The summary names each test that needed one.
     """
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     if not WIRE_RERUNS:
         return
     for item in items:

@@ -84,7 +84,8 @@ def test_what_was_asked_for_goes_up_as_soon_as_it_is_there_and_as_often_as_neede
             made.confirm()
             await until(lambda: cloud.files)
             assert cloud.attempts == ["slipway/digits/1/b1-1.npz"] * 4
-            await until(lambda: not list((tmp_path / "collection").glob("*")))
+            await until(lambda: made.counts.files_uploaded)
+            assert list((tmp_path / "collection").glob("*")) == []
             assert made.counts == module.CollectionCounts(taken=5, written=5, files_uploaded=1)
             told = made.reported()
             assert (told.taken, told.written, told.dropped, told.uploaded_files) == (5, 5, 0, 1)

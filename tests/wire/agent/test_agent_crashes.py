@@ -61,7 +61,6 @@ def test_killed_on_the_way_back_the_old_model_serves(settled, phase, moment):
     assert (report.loaded_version, report.error.code) == (1, "TRIAL_LOW_CONFIDENCE")
 
 
-# Other bytes are found while they arrive, so such an update never comes to be verified.
 @pytest.mark.parametrize("phase", ["downloading", "shadow", "trial"])
 def test_killed_and_killed_again_while_it_recovers(settled, phase):
     """The second kill comes before the old model serves again; it counts against a model that was being tried."""
@@ -83,6 +82,7 @@ def test_killed_and_killed_again_while_it_recovers(settled, phase):
     nothing_is_lost(settled, 0)
 
 
+# Wrong bytes end while they are downloaded: verifying is never begun with them.
 @pytest.mark.parametrize("phase", ["offered", "downloading", "failed"])
 def test_killed_in_an_update_that_fails_the_old_model_serves(settled, phase):
     good = TinyModel.of(BETTER)
