@@ -6,16 +6,16 @@ from typing import Any
 from device_agent.cli import main
 from device_agent.runtime import serving
 
-ask = serving._ask
+ask = serving.ask
 
 
-def trip(model: Any, reading: Any) -> Any:
-    if sys.argv[1] == model.digest:
+def trip(served: Any, reading: Any) -> Any:
+    if sys.argv[1] == served.model.digest:
         raise KeyError("a fault in the engine's own code")
-    return ask(model, reading)
+    return ask(served, reading)
 
 
-serving._ask = trip
+serving.ask = trip
 
 if __name__ == "__main__":
     main(sys.argv[2:])
