@@ -61,7 +61,8 @@ def test_killed_on_the_way_back_the_old_model_serves(settled, phase, moment):
     assert (report.loaded_version, report.error.code) == (1, "TRIAL_LOW_CONFIDENCE")
 
 
-@pytest.mark.parametrize("phase", ["offered", "downloading", "verifying", "failed"])
+# Wrong bytes end while they are downloaded: verifying is never begun with them.
+@pytest.mark.parametrize("phase", ["offered", "downloading", "failed"])
 def test_killed_in_an_update_that_fails_the_old_model_serves(settled, phase):
     good = TinyModel.of(BETTER)
     settled.artifacts.corrupt["digits/2/model.onnx"] = bytes(len(good.content))
