@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Workers for pytest, more than cores since most of them wait for something; the wire tests give each hub a loopback
 # address of its own, so they run side by side.
-JOBS ?= 3
+JOBS ?= 4
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
