@@ -16,6 +16,7 @@ import pytest
 from azure.iot.hub import IoTHubRegistryManager
 from azure.iot.hub.models import CloudToDeviceMethod
 
+from device_agent.cli.inspection import read_status
 from manifests.canonical import digest_of
 from manifests.model import GoldenSet
 from manifests.release import Release, TrialTerms
@@ -91,11 +92,8 @@ class Device:
         return self.process.wait(DEADLINE_S)
 
     def status(self) -> dict[str, Any]:
-        done = subprocess.run(
-            [str(AGENT), "status", "--state", str(self.state), "--json"], capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        found: dict[str, Any] = json.loads(done.stdout)
+        """What `slipway-agent status --json` prints, without the start of a process for each look."""
+        found: dict[str, Any] = json.loads(json.dumps(read_status(self.state)))
         return found
 
     # The cloud's side -------------------------------------------------------------------------------------------------
