@@ -184,7 +184,9 @@ def test_a_device_above_the_limit_is_slowed_down_and_then_cut_off_and_loses_noth
     sending.join(DEADLINE_S)
     assert not sending.is_alive()
     events = events_of(small_hub)
-    assert [event.body for event in events if event.source == "Telemetry"] == [b"late", b"cut off"]
+    # Twice where the SDK sent it again although it had told the sender to: at least once is what it promises.
+    bodies = [event.body for event in events if event.source == "Telemetry"]
+    assert list(dict.fromkeys(bodies)) == [b"late", b"cut off"]
     opened = [event for event in events if event.properties.get("opType") == "deviceConnected"]
     assert len(opened) >= 2
 
