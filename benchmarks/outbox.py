@@ -223,7 +223,7 @@ def _waiting(directory: Path) -> int:
     state = SqliteState.open_to_read(directory)
     try:
         counts = state.counts()
-        return counts.enqueued - counts.acknowledged - counts.dropped
+        return counts.waiting
     finally:
         state.close()
 

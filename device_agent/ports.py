@@ -313,6 +313,11 @@ class Counts:
     dropped_age: int = 0
     dropped_refused: int = 0
 
+    @property
+    def waiting(self) -> int:
+        """Stored, and neither delivered nor dropped yet."""
+        return self.enqueued - self.acknowledged - self.dropped
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:

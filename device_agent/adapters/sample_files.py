@@ -24,6 +24,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from device_agent.adapters.durable_folders import sync
 from device_agent.errors import StateError
 from device_agent.ports import Sample
 
@@ -287,7 +288,7 @@ def _append(path: Path, frame: bytes, size_bytes: int) -> None:
     finally:
         os.close(descriptor)
     if size_bytes == 0:
-        _flush_names(path.parent)
+        sync(path.parent)
 
 
 def _write_whole(path: Path, content: bytes) -> None:
@@ -300,15 +301,7 @@ def _write_whole(path: Path, content: bytes) -> None:
     finally:
         os.close(descriptor)
     part.replace(path)
-    _flush_names(path.parent)
-
-
-def _flush_names(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path.parent)
 
 
 def _write_all(descriptor: int, content: bytes) -> None:

@@ -72,7 +72,7 @@ def introduction(config: AgentConfig, state: SqliteState) -> list[str]:
     models = read_states(state.models())
     committed = [f"{name}:{known.current.version}" for name, known in models.items() if known.current is not None]
     counts = state.counts()
-    waiting = counts.enqueued - counts.acknowledged - counts.dropped
+    waiting = counts.waiting
     trusted = str(config.ca_file) if config.ca_file else "the system's authorities"
     return [
         f"slipway-agent {agent_version()} for {identity} at {identity.host_name}, by {config.credentials.kind}.",

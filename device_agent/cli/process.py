@@ -83,7 +83,7 @@ async def _serve(config: AgentConfig, lines: object) -> ExitCode:
         counts = state.counts()
         state.end_boot()
         state.close()
-        waiting = counts.enqueued - counts.acknowledged - counts.dropped
+        waiting = counts.waiting
         words = "Stopped. %d readings delivered, %d kept for the next start."
         _log.info(words, counts.acknowledged, waiting, extra={"event": "stopped"})
         return ExitCode.RESTART if agent.is_restart_asked else ExitCode.DONE

@@ -117,7 +117,7 @@ def status(
         "telemetry": {
             "enqueued": counts.enqueued,
             "acknowledged": counts.acknowledged,
-            "waiting": counts.enqueued - counts.acknowledged - counts.dropped,
+            "waiting": counts.waiting,
             "dropped": counts.dropped,
             "droppedBy": reported_telemetry(counts).to_wire().get("droppedBy", {}),
             "lastSequence": counts.last_sequence,

@@ -34,7 +34,7 @@ from device_agent.runtime.serving import Scored
 from device_agent.runtime.telemetry import Author, Sending, Telemetry
 from device_agent.runtime.update_driver import Tools, UpdateDriver
 from device_agent.runtime.watchdog import Watchdog
-from manifests.twin import ReportedAgent
+from manifests.twin import Progress, ReportedAgent, TrialEvidence
 
 DRAIN_LOOK_S = 0.05
 # Between the answer to a restart and its beginning.
@@ -264,17 +264,23 @@ class Agent:
         return self._drivers[name]
 
     def _section(self) -> dict[str, Any]:
-        drivers, counts, collection = self._drivers, self._telemetry.counts, self._parts.collection
+        counts, collection = self._telemetry.counts, self._parts.collection
         return core.section(
             self._reportable(),
             self._refusals,
             self._tools.serving.loaded(),
-            {name: driver.progress for name, driver in drivers.items() if driver.progress is not None},
-            {name: driver.evidence for name, driver in drivers.items() if driver.evidence is not None},
+            self._progress(),
+            self._evidence(),
             self._parts.reported_agent,
             core.reported_telemetry(counts, collection.reported() if collection is not None else None),
             self._meter.told,
         )
+
+    def _progress(self) -> dict[str, Progress]:
+        return {name: driver.progress for name, driver in self._drivers.items() if driver.progress is not None}
+
+    def _evidence(self) -> dict[str, TrialEvidence]:
+        return {name: driver.evidence for name, driver in self._drivers.items() if driver.evidence is not None}
 
     def _method_table(self) -> Methods:
         parts = self._parts
@@ -296,8 +302,8 @@ class Agent:
         now_s, drivers = self._tools.monotonic_s(), self._drivers
         live = Live(
             link=self._keeper.standing(self._parts.hub_name),
-            progress={name: driver.progress for name, driver in drivers.items() if driver.progress is not None},
-            evidence={name: driver.evidence for name, driver in drivers.items() if driver.evidence is not None},
+            progress=self._progress(),
+            evidence=self._evidence(),
             retries_in_s={
                 name: driver.retry_at_s - now_s
                 for name, driver in drivers.items()
@@ -314,7 +320,7 @@ class Agent:
         loaded = self._tools.serving.loaded()
         serves = ", ".join(f"{name}:{model.version}" for name, model in sorted(loaded.items())) or "nothing yet"
         hub = "connected" if self._keeper.is_connected else "not connected"
-        return f"Serves {serves}; hub {hub}; {counts.enqueued - counts.acknowledged - counts.dropped:,} readings wait."
+        return f"Serves {serves}; hub {hub}; {counts.waiting:,} readings wait."
 
     def _status(self) -> dict[str, Any]:
         author = self._parts.author
