@@ -105,7 +105,7 @@ def _float_pairs(size: str, width: float, published: dict[str, float]) -> Iterat
         "b3": ("all, sigma 1e-2", lambda: trained_on(old, 1e-2)),
     }
     for name, (what, change) in changes.items():
-        yield Pair(f"{name} {size}", what, published[name], lambda change=change: (base, onnx_file(change())))
+        yield Pair(f"{name} {size}", what, published[name], lambda change=change: (base, onnx_file(change())))  # type: ignore[misc]
 
 
 def _int8_pairs() -> Iterator[Pair]:
@@ -114,7 +114,7 @@ def _int8_pairs() -> Iterator[Pair]:
     for name, noise, published in (("c1", 1e-3, 8.6), ("c2", 1e-2, 27.9), ("c3", 1e-1, 59.2)):
         yield Pair(
             f"{name} Q", f"int8, sigma {noise:g}", published,
-            lambda noise=noise: (base, onnx_file(quantised(trained_on(old, noise)))),
+            lambda noise=noise: (base, onnx_file(quantised(trained_on(old, noise)))),  # type: ignore[misc]
         )  # fmt: skip
     # The quantised tensors stay; only the head is quantised anew.
     yield Pair("c4 Q", "int8, head of 10", 0.095, lambda: (base, onnx_file(quantised(with_head(old, 10)))))
@@ -135,6 +135,6 @@ def _tflite_pairs() -> Iterator[Pair]:
     for name, noise in (("c1", 1e-3), ("c2", 1e-2)):
         yield Pair(
             f"{name} Q tflite", f"int8, sigma {noise:g}", None,
-            lambda noise=noise: (base_int8, tflite_file(quantised(trained_on(large, noise)))),
+            lambda noise=noise: (base_int8, tflite_file(quantised(trained_on(large, noise)))),  # type: ignore[misc]
         )  # fmt: skip
     yield Pair("d1 S tflite", "description", None, lambda: (base, tflite_file(old, description="trained on Tuesday")))

@@ -85,7 +85,7 @@ class Device(asyncio.Protocol):
 
     def send(self) -> None:
         if data := self.session.data_to_send():
-            self.transport.write(data)
+            self.transport.write(data)  # type: ignore[attr-defined]
 
     def publish(self, due: float) -> None:
         self.due.append(due)
@@ -118,7 +118,7 @@ class Generator:
         async def keep_connecting() -> None:
             for number in names:
                 _, device = await asyncio.get_running_loop().create_connection(
-                    lambda number=number: Device(f"load-{number:05d}", self._login, self.tally),
+                    lambda number=number: Device(f"load-{number:05d}", self._login, self.tally),  # type: ignore[misc]
                     self._address, self._port, ssl=self._tls, server_hostname=self._address,
                     ssl_handshake_timeout=120,
                 )  # fmt: skip

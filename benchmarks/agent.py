@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,19 @@ import numpy as np
 import onnxruntime
 
 from benchmarks._mobilenet import SIDE, mobilenet
+from device_agent.adapters.freed_memory import FreedMemory
 from device_agent.adapters.onnx_engine import OnnxEngine
 from device_agent.adapters.sqlite_state import SqliteState
-from device_agent.ports import Reading
+from device_agent.ports import Reading, SourceFacts
 from device_agent.runtime.scoring import ScoringLoop
 from device_agent.runtime.serving import Scored, Served, Serving, load, score
-from device_agent.wiring import background_threads, give_memory_back
+from device_agent.wiring import background_threads
 from manifests.canonical import digest_of
 from manifests.release import Release
 from tests.tiny_models import onnx_classifier
 
 REPEATS = 15
+PROCESSES = 6
 SWAP_REPEATS = 4
 SWAPS_A_REPEAT = 8
 SWAP_PAUSE_S = 0.25
@@ -63,11 +66,11 @@ def subjects() -> list[Subject]:
     ]
 
 
-def run(*, is_full: bool = False) -> list[dict]:
+def run(*, is_full: bool = False) -> list[dict[str, Any]]:
     measured = subjects()
     turns = 3 if is_full else 1
     return [
-        *(_loop_cost(subject, REPEATS * turns) for subject in measured),
+        *(_loop_cost(place, subject, PROCESSES * turns) for place, subject in enumerate(measured)),
         *(_swap_cost(subject, SWAP_REPEATS * turns) for subject in measured),
         _swap_memory(SWAPS),
         *_processes(5 if is_full else 3),
@@ -88,8 +91,18 @@ class _Counting:
     def next_reading(self) -> Reading:
         return self.reading
 
+    @property
+    def paces_itself(self) -> bool:
+        return True
+
     def seek(self, position: int) -> None:
         """There is but one place to be."""
+
+    def facts(self) -> SourceFacts:
+        return SourceFacts(kind="ready")
+
+    def close(self) -> None:
+        """Nothing is held."""
 
     def take(self, scored: Scored) -> None:
         assert scored.error is None, scored.error
@@ -99,14 +112,50 @@ class _Counting:
             self.loop.stop()
 
 
-def _loop_cost(subject: Subject, repeats: int) -> dict:
-    """The agent's own loop, from the source to the hand-over of the answer, against `session.run` on ready inputs."""
+_LOOPING = """
+import json, sys
+from benchmarks.agent import loop_turns, subjects
+place, repeats, agent_first = map(int, sys.argv[1:])
+print(json.dumps(loop_turns(subjects()[place], repeats, agent_first=bool(agent_first))))
+"""
+
+
+def _loop_cost(place: int, subject: Subject, processes: int) -> dict[str, Any]:
+    """The agent's own loop, from the source to the hand-over of the answer, against `session.run` on ready inputs.
+
+    In several processes: where the memory of a session happens to lie makes one of two equal sessions up to 4 % slower
+    than the other for the whole life of a process.
+    """
+    turns: list[tuple[float, float]] = []
+    ratios: list[float] = []
+    for number in range(processes):
+        command = [sys.executable, "-c", _LOOPING, str(place), str(REPEATS), str(number % 2)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        taken = [(plain, agent) for plain, agent in json.loads(done.stdout)]
+        ratios.append(statistics.median(plain / agent for plain, agent in taken))
+        turns += taken
+    plain_us, agent_us = (statistics.median(taken) for taken in zip(*turns, strict=True))
+    return {
+        "what": f"{subject.name}: agent's loop over plain onnxruntime",
+        "plain µs": round(plain_us, 1),
+        "agent µs": round(agent_us, 1),
+        "added µs": round(statistics.median(agent - plain for plain, agent in turns), 1),
+        "throughput": round(statistics.median(ratios), 3),
+        f"of {processes} processes": f"{min(ratios):.3f} to {max(ratios):.3f}",
+    }
+
+
+def loop_turns(subject: Subject, repeats: int, *, agent_first: bool) -> list[tuple[float, float]]:
+    """Microseconds an inference, (plain, agent) in each turn."""
+    serving = Serving()
+    if agent_first:
+        serving.serve("model", _served(subject))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     plain = onnxruntime.InferenceSession(subject.content, options, providers=["CPUExecutionProvider"])
+    if not agent_first:
+        serving.serve("model", _served(subject))
     batch = {name: value[np.newaxis] for name, value in subject.inputs.items()}
-    serving = Serving()
-    serving.serve("model", _served(subject))
 
     def plain_turn() -> None:
         for _ in range(subject.count):
@@ -115,18 +164,10 @@ def _loop_cost(subject: Subject, repeats: int) -> dict:
     def agent_turn() -> None:
         ends = _Counting(subject)
         ends.left = subject.count
-        ends.loop = ScoringLoop(ends, serving, ends.take, 0.0)
+        ends.loop = ScoringLoop(ends, serving, ends.take, 0.0, lambda: datetime.now(UTC))
         ends.loop.run()
 
-    turns = _in_turns(plain_turn, agent_turn, repeats, subject.count)
-    plain_us, agent_us = (statistics.median(taken) for taken in zip(*turns, strict=True))
-    return {
-        "what": f"{subject.name}: agent's loop over plain onnxruntime",
-        "plain µs": round(plain_us, 1),
-        "agent µs": round(agent_us, 1),
-        "added µs": round(statistics.median(agent - plain for plain, agent in turns), 1),
-        "throughput": round(statistics.median(plain / agent for plain, agent in turns), 3),
-    }
+    return _in_turns(plain_turn, agent_turn, repeats, subject.count)
 
 
 def _in_turns(
@@ -134,7 +175,8 @@ def _in_turns(
 ) -> list[tuple[float, float]]:
     """Microseconds of both in each of the turns: of processor time, which other programs lengthen least."""
     taken: list[tuple[float, float]] = []
-    one(), other()
+    one()
+    other()
     for _ in range(repeats):
         pair = []
         for turn in (one, other):
@@ -164,45 +206,82 @@ def _served(subject: Subject) -> Served:
 # Swaps ----------------------------------------------------------------------------------------------------------------
 
 
-def _swap_cost(subject: Subject, repeats: int) -> dict:
-    """Readings without pause while another thread loads and swaps, as an update does; quiet and busy in turns."""
-    quiet_ms: list[float] = []
-    during_ms: list[float] = []
-    swap_ms: list[float] = []
-    for _ in range(repeats):
-        quiet, _, _ = _readings_while(subject, swaps=0)
-        _, during, swaps = _readings_while(subject, swaps=SWAPS_A_REPEAT)
-        quiet_ms += quiet
-        during_ms += during
-        swap_ms += swaps
-    before, while_swapping = (float(np.percentile(taken, 99)) for taken in (quiet_ms, during_ms))
-    return {
-        "what": f"{subject.name}: p99 of a reading while a model is loaded, warmed up and swapped in",
-        "swap ms": round(statistics.median(swap_ms), 1),
-        "without ms": round(before, 4),
-        "during ms": round(while_swapping, 4),
-        "ratio": round(while_swapping / before, 2),
-        "readings": len(quiet_ms) + len(during_ms),
-        "failed": 0,
+def _swap_cost(subject: Subject, repeats: int) -> dict[str, Any]:
+    """Readings without pause while another thread loads and swaps, as an update does; quiet and busy in turns.
+
+    The peer is one plain session that a thread replaces by another: what onnxruntime itself costs those who wait.
+    """
+    row: dict[str, Any] = {
+        "what": f"{subject.name}: p99 of a reading while a model is loaded, warmed up and swapped in"
     }
+    sides = {"agent": _agent_side, "plain": _plain_side}
+    latencies: dict[tuple[str, bool], list[float]] = {(by, busy): [] for by in sides for busy in (False, True)}
+    swap_ms: dict[str, list[float]] = {by: [] for by in sides}
+    for _ in range(repeats):
+        for by, make in sides.items():
+            for is_busy in (False, True):
+                quiet, during, swaps = _readings_while(*make(subject), swaps=SWAPS_A_REPEAT if is_busy else 0)
+                latencies[by, is_busy] += during if is_busy else quiet
+                swap_ms[by] += swaps
+    for by in sides:
+        before, busy_ms = (float(np.percentile(latencies[by, busy], 99)) for busy in (False, True))
+        row |= {
+            f"{by}: swap ms": round(statistics.median(swap_ms[by]), 1),
+            f"{by}: without ms": round(before, 4),
+            f"{by}: during ms": round(busy_ms, 4),
+            f"{by}: longest ms": round(max(latencies[by, True]), 2),
+            f"{by}: ratio": round(busy_ms / before, 2),
+        }
+    return row | {"readings": sum(map(len, latencies.values())), "failed": 0}
 
 
-def _readings_while(subject: Subject, swaps: int) -> tuple[list[float], list[float], list[float]]:
-    """(latencies with no swap under way, latencies that overlap one, lengths of the swaps) in milliseconds."""
-    serving = Serving()
+def _agent_side(subject: Subject) -> tuple[Callable[[], None], Callable[[], None]]:
+    """(a reading, a swap) of the agent's own parts."""
+    serving, reading, memory = Serving(), Reading("r", subject.inputs), FreedMemory()
     serving.serve("model", _served(subject))
-    reading = Reading("r", subject.inputs)
-    windows: list[tuple[float, float]] = []
-    done = threading.Event()
     engine, release = OnnxEngine(), _release(subject.content)
 
+    def read() -> None:
+        scored = score(serving.views()["model"], reading)
+        assert scored.error is None, scored.error
+
     def swap() -> None:
+        serving.switch("model", load(engine, release, lambda _: subject.content, warm_up_runs=1))
+        serving.serve("model", serving.views()["model"].served)
+        memory.freed(len(subject.content))
+
+    return read, swap
+
+
+def _plain_side(subject: Subject) -> tuple[Callable[[], None], Callable[[], None]]:
+    """The same of onnxruntime alone."""
+    batch = {name: value[np.newaxis] for name, value in subject.inputs.items()}
+    zeros = {name: np.zeros_like(value) for name, value in batch.items()}
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    held: list[Any] = []
+
+    def swap() -> None:
+        session = onnxruntime.InferenceSession(subject.content, options, providers=["CPUExecutionProvider"])
+        session.run(None, zeros)
+        held[:] = [session]
+
+    swap()
+    return lambda: held[0].run(None, batch), swap
+
+
+def _readings_while(
+    read: Callable[[], object], swap: Callable[[], None], swaps: int
+) -> tuple[list[float], list[float], list[float]]:
+    """(latencies with no swap under way, latencies that overlap one, lengths of the swaps) in milliseconds."""
+    windows: list[tuple[float, float]] = []
+    done = threading.Event()
+
+    def swap_often() -> None:
         for _ in range(swaps):
             time.sleep(SWAP_PAUSE_S)
             began_s = time.perf_counter()
-            serving.switch("model", load(engine, release, lambda _: subject.content, warm_up_runs=1))
-            serving.serve("model", serving.views()["model"].served)
-            give_memory_back()
+            swap()
             windows.append((began_s, time.perf_counter()))
         if not swaps:
             time.sleep(SWAPS_A_REPEAT * SWAP_PAUSE_S)
@@ -210,12 +289,11 @@ def _readings_while(subject: Subject, swaps: int) -> tuple[list[float], list[flo
 
     spans: list[tuple[float, float]] = []
     with background_threads(1) as background:
-        swapping = background.submit(swap)
+        swapping = background.submit(swap_often)
         while not done.is_set():
             began_s = time.perf_counter()
-            scored = score(serving.views()["model"], reading)
+            read()
             spans.append((began_s, time.perf_counter()))
-            assert scored.error is None, scored.error
         swapping.result()
     during = [_is_during(span, windows) for span in spans]
     latencies = [(end - begin) * 1e3 for begin, end in spans]
@@ -239,7 +317,7 @@ print(json.dumps(swap_often(subjects()[0], int(sys.argv[1]), sys.argv[2])))
 
 def swap_often(subject: Subject, swaps: int, by: str) -> list[int]:
     """Resident kilobytes after each swap: by the agent's engine and serving, or by one plain session after another."""
-    engine, serving, taken_kb = OnnxEngine(), Serving(), []
+    engine, serving, memory, taken_kb = OnnxEngine(), Serving(), FreedMemory(), []
     release, reading = _release(subject.content), Reading("r", subject.inputs)
     batch = {name: value[np.newaxis] for name, value in subject.inputs.items()}
     for _ in range(swaps):
@@ -247,15 +325,15 @@ def swap_often(subject: Subject, swaps: int, by: str) -> list[int]:
             serving.switch("model", load(engine, release, lambda _: subject.content, warm_up_runs=1))
             serving.serve("model", serving.views()["model"].served)
             score(serving.views()["model"], reading)
+            memory.freed(len(subject.content))
         else:
             session = onnxruntime.InferenceSession(subject.content, providers=["CPUExecutionProvider"])
             session.run(None, batch)
-        give_memory_back()
         taken_kb.append(resident_kb())
     return taken_kb
 
 
-def _swap_memory(swaps: int) -> dict:
+def _swap_memory(swaps: int) -> dict[str, Any]:
     """Resident memory over many swaps in a process of its own, and the same of plain sessions, for what they keep."""
     row: dict[str, Any] = {"what": f"{swaps:,} swaps of the 7 KB model, resident memory"}
     for by in ("agent", "plain"):
@@ -264,8 +342,8 @@ def _swap_memory(swaps: int) -> dict:
         settled = np.array(json.loads(done.stdout))[SWAPS_SETTLING:]
         slope = float(np.polyfit(np.arange(len(settled)), settled, 1)[0])
         row |= {
-            f"{by}: MB after {SWAPS_SETTLING}": round(settled[0] / 1024, 1),
-            f"{by}: MB at last": round(settled[-1] / 1024, 1),
+            f"{by}: MB after {SWAPS_SETTLING}": round(float(settled[0]) / 1024, 1),
+            f"{by}: MB at last": round(float(settled[-1]) / 1024, 1),
             f"{by}: KB a swap": round(slope, 2),
         }
     return row
@@ -280,7 +358,7 @@ def resident_kb(pid: int | str = "self") -> int:
 # Whole processes ------------------------------------------------------------------------------------------------------
 
 
-def _processes(repeats: int) -> list[dict]:
+def _processes(repeats: int) -> list[dict[str, Any]]:
     """A real agent on a tiny model: its memory when it has served for a while, and its start to the first score."""
     from simulators.iothub.server.background import BackgroundHub
     from tests.tiny_models import GOOD, TinyModel

@@ -5,6 +5,7 @@ import multiprocessing
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from tests.simulation.agent.conftest import MEMORY
 from tests.simulation.agent.crash_lives import LIVES, life
@@ -17,7 +18,7 @@ SHARE_TWICE, SHARE_TWICE_FULL = 0.005, 0.05
 SEED = 1
 
 
-def run(*, is_full: bool = False) -> list[dict]:
+def run(*, is_full: bool = False) -> list[dict[str, Any]]:
     """A row for each life and one for all of them; the long form cuts every point, and more of them twice."""
     began_s = time.perf_counter()
     jobs = [(one.name, is_full) for one in LIVES]

@@ -97,6 +97,7 @@ def _row(pair: Pair, *, is_full: bool) -> dict[str, Any]:
         files[0].write_bytes(base)
         files[1].write_bytes(target)
         ours = _measured("ours", files, len(target))
+        assert ours is not None
         row: dict[str, Any] = {
             "pair": pair.name,
             "what": pair.what,

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -48,7 +48,7 @@ BATCH_BYTES = 252 * 1024
 MIB = 1024 * 1024
 
 
-def run(*, is_full: bool = False) -> list[dict]:
+def run(*, is_full: bool = False) -> list[dict[str, Any]]:
     """Rows for batches of one (a slow sensor: an fsync each) and of 256 (one that is faster than the disk), and a day.
 
     A day is 86,400 readings, one a second, that waited while the hub was away.
@@ -57,7 +57,7 @@ def run(*, is_full: bool = False) -> list[dict]:
     return [*rows, _week()] if is_full else rows
 
 
-def _row(batch: int) -> dict:
+def _row(batch: int) -> dict[str, Any]:
     count = MESSAGES if batch > 1 else MESSAGES // 10
     rates = [_once(count, batch) for _ in range(REPEATS)]
     enqueue, settle, rules = (statistics.median(rate[index] for rate in rates) for index in range(3))
@@ -97,7 +97,7 @@ def _rules_s(count: int) -> float:
     return time.perf_counter() - began_s
 
 
-async def _collecting() -> dict:
+async def _collecting() -> dict[str, Any]:
     """What the rules of collection cost for each reading, on the event loop and not in the scoring thread."""
     features = np.random.default_rng(1).normal(size=(3, 224, 224)).astype(np.float32)
     small, image = Reading("r", {"x": features[0, 0, :4]}), Reading("r", {"x": features})
@@ -131,7 +131,7 @@ def _offer_us(rules: CollectionRules, reading: Reading) -> float:
 # A day, and a week ---------------------------------------------------------------------------------------------------
 
 
-def _day() -> dict:
+def _day() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         with _hub(directory / "hub") as hub:
@@ -156,7 +156,7 @@ def _day() -> dict:
     }
 
 
-def _week() -> dict:
+def _week() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         _fill(directory / "state", WEEK_S)
@@ -252,7 +252,7 @@ def _client(directory: Path) -> HubClient | None:
 
 @contextmanager
 def _agent(directory: Path, hub: HubClient) -> Iterator[subprocess.Popen[bytes]]:
-    np.savez(directory / "source.npz", **{"input.features": np.zeros((1, 4), np.float32)})
+    np.savez(directory / "source.npz", **{"input.features": np.zeros((1, 4), np.float32)})  # type: ignore[arg-type]
     command = [
         *(str(Path(sys.executable).with_name("slipway-agent")), "run", "--ca-file", hub.note.ca_file),
         *("--artifacts", "https://localhost/", "--state", str(directory / "state")),

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ctypes
 import importlib.metadata
 import importlib.util
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from device_agent.adapters.file_slots import FileSlots
+from device_agent.adapters.freed_memory import FreedMemory
 from device_agent.adapters.hub_identity import client_maker, link_factory
 from device_agent.adapters.logs import RecentLines
 from device_agent.adapters.sqlite_state import SqliteState
@@ -298,12 +298,6 @@ def read_states(stored: Mapping[str, bytes]) -> dict[str, ModelState]:
         ) from err
 
 
-def give_memory_back() -> None:
-    """Return freed memory to the system: glibc keeps what a swapped-out model held, other libraries do not need it."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
 def outbox_bounds(settings: TelemetrySettings) -> Bounds:
     return Bounds(settings.messages_max, settings.size_bytes_max, settings.age_s_max, settings.eviction)
 
@@ -401,7 +395,7 @@ def update_tools(config: AgentConfig, state: SqliteState, slots: FileSlots, by_f
         in_store=_one_thread(),
         digests_in_use=frozenset,
         changed=lambda: None,
-        give_memory_back=give_memory_back,
+        freed=FreedMemory().freed,
         warm_up_runs=config.settings.engine.warm_up_runs,
     )
 

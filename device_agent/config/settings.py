@@ -59,8 +59,9 @@ class EngineSettings(Table, frozen=True, kw_only=True):
     warm_up_runs: Annotated[int, msgspec.Meta(ge=0, le=100)] = 1
     # How far onnxruntime rewrites a graph when it loads it.
     optimisation: Literal["off", "basic", "extended", "all"] = "all"
-    # onnxruntime's own pool of memory. Without it what a swapped-out model held goes back to the system.
-    arena: bool = False
+    # onnxruntime's own pool of memory, which is gone with its model. Without it a large model takes a tenth less memory
+    # and up to 4 % more time.
+    arena: bool = True
     # Execution providers of onnxruntime, preferred first, and the options of each as its documentation names them; a
     # provider's bound of memory is one, such as gpu_mem_limit.
     providers: tuple[str, ...] = ("CPUExecutionProvider",)

@@ -62,8 +62,8 @@ class Tools:
     digests_in_use: Callable[[], Iterable[str]]
     # Says that there is something new to report.
     changed: Callable[[], None]
-    # Gives memory of a model that is gone back to the system.
-    give_memory_back: Callable[[], None]
+    # Hears of the size in bytes of each model that is gone, to give its memory back to the system.
+    freed: Callable[[int], None]
     # Runs on zeros that a model makes before it serves.
     warm_up_runs: int = 0
 
@@ -229,7 +229,7 @@ class UpdateDriver:
                 renamed = served.under(release)
                 if renamed is not None:
                     serving.serve(name, renamed)
-                    self._tools.give_memory_back()
+                    self._tools.freed(sum(gone.release.size_bytes for gone in in_memory if gone is not served))
                     return e.Restored(command.ticket, release.digest, await self._is_on_disk(release))
             try:
                 served = await self._loaded(release)
@@ -274,8 +274,9 @@ class UpdateDriver:
             for digest, size_bytes in files_of(release):
                 await self._tools.in_thread(self._tools.slots.seal, digest, size_bytes)
             served = await self._loaded(release)
+        before = self._tools.serving.view(self.state.name)
         self._tools.serving.serve(self.state.name, served)
-        self._tools.give_memory_back()
+        self._tools.freed(before.served.release.size_bytes if before else 0)
         return e.Repaired(command.ticket)
 
     async def _preflight(self, command: c.Preflight) -> e.Answer:
@@ -374,7 +375,7 @@ class UpdateDriver:
         view = self._tools.serving.view(name)
         assert view is not None
         self._tools.serving.serve(name, view.served)
-        self._tools.give_memory_back()
+        self._tools.freed(view.reference.release.size_bytes if view.reference else 0)
         return e.TrialPassed(command.ticket, evidence)
 
 

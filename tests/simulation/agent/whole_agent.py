@@ -26,6 +26,7 @@ import urllib3
 
 from device_agent import wiring
 from device_agent.adapters import linux_machine
+from device_agent.adapters.freed_memory import FreedMemory
 from device_agent.adapters.logs import RecentLines
 from device_agent.adapters.sqlite_state import SqliteState
 from device_agent.adapters.state_lock import state_lock
@@ -279,7 +280,7 @@ def _stand_ins(device: Device, loop: VirtualTimeLoop) -> Iterator[None]:
         "datetime": SimpleNamespace(now=now),
         "random": SimpleNamespace(random=chance.random),
         "time": SimpleNamespace(monotonic=monotonic, sleep=time.sleep),
-        "give_memory_back": lambda: None,
+        "FreedMemory": lambda: FreedMemory(lambda: None),
     }
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.multiple(wiring, **replaced))
