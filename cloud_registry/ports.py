@@ -378,6 +378,43 @@ class StagedUpload:
     digest: str
     size_bytes: int
     offset_bytes: int
+    is_whole: bool = False
+
+
+class UploadWriter(Protocol):
+    def write(self, chunk: bytes) -> None: ...
+
+
+class UploadStaging(Protocol):
+    """Files on their way to the server, each its owner's alone."""
+
+    def scratch_folder(self) -> Path:
+        """A new folder on the same disk, for second names of what was uploaded; the caller removes it."""
+        ...
+
+    def begin(self, owner: str, digest: str, size_bytes: int) -> StagedUpload:
+        """A new upload, or the one of that file that was begun before."""
+        ...
+
+    def find(self, owner: str, upload_id: str) -> StagedUpload:
+        """How far it is; raises NotFoundError."""
+        ...
+
+    def appending(self, owner: str, upload_id: str, offset_bytes: int) -> AbstractContextManager[UploadWriter]:
+        """Write on; when it is left with the last byte written, the digest is checked."""
+        ...
+
+    def place(self, owner: str, upload_id: str, at: Path) -> None: ...
+
+    def remove(self, owner: str, upload_id: str) -> None: ...
+
+    def remove_old(self, now_s: float) -> int: ...
+
+
+class AuditLog(Protocol):
+    def write(self, entry: Mapping[str, Any]) -> None:
+        """Append an entry; it is on its way to the disk when this returns. Raises RegistryError where it cannot be."""
+        ...
 
 
 # Told (listener's name, its arguments) while a remote call goes on.

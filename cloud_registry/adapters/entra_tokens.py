@@ -1,4 +1,4 @@
-"""Bearer tokens of Microsoft Entra, or of any issuer that signs JSON Web Tokens and publishes its keys (RFC 7519, 7517).
+"""Bearer tokens of Microsoft Entra, or of any issuer of JSON Web Tokens that publishes its keys (RFC 7519, 7517).
 
 What is checked: signature by a published key, issuer, audience, times. What is read: the application roles in the claim
 ``roles``, whose last part is a role of ours (``reader``, ``Slipway.Publisher``).
