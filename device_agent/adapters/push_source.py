@@ -171,9 +171,7 @@ class PushSource:
         token = self._settings.token
         if token:
             if not hmac.compare_digest(headers.get("authorization", "").encode(), f"Bearer {token}".encode()):
-                raise RefusedError(
-                    HTTPStatus.UNAUTHORIZED, "The token is missing or wrong.", www_authenticate="Bearer"
-                )
+                raise RefusedError(HTTPStatus.UNAUTHORIZED, "The token is missing or wrong.", www_authenticate="Bearer")
         elif "origin" in headers:
             # A page in a browser on this machine can send requests here; a program says no origin.
             raise RefusedError(
