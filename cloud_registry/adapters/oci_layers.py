@@ -44,8 +44,24 @@ def write_layer(
         RegistryError: a blob's bytes are not those of its digest; two files have one path. Nothing is left behind.
     """
     listed = list(files)
-    total_bytes, done_bytes = sum(file.size_bytes for file in listed), 0
-    archive, stored, size_bytes = hashlib.sha256(), hashlib.sha256(), 0
+    total_bytes = sum(file.size_bytes for file in listed)
+
+    def told(done_bytes: int) -> None:
+        if on_progress is not None:
+            on_progress(f"layer: {created_by}", min(done_bytes, total_bytes), total_bytes)
+
+    return store_archive(store, _archive(listed, mtime_s, read_blob), created_by, compression, told)
+
+
+def store_archive(
+    store: OciStore,
+    chunks: Iterable[bytes],
+    created_by: str,
+    compression: Compression = "gzip",
+    on_bytes: Callable[[int], None] | None = None,
+) -> Layer:
+    """Compress and store a tar archive as a layer; `on_bytes` is told how much of it is done."""
+    archive, stored, done_bytes, size_bytes = hashlib.sha256(), hashlib.sha256(), 0, 0
     compressor = _COMPRESSORS[compression]
     with store.unfinished() as path, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         with path.open("wb") as target:
@@ -58,14 +74,14 @@ def write_layer(
                 size_bytes += len(content)
 
             waiting: deque[Future[bytes]] = deque()
-            for piece in _pieces(_archive(listed, mtime_s, read_blob)):
+            for piece in _pieces(chunks):
                 waiting.append(pool.submit(compressor, piece))
                 archive.update(piece)
                 done_bytes += len(piece)
                 if len(waiting) > PIECES_AHEAD:
                     finish(waiting.popleft())
-                if on_progress is not None:
-                    on_progress(f"layer: {created_by}", min(done_bytes, total_bytes), total_bytes)
+                if on_bytes is not None:
+                    on_bytes(done_bytes)
             for remaining in waiting:
                 finish(remaining)
             target.flush()

@@ -132,7 +132,7 @@ class OciRegistry:
         self, name: ImageName, descriptor: Descriptor, path: Path, source: str = "",
         on_progress: ProgressListener | None = None,
     ) -> bool:  # fmt: skip
-        """Send the blob unless the registry has it, or can take it over from repository `source`; whether it was sent."""
+        """Send the blob unless the registry has it or takes it over from repository `source`; whether it was sent."""
         if self.has(name, descriptor.digest):
             return False
         attempt = 0

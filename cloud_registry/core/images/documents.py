@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from cloud_registry.core.images.platforms import Platform
 from cloud_registry.errors import RegistryError
 from manifests.canonical import canonical_json, digest_of, is_digest
+from manifests.recipe import HEALTH_INTERVAL_S, HEALTH_RETRIES, HEALTH_START_S, HEALTH_TIMEOUT_S
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -106,14 +107,13 @@ class ImageSettings:
     working_directory: str = ""
     ports: tuple[int, ...] = ()
     volumes: tuple[str, ...] = ()
-    # The command's arguments; Docker and the IoT Edge runtime run it, OCI leaves it alone.
+    # As Docker writes it ("CMD" and the arguments); Docker and the IoT Edge runtime run it, OCI leaves it alone.
     health_check: tuple[str, ...] = ()
     stop_signal: str = "SIGTERM"
 
 
 # Docker counts these in nanoseconds.
 _SECOND = 1_000_000_000
-HEALTH_INTERVAL_S, HEALTH_TIMEOUT_S, HEALTH_START_S, HEALTH_RETRIES = 30, 5, 60, 3
 
 
 def image_config(
@@ -139,7 +139,7 @@ def image_config(
     config["Volumes"] = {**volumes, **{volume: {} for volume in settings.volumes}} or None
     if settings.health_check:
         config["Healthcheck"] = {
-            "Test": ["CMD", *settings.health_check],
+            "Test": list(settings.health_check),
             "Interval": HEALTH_INTERVAL_S * _SECOND,
             "Timeout": HEALTH_TIMEOUT_S * _SECOND,
             "StartPeriod": HEALTH_START_S * _SECOND,

@@ -19,7 +19,7 @@ DEFAULT_TAG = "latest"
 
 @dataclass(frozen=True, slots=True)
 class ImageName:
-    """A name in parts; `registry` is empty where none was written, and then the image is a local one or Docker Hub's."""
+    """A name in parts; `registry` is empty where none was written: then it is Docker Hub."""
 
     registry: str
     repository: str

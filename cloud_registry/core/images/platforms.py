@@ -43,7 +43,7 @@ class Platform:
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> "Platform":
-        """The platform that an image's configuration, or a descriptor's `platform`, tells. It need not be one of ours."""
+        """The platform that a configuration, or a descriptor's `platform`, tells; it need not be one of ours."""
         architecture, variant = str(config.get("architecture", "")), str(config.get("variant", ""))
         if architecture == "arm64" and variant == "v8":
             variant = ""

@@ -19,7 +19,7 @@ def delay_s(attempt: int, retry_after: str = "") -> float | None:
 
 
 def resume_offset(content_range: str, size_bytes: int) -> int:
-    """The next byte to send, from the ``Range`` of an upload's status (``0-99`` means 100); 0 for what tells nothing."""
+    """The next byte to send, from the ``Range`` of an upload's status (``0-99``: 100); 0 where it tells nothing."""
     first, dash, last = content_range.removeprefix("bytes=").partition("-")
     if not dash or first != "0" or not last.isdigit():
         return 0
