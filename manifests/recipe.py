@@ -25,6 +25,8 @@ MODEL_MANIFEST_PATH = f"{MODEL_FOLDER}/manifest.json"
 MODEL_FILES_FOLDER = f"{MODEL_FOLDER}/files"
 # The one place that the module writes to: a volume, owned by the image's user.
 STATE_FOLDER = "/var/lib/slipway"
+# What inference servers of Azure ML listen on.
+PORT_DEFAULT = 5001
 
 # `python3`, because Debian's own Python has no other name.
 ENTRYPOINT = ("python3", "-m", "edge_module")
@@ -65,7 +67,7 @@ class ImageRecipe(Document, frozen=True, kw_only=True, omit_defaults=False):
     environment: dict[Annotated[str, msgspec.Meta(pattern=_VARIABLE_PATTERN)], str] = {}
     labels: dict[str, str] = {}
     user: Annotated[str, msgspec.Meta(pattern=_USER_PATTERN)] = "10001:10001"
-    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 5001
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = PORT_DEFAULT
     revision: Annotated[int, msgspec.Meta(ge=0)] = 0
     created_at: str = ""
     schema_version: str = "1.0"
