@@ -1,6 +1,7 @@
 """The catalog in a SQL database. Plain SQL only, so that SQLite and PostgreSQL hold it alike."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import msgspec
 from sqlalchemy import (
@@ -148,6 +149,14 @@ class SqlCatalog:
         with reading(self._engine) as connection:
             return frozenset(connection.scalars(select(model_files.c.digest)))
 
+    @contextmanager
+    def unnamed(self, digests: Collection[str]) -> Iterator[frozenset[str]]:
+        with writing(self._engine) as connection:
+            # SQLite has one writer at a time anyway. Elsewhere counting a version up waits for this lock.
+            if connection.dialect.name == "postgresql":
+                connection.exec_driver_sql("LOCK TABLE model_names IN SHARE ROW EXCLUSIVE MODE")
+            yield frozenset(digests) - _named(connection, sorted(digests))
+
     def _read(self, statement: Select[tuple[str, int, str]]) -> list[ModelManifest]:
         with reading(self._engine) as connection:
             rows = connection.execute(statement).all()
@@ -202,6 +211,14 @@ def _tags_of(connection: Connection, keys: Sequence[tuple[str, int]]) -> dict[tu
             if (row.name, row.version) in wanted:
                 tags.setdefault((row.name, row.version), {})[row.key] = row.value
     return {key: dict(sorted(found.items())) for key, found in tags.items()}
+
+
+def _named(connection: Connection, digests: Sequence[str]) -> frozenset[str]:
+    named: set[str] = set()
+    for start in range(0, len(digests), _KEYS_EACH):
+        chunk = digests[start : start + _KEYS_EACH]
+        named.update(connection.scalars(select(model_files.c.digest).where(model_files.c.digest.in_(chunk))))
+    return frozenset(named)
 
 
 def _is(table: Table, reference: ModelReference) -> ColumnElement[bool]:
