@@ -20,14 +20,22 @@ class RegistryConfig:
     ca_file: Path | None = None
     telemetry_url: str | None = None
     module_id: str = "slipway"
+    # Signed metadata; None stands for the folder `trust` of the home.
+    trust: Path | None = None
+
+    @property
+    def trust_directory(self) -> Path:
+        """Where the trust repository is, or would be; what devices read of it is in its folder `metadata`."""
+        return self.trust or self.home / "trust"
 
 
 def read_config(home: Path, environment: Mapping[str, str]) -> RegistryConfig:
     """Settings from the environment; every variable is optional.
 
     SLIPWAY_DATABASE, SLIPWAY_ARTIFACTS (URLs), IOTHUB_CONNECTION_STRING (service policy), SLIPWAY_CA_FILE or
-    REQUESTS_CA_BUNDLE, SLIPWAY_TELEMETRY_URL, SLIPWAY_MODULE.
+    REQUESTS_CA_BUNDLE, SLIPWAY_TELEMETRY_URL, SLIPWAY_MODULE, SLIPWAY_TRUST (a folder).
     """
+    trust = environment.get("SLIPWAY_TRUST")
     ca_file = environment.get("SLIPWAY_CA_FILE") or environment.get("REQUESTS_CA_BUNDLE")
     return RegistryConfig(
         home=home,
@@ -37,4 +45,5 @@ def read_config(home: Path, environment: Mapping[str, str]) -> RegistryConfig:
         ca_file=Path(ca_file) if ca_file else None,
         telemetry_url=environment.get("SLIPWAY_TELEMETRY_URL") or None,
         module_id=environment.get("SLIPWAY_MODULE") or "slipway",
+        trust=Path(trust).absolute() if trust else None,
     )

@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from starlette.applications import Starlette
 
+    from cloud_registry.adapters.signing_keys import Secret
     from cloud_registry.ports import Clock, FleetHub, TelemetrySource
     from cloud_registry.service.models import ModelService
     from cloud_registry.service.rollouts import RolloutService
     from cloud_registry.service.telemetry import TelemetryService
+    from cloud_registry.service.trust import TrustService
 
 # Adapters are imported where they are used: `slipway --help` needs no database, and `model list` no hub.
 
@@ -102,6 +104,7 @@ def open_rollouts(config: RegistryConfig) -> "RolloutService":
         clock=open_clock(),
         owner=f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}",
         module_id=config.module_id,
+        trust=open_trust(config),
     )
 
 
@@ -111,6 +114,18 @@ def open_server(config: RegistryConfig) -> "Starlette":
 
     models = open_models(config)
     return create_app(models.catalog, models.artifacts)
+
+
+def open_trust(config: RegistryConfig, secret: "Secret | None" = None) -> "TrustService":
+    """The trust repository, whether or not there is one; `secret` is asked for passphrases and PINs."""
+    import os
+
+    from cloud_registry.adapters.signing_keys import SigningKeys
+    from cloud_registry.adapters.tuf_repository import TufFolder
+    from cloud_registry.service.trust import TrustService
+
+    keys = SigningKeys(secret or (lambda _what, _is_new: None), os.environ.get("SLIPWAY_PKCS11_MODULE"))
+    return TrustService(TufFolder(config.trust_directory), keys, _now)
 
 
 def open_deployment_schema() -> dict[str, Any]:
