@@ -136,6 +136,16 @@ def _source_parts(source: str) -> tuple[str, str]:
     return kind, what
 
 
+def pace_in_words(config: AgentConfig) -> str:
+    """When readings are taken: as `paces_itself` of the source that `config` names will say."""
+    kind, _ = _source_parts(config.source)
+    sensor = config.settings.sensor
+    has_own_pace = {"csv": bool(sensor.time_column), "images": sensor.frames_per_second > 0}
+    if kind in ("mqtt", "http", "unix", "wav") or has_own_pace.get(kind, False):
+        return "as its readings come"
+    return f"every {config.interval_s:g} s"
+
+
 def _replay(what: str, config: AgentConfig) -> Source:  # noqa: ARG001  a replay has no settings
     from device_agent.adapters.replay_source import ReplaySource
 
@@ -277,15 +287,18 @@ def chooser(config: AgentConfig) -> Callable[[str, Reading], bool]:
     return accepts
 
 
-def open_mirror(config: AgentConfig) -> Mirror | None:
-    """The mirror on a local broker, where one is configured; raises ConfigurationError."""
+def open_mirror(config: AgentConfig, name: str = "mirror") -> Mirror | None:
+    """The mirror on a local broker, where one is configured; raises ConfigurationError.
+
+    A broker ends the connection of an older client of the same `name`.
+    """
     settings = config.settings.mirror
     if not settings.topic:
         return None
     from device_agent.adapters.mqtt_mirror import MqttMirror
 
     names = {"device": config.identity.device_id, "module": config.identity.module_id}
-    return MqttMirror(settings, names, _client_id(config, "mirror"))
+    return MqttMirror(settings, names, _client_id(config, name))
 
 
 def read_states(stored: Mapping[str, bytes]) -> dict[str, ModelState]:
