@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from starlette.applications import Starlette
 
+    from cloud_registry.adapters.signing_keys import Secret
     from cloud_registry.ports import Clock, FleetHub, RegistryTransport, TelemetrySource, TokenReader
     from cloud_registry.service.keys import KeyService
     from cloud_registry.service.local import LocalModels
     from cloud_registry.service.rollouts import RolloutService
     from cloud_registry.service.telemetry import TelemetryService
+    from cloud_registry.service.trust import TrustService
     from cloud_registry.service.verbs import DeviceVerbs, ModelVerbs, RolloutVerbs, TelemetryVerbs
 
 # Whoever was quiet for so long may make up for it at once.
@@ -212,6 +214,7 @@ def open_local_rollouts(config: RegistryConfig) -> "RolloutService":
         clock=open_clock(),
         owner=f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}",
         module_id=config.module_id,
+        trust=open_trust(config),
     )
 
 
@@ -250,9 +253,21 @@ def open_server(config: RegistryConfig, limits: ServerLimits) -> "Starlette":
             monotonic_s=time.monotonic,
             rate=RequestRate(limits.requests_per_second, limits.requests_per_second * BURST_S),
             is_public=limits.is_public,
-            metadata=config.home / "trust" / "metadata",
+            metadata=config.trust_directory / "metadata",
         )
     )
+
+
+def open_trust(config: RegistryConfig, secret: "Secret | None" = None) -> "TrustService":
+    """The trust repository, whether or not there is one; `secret` is asked for passphrases and PINs."""
+    import os
+
+    from cloud_registry.adapters.signing_keys import SigningKeys
+    from cloud_registry.adapters.tuf_repository import TufFolder
+    from cloud_registry.service.trust import TrustService
+
+    keys = SigningKeys(secret or (lambda _what, _is_new: None), os.environ.get("SLIPWAY_PKCS11_MODULE"))
+    return TrustService(TufFolder(config.trust_directory), keys, _now)
 
 
 def open_deployment_schema() -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What rollouts need besides the hub: the registry of models, and a log of events."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -8,6 +8,7 @@ from cloud_registry.core.rollout import events as ev
 from cloud_registry.core.rollout.documents import RolloutPlan
 from cloud_registry.core.rollout.lease import Lease
 from cloud_registry.core.rollout.state import Rollout, apply, fold
+from cloud_registry.core.trust_files import SignedFile
 from manifests.identity import ModelReference
 from manifests.model import ModelManifest
 
@@ -18,6 +19,12 @@ class ModelCatalog(Protocol):
     def manifest(self, reference: ModelReference) -> ModelManifest: ...
 
     def latest(self, name: str) -> ModelManifest: ...
+
+
+class ReleaseTrust(Protocol):
+    """Whether devices would take files; see service/trust.py."""
+
+    def check(self, files: Iterable[SignedFile]) -> None: ...
 
 
 class RolloutLog(Protocol):

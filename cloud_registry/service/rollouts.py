@@ -21,12 +21,13 @@ from cloud_registry.core.rollout.drafting import (
 )
 from cloud_registry.core.rollout.planning import rollback_event
 from cloud_registry.core.rollout.state import Rollout, RolloutState
+from cloud_registry.core.trust_files import files_of_content
 from cloud_registry.core.waves import DEFAULT_WAVES, parse_waves
 from cloud_registry.errors import ConflictError, GateRefusedError, NotFoundError, RegistryError
 from cloud_registry.ports import Clock, FleetHub, RolloutReference
 from cloud_registry.service.fleet import Fleet, observations_of
 from cloud_registry.service.rollout_driver import RolloutDriver, Tick
-from cloud_registry.service.rollout_log import ModelCatalog, RolloutLog, RolloutReader
+from cloud_registry.service.rollout_log import ModelCatalog, ReleaseTrust, RolloutLog, RolloutReader
 from manifests.identity import ModelReference
 from manifests.model import ModelManifest
 
@@ -83,7 +84,9 @@ class RolloutService:
         clock: Clock,
         owner: str,
         module_id: str = "slipway",
+        trust: ReleaseTrust | None = None,
     ) -> None:
+        self._trust = trust
         self._events = log
         self._models = models
         self._fleet = Fleet(hub, module_id)
@@ -142,12 +145,16 @@ class RolloutService:
         Raises:
             ConflictError: a device takes part in an unfinished rollout of the model.
             RegistryError: no device is left to offer the version to.
+            TrustError: devices would refuse it, or what they would go back to: it is not signed.
         """
         if not drafted.devices:
             raise RegistryError(
                 f"there is no device to offer {drafted.model}:{drafted.version} to\n{_skipped_lines(drafted)}",
                 hint="See who would take part with: slipway rollout plan",
             )
+        if self._trust is not None:
+            contents = drafted.contents.values()
+            self._trust.check(file for content in contents for file in files_of_content(drafted.model, content))
         stored = self._events.create(drafted, drafted.generation - 1, self._clock.now())
         return self.status(stored.id)
 
