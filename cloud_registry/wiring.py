@@ -1,6 +1,6 @@
 """The one place that knows concrete classes: puts the services together from the settings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -9,6 +9,8 @@ from cloud_registry.config import RegistryConfig
 from cloud_registry.errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sqlalchemy import Engine
     from starlette.applications import Starlette
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from cloud_registry.service.models import ModelService
     from cloud_registry.service.rollouts import RolloutService
     from cloud_registry.service.telemetry import TelemetryService
+    from manifests.model import Lineage
 
 # Adapters are imported where they are used: `slipway --help` needs no database, and `model list` no hub.
 
@@ -34,6 +37,7 @@ def open_engine(database_url: str) -> "Engine":
 
 def open_models(config: RegistryConfig) -> "ModelService":
     from cloud_registry.adapters.fsspec_artifacts import FsspecArtifacts
+    from cloud_registry.adapters.model_intake import FileIntake
     from cloud_registry.adapters.model_probe import SubprocessProver
     from cloud_registry.adapters.sql_catalog import SqlCatalog
     from cloud_registry.service.models import ModelService
@@ -42,9 +46,17 @@ def open_models(config: RegistryConfig) -> "ModelService":
         catalog=SqlCatalog(open_engine(config.database_url)),
         artifacts=FsspecArtifacts(config.artifacts_url),
         prover=SubprocessProver(),
+        intake=FileIntake(),
         now=_now,
         module_id=config.module_id,
     )
+
+
+def read_lineage(model: "Path", *, datasets: Sequence[str], parent: str, framework: str, author: str) -> "Lineage":
+    """Where what lies at `model` comes from, with what its owner says of it."""
+    from cloud_registry.adapters.model_lineage import lineage_of
+
+    return lineage_of(model, datasets=datasets, parent=parent, framework=framework, author=author)
 
 
 def open_telemetry(config: RegistryConfig) -> "TelemetryService":

@@ -30,7 +30,7 @@ from cloud_registry.adapters.transactions import reading, writing
 from cloud_registry.core.catalog import matches
 from cloud_registry.ports import ModelQuery, StoredFile
 from manifests.identity import ModelReference
-from manifests.model import Artifact, GoldenSet, ModelManifest
+from manifests.model import Artifact, GoldenSet, ModelManifest, StoredSample
 from manifests.processing import LabelFile
 
 # The counter outlives the versions: a number that was given once is never given again.
@@ -171,9 +171,19 @@ def _count_up(connection: Connection, name: str) -> int:
     return int(connection.execute(select(model_names.c.last_version).where(model_names.c.name == name)).scalar_one())
 
 
-def _file_rows(manifest: ModelManifest) -> Iterable[dict[str, object]]:
-    files: list[Artifact | GoldenSet | LabelFile] = [*manifest.artifacts, *manifest.attachments]
-    return [{"target": file.target, "digest": file.digest, "size_bytes": file.size_bytes} for file in files]
+def _file_rows(manifest: ModelManifest) -> Iterable[dict[str, str | int]]:
+    files: list[Artifact | GoldenSet | LabelFile | StoredSample] = [*manifest.artifacts, *manifest.attachments]
+    files += [manifest.sample] if manifest.sample is not None else []
+    rows: list[dict[str, str | int]] = [
+        {"target": file.target, "digest": file.digest, "size_bytes": file.size_bytes} for file in files
+    ]
+    # Files of a directory have paths of any length; these rows keep their bytes, and the manifest keeps the paths.
+    place = f"{manifest.name}/{manifest.version}/source"
+    rows += [
+        {"target": f"{place}/{number}", "digest": file.digest, "size_bytes": file.size_bytes}
+        for number, file in enumerate(manifest.source)
+    ]
+    return rows
 
 
 def _insert_tags(connection: Connection, reference: ModelReference, tags: Mapping[str, str]) -> None:
