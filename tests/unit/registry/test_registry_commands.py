@@ -71,7 +71,21 @@ def test_json_is_the_manifest_and_stays_it(slipway: Callable[..., Said]):
     )  # fmt: skip
     manifest = json.loads(registered.out)
     assert sorted(manifest) == sorted(
-        ["name", "version", "artifacts", "createdAt", "golden", "description", "labels", "metrics", "tags"]
+        [
+            "name",
+            "version",
+            "artifacts",
+            "createdAt",
+            "golden",
+            "description",
+            "labels",
+            "metrics",
+            "tags",
+            "lineage",
+            "sample",
+            "schema",
+            "verdict",
+        ]
     )
     assert json.loads(slipway("model", "show", "digits", "--json").out) == manifest
     assert json.loads(slipway("model", "list", "--json").out) == [manifest]
