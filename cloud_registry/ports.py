@@ -66,10 +66,17 @@ class Clock(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ModelQuery:
-    """What to search for; everything given must hold. `name` may hold ``*``; a tag with None asks for its key only."""
+    """What to search for; everything given must hold.
+
+    `name` may hold ``*``; a tag with None asks for its key only; `where` is a condition of core/search.py. `archived`
+    asks for those that are, those that are not, or with None for both. `limit` cuts the answer short.
+    """
 
     name: str | None = None
     tags: tuple[tuple[str, str | None], ...] = ()
+    where: str = ""
+    archived: bool | None = False
+    limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +89,17 @@ class StoredFile:
     size_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class AliasMove:
+    """What an alias pointed to before and after; None where it did not or does not exist."""
+
+    before: int | None
+    after: int | None
+    at: str = ""
+
+
 class ModelCatalogStore(Protocol):
-    """Model versions and their tags. Each method is one transaction."""
+    """Model versions and what is said of them. Each method is one transaction."""
 
     def add(self, name: str, build: Callable[[int], ModelManifest]) -> ModelManifest:
         """Count the name's version up and store what `build` makes of the new number; all of it or nothing."""
@@ -91,8 +107,12 @@ class ModelCatalogStore(Protocol):
 
     def find(self, reference: ModelReference) -> ModelManifest | None: ...
 
+    def find_alias(self, name: str, alias: str) -> ModelManifest | None:
+        """The version that the alias points to at this moment."""
+        ...
+
     def latest(self, name: str) -> ModelManifest | None:
-        """The highest version that was not deleted."""
+        """The highest version that was neither deleted nor archived."""
         ...
 
     def last_version(self, name: str) -> int:
@@ -107,8 +127,40 @@ class ModelCatalogStore(Protocol):
         """Replace the version's tags by what `edit` makes of them; False where there is no such version."""
         ...
 
+    def add_properties(self, reference: ModelReference, edit: Callable[[Mapping[str, str]], dict[str, str]]) -> bool:
+        """Replace the version's properties by what `edit` makes of them; False where there is no such version."""
+        ...
+
+    def archive(self, reference: ModelReference, *, archived: bool) -> bool:
+        """Put the version away, or take it out again; False where there is no such version.
+
+        Raises:
+            ConflictError: an alias points to it, and it is to be put away.
+        """
+        ...
+
+    def aliases(self, name: str) -> Mapping[str, int]:
+        """The name's aliases with the versions that they point to."""
+        ...
+
+    def move_alias(self, name: str, alias: str, decide: Callable[[int | None], int | None]) -> AliasMove | None:
+        """Point the alias to the version that `decide` makes of the one it points to now; with None it is gone.
+
+        Nobody sees it in between, and of two who move it at once the second one decides on what the first one left.
+        None where there is no such version.
+        """
+        ...
+
+    def alias_moves(self, name: str) -> Sequence[tuple[str, AliasMove]]:
+        """Every move of every alias of the name, oldest first."""
+        ...
+
     def remove(self, reference: ModelReference) -> bool:
-        """Remove the version; its number stays used. False where there is no such version."""
+        """Remove the version; its number stays used. False where there is no such version.
+
+        Raises:
+            ConflictError: an alias points to it.
+        """
         ...
 
     def file(self, target: str) -> StoredFile | None: ...
@@ -207,6 +259,19 @@ class RolloutReference:
 
 class RolloutReferences(Protocol):
     def references(self) -> Sequence[RolloutReference]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReference:
+    """An image that holds a model version: its name with tag, and the digest of its manifest."""
+
+    image: str
+    digest: str
+    reference: ModelReference
+
+
+class ImageReferences(Protocol):
+    def references(self) -> Sequence[ImageReference]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,8 +41,6 @@ class ServerLimits:
 @lru_cache(maxsize=4)
 def open_engine(database_url: str) -> "Engine":
     """The database with every table of ours; one engine a process, whichever services share it."""
-    # Imported because they declare their tables.
-    from cloud_registry.adapters import sql_catalog, sql_keys, sql_rollouts, sql_telemetry  # noqa: F401
     from cloud_registry.adapters.database import open_database
     from cloud_registry.adapters.transactions import database_words
 
