@@ -4,16 +4,13 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from cloud_registry.errors import NotFoundError, RegistryError, UsageError
+from cloud_registry.adapters.oci_engine import engine, engine_words, find_image
+from cloud_registry.errors import RegistryError
 from cloud_registry.ports import ContainerFacts, ImageFacts
 
-# Silence for longer than this means that the engine hangs; packages of an image for another machine take their time.
-TIMEOUT_S = 600
-STOP_S = 5
 LOG_LINES_MAX = 40
 # A container carries the instant after which it is nobody's any more, for the case that its test was killed.
 EXPIRY_LABEL = "io.slipway.test.expires"
@@ -34,7 +31,7 @@ class DockerEngine:
     ) -> str:
         """Build an image from a folder with a Dockerfile; returns its id."""
         with engine_words():
-            events = _engine().api.build(
+            events = engine().api.build(
                 path=str(context), tag=tag, platform=platform, dockerfile=dockerfile, nocache=not is_cache_used,
                 rm=True, forcerm=True, decode=True,
             )  # fmt: skip
@@ -52,7 +49,7 @@ class DockerEngine:
         return self.image(tag).identifier
 
     def image(self, name: str) -> ImageFacts:
-        image = _found_image(name)
+        image = find_image(name)
         configuration = image.attrs["Config"]
         variant = image.attrs.get("Variant") or ""
         machine = image.attrs["Architecture"] + (f"/{variant}" if image.attrs["Architecture"] == "arm" else "")
@@ -67,10 +64,6 @@ class DockerEngine:
             health_check=tuple(check[1:]) if check[:1] == ["CMD"] else (),
         )
 
-    def tag(self, identifier: str, name: str) -> None:
-        with engine_words():
-            _engine().images.get(identifier).tag(name)
-
     @contextmanager
     def running(
         self, image: str, *, port: int, environment: Mapping[str, str], lifetime_s: float
@@ -79,7 +72,7 @@ class DockerEngine:
         _remove_expired()
         platform = self.image(image).platform
         with engine_words():
-            container = _engine().containers.create(
+            container = engine().containers.create(
                 image,
                 platform=platform,
                 environment=dict(environment),
@@ -142,44 +135,6 @@ class RunningContainer:
         return int(code), output.decode(errors="replace").strip()
 
 
-@lru_cache(maxsize=1)
-def _engine() -> Any:
-    import docker
-
-    with engine_words():
-        return docker.from_env(timeout=TIMEOUT_S)
-
-
-@contextmanager
-def engine_words() -> Iterator[None]:
-    """The engine's refusals in our words."""
-    import docker.errors
-    import requests
-
-    try:
-        yield
-    except docker.errors.APIError as err:
-        raise RegistryError(f"the container engine refused: {err.explanation or err}") from err
-    except (docker.errors.DockerException, requests.RequestException) as err:
-        raise RegistryError(
-            f"the container engine cannot be reached: {err}", hint="Start it, or set DOCKER_HOST to where it runs."
-        ) from err
-
-
-def _found_image(name: str) -> Any:
-    import docker.errors
-
-    with engine_words():
-        try:
-            return _engine().images.get(name)
-        except docker.errors.ImageNotFound as err:
-            raise NotFoundError(
-                f"the container engine has no image {name}", hint="Build it there first, or pull it: docker pull."
-            ) from err
-        except docker.errors.NullResource as err:
-            raise UsageError("no image was named") from err
-
-
 def _remove(container: Any) -> None:
     with engine_words():
         container.remove(force=True, v=True)
@@ -190,7 +145,7 @@ def _remove_expired() -> None:
     import docker.errors
 
     with engine_words():
-        for container in _engine().containers.list(all=True, filters={"label": EXPIRY_LABEL}):
+        for container in engine().containers.list(all=True, filters={"label": EXPIRY_LABEL}):
             expires = container.labels.get(EXPIRY_LABEL, "")
             if expires.isdecimal() and int(expires) < time.time():
                 with contextlib.suppress(docker.errors.APIError):

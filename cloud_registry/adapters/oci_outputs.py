@@ -53,9 +53,7 @@ def write_layout(
     _replaced(folder / "oci-layout", lambda path: path.write_bytes(_LAYOUT))
 
 
-def write_tar(
-    store: OciStore, record: ImageRecord, path: Path, on_progress: ProgressListener | None = None
-) -> None:
+def write_tar(store: OciStore, record: ImageRecord, path: Path, on_progress: ProgressListener | None = None) -> None:
     """Write the image as one file, which is an OCI layout and, for one platform, what `docker load` reads as well."""
     size_bytes = sum(store.path(digest).stat().st_size for digest in record.blobs())
 
@@ -121,9 +119,7 @@ def docker_manifest(record: ImageRecord, platform: PlatformRecord) -> bytes:
     return canonical_json([{"Config": path(platform.config), "RepoTags": [record.name], "Layers": layers}])
 
 
-def load_into_engine(
-    store: OciStore, record: ImageRecord, on_progress: ProgressListener | None = None
-) -> str:
+def load_into_engine(store: OciStore, record: ImageRecord, on_progress: ProgressListener | None = None) -> str:
     """Give the engine the image for its own platform; returns the id by which it knows it."""
     from cloud_registry.adapters.oci_engine import engine_platform, load_image
 
@@ -166,4 +162,3 @@ def _replaced(path: Path, write: Callable[[Path], object]) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-

@@ -65,9 +65,7 @@ class SqlImages:
 
     def remove(self, record: ImageRecord) -> None:
         with writing(self._engine) as connection:
-            connection.execute(
-                delete(images).where(images.c.name == record.name, images.c.digest == record.digest)
-            )
+            connection.execute(delete(images).where(images.c.name == record.name, images.c.digest == record.digest))
 
     def references(self) -> Sequence[ImageReference]:
         return [ImageReference(record.name, record.digest, record.reference) for record in self.all()]

@@ -68,7 +68,11 @@ def dockerfile_for(recipe: ImageRecipe, *, has_wheels: bool) -> str:
 
 
 def _assignments(instruction: str, values: Mapping[str, str]) -> list[str]:
-    return [f"{instruction} {_word(name)}={_quoted(value)}" for name, value in values.items()]
+    """One instruction for all of them, since each is a step of the build."""
+    words = [f"{_word(name)}={_quoted(value)}" for name, value in values.items()]
+    lines = [f"    {word}" for word in words]
+    lines[0] = f"{instruction} {words[0]}"
+    return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
 
 
 def _word(name: str) -> str:
