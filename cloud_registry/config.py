@@ -40,8 +40,8 @@ def read_config(home: Path, environment: Mapping[str, str]) -> RegistryConfig:
 
     SLIPWAY_DATABASE, SLIPWAY_ARTIFACTS (URLs), IOTHUB_CONNECTION_STRING (service policy), SLIPWAY_CA_FILE or
     REQUESTS_CA_BUNDLE, SLIPWAY_TELEMETRY_URL, SLIPWAY_MODULE, SLIPWAY_TRUST (a folder); SLIPWAY_REGISTRY and
-    SLIPWAY_API_KEY for a registry that is a server; SLIPWAY_TOKEN_ISSUER, _AUDIENCE and _KEYS for a server that takes an
-    issuer's tokens.
+    SLIPWAY_API_KEY for a registry that is a server; SLIPWAY_TOKEN_ISSUER, _AUDIENCE and _KEYS for a server that takes
+    an issuer's tokens.
     """
     trust = environment.get("SLIPWAY_TRUST")
     ca_file = environment.get("SLIPWAY_CA_FILE") or environment.get("REQUESTS_CA_BUNDLE")

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
     from cloud_registry.adapters.signing_keys import Secret
     from cloud_registry.ports import Clock, FleetHub, RegistryTransport, TelemetrySource, TokenReader
+    from cloud_registry.service.docker_builds import DockerBuilds
+    from cloud_registry.service.image_test import ImageTest
     from cloud_registry.service.keys import KeyService
     from cloud_registry.service.local import LocalModels
+    from cloud_registry.service.recipes import RecipeService
     from cloud_registry.service.rollouts import RolloutService
     from cloud_registry.service.telemetry import TelemetryService
     from cloud_registry.service.trust import TrustService
@@ -135,6 +138,42 @@ def read_lineage(model: "Path", *, datasets: Sequence[str], parent: str, framewo
     from cloud_registry.adapters.model_lineage import lineage_of
 
     return lineage_of(model, datasets=datasets, parent=parent, framework=framework, author=author)
+
+
+def open_recipes(config: RegistryConfig) -> "RecipeService":
+    """Recipes of images."""
+    from cloud_registry.adapters.fsspec_artifacts import FsspecArtifacts
+    from cloud_registry.adapters.module_source import module_requirements
+    from cloud_registry.adapters.sql_recipes import SqlRecipes
+    from cloud_registry.service.recipes import RecipeService
+
+    return RecipeService(
+        models=open_local_models(config),
+        artifacts=FsspecArtifacts(config.artifacts_url),
+        recipes=SqlRecipes(open_engine(config.database_url)),
+        module_requirements=module_requirements,
+        now=_now,
+    )
+
+
+def open_docker_builds(config: RegistryConfig) -> "DockerBuilds":
+    """Builds by the engine of this machine; it is asked only when something is built."""
+    from cloud_registry.adapters.container_engine import DockerEngine
+    from cloud_registry.adapters.module_source import module_files
+    from cloud_registry.service.docker_builds import DockerBuilds
+
+    return DockerBuilds(models=open_local_models(config), engine=DockerEngine(), module_files=module_files)
+
+
+def open_image_test() -> "ImageTest":
+    """Tests of images on the engine of this machine."""
+    import time
+
+    from cloud_registry.adapters.container_engine import DockerEngine
+    from cloud_registry.adapters.http_scoring import HttpScoring
+    from cloud_registry.service.image_test import ImageTest
+
+    return ImageTest(engine=DockerEngine(), connect=HttpScoring, monotonic_s=time.monotonic, sleep=time.sleep)
 
 
 def open_telemetry(config: RegistryConfig) -> "TelemetryService":

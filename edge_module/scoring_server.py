@@ -7,7 +7,6 @@ told to come again.
 import asyncio
 import io
 import logging
-import socket
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,8 +26,9 @@ from device_agent.adapters.bare_http import (
     headers_of,
     read_body,
 )
+from device_agent.adapters.listening import Listener, listen_on_port
 from device_agent.core.payload import read_npz
-from device_agent.errors import AgentError, ConfigurationError, InferenceError, UnreadableReadingError
+from device_agent.errors import AgentError, InferenceError, UnreadableReadingError
 from edge_module.scoring import Scored, Scorer
 
 NPZ = "application/x-npz"
@@ -37,7 +37,6 @@ BODY_BYTES_MAX = 64 * 1024 * 1024
 # Requests that wait for the model beside the one it answers. The 2017 service had the same number.
 WAITING_MAX = 10
 GOODBYE_S = 3
-BACKLOG = 128
 _ZIP_MAGIC = b"PK\x03\x04"
 
 _log = logging.getLogger("edge_module")
@@ -178,16 +177,15 @@ def serve_scoring(load: Callable[[], Scorer], port: int, bounds: Bounds | None =
     Raises:
         ConfigurationError: the port is taken.
     """
+    # On every address: the container's network decides who reaches it.
+    listener = listen_on_port(f"0.0.0.0:{port}", has_token=True)
     try:
-        listening = socket.create_server(("", port), backlog=BACKLOG)
-    except OSError as err:
-        raise ConfigurationError(
-            f"The endpoint cannot listen on port {port}: {err.strerror}.", hint="Choose another with SLIPWAY_PORT."
-        ) from err
-    asyncio.run(_serve(ScoringApp(load, bounds), listening))
+        asyncio.run(_serve(ScoringApp(load, bounds), listener))
+    finally:
+        listener.close()
 
 
-async def _serve(app: ScoringApp, listening: socket.socket) -> None:
+async def _serve(app: ScoringApp, listener: Listener) -> None:
     import uvicorn
 
     configuration = uvicorn.Config(
@@ -204,7 +202,7 @@ async def _serve(app: ScoringApp, listening: socket.socket) -> None:
         timeout_graceful_shutdown=GOODBYE_S,
     )
     server = uvicorn.Server(configuration)
-    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    serving = asyncio.create_task(server.serve(sockets=[listener.duplicate()]))
     loading = asyncio.create_task(app.start())
     await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
     if not loading.done():
@@ -213,7 +211,7 @@ async def _serve(app: ScoringApp, listening: socket.socket) -> None:
     elif loading.exception() is not None:
         server.should_exit = True
     else:
-        _log.info("Ready for requests on port %d.", listening.getsockname()[1])
+        _log.info("Ready for requests on port %d.", listener.port)
     await serving
     if not loading.cancelled() and loading.done():
         loading.result()

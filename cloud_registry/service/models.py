@@ -17,7 +17,7 @@ from cloud_registry.ports import (
     ProgressListener,
     RolloutReferences,
 )
-from cloud_registry.service.model_download import write_version
+from cloud_registry.service.model_download import fetch_blob, write_version
 from cloud_registry.service.registration import Registered, Registration, RegistrationService
 from manifests.identity import ModelReference, check_model_name
 from manifests.model import ModelManifest
@@ -157,6 +157,10 @@ class ModelService:
             f"{reason}; the latest version is {latest.reference}",
             hint=f"See its versions with: slipway model search --name {reference.name}",
         )
+
+    def fetch(self, digest: str, size_bytes: int, path: Path, on_progress: ProgressListener | None) -> None:
+        """Write a stored file, whole and verified or not at all; raises RegistryError for bytes that changed."""
+        fetch_blob(self.artifacts.read(digest), digest, size_bytes, path, on_progress)
 
 
 def _holder_lines(found: Sequence[Holder]) -> str:
