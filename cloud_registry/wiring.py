@@ -1,8 +1,11 @@
 """The one place that knows concrete classes: puts the services together from the settings."""
 
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cloud_registry.config import RegistryConfig
@@ -12,10 +15,18 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from starlette.applications import Starlette
 
-    from cloud_registry.ports import Clock, FleetHub, TelemetrySource
+    from cloud_registry.adapters.oci_store import OciStore
+    from cloud_registry.core.images.documents import Compression
+    from cloud_registry.core.images.records import ImageRecord
+    from cloud_registry.ports import Clock, FleetHub, ImageReferences, ProgressListener, TelemetrySource
+    from cloud_registry.service.images import ImageService
     from cloud_registry.service.models import ModelService
     from cloud_registry.service.rollouts import RolloutService
     from cloud_registry.service.telemetry import TelemetryService
+    from manifests.model import ModelManifest
+    from manifests.recipe import ImageRecipe
+
+_AGENT_EXTRA = re.compile(r"""extra\s*==\s*['"]agent['"]""")
 
 # Adapters are imported where they are used: `slipway --help` needs no database, and `model list` no hub.
 
@@ -101,6 +112,92 @@ def open_rollouts(config: RegistryConfig) -> "RolloutService":
         owner=f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}",
         module_id=config.module_id,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class ImageOptions:
+    """How one command builds images: see the options of `slipway image build`."""
+
+    compression: "Compression" = "gzip"
+    epoch_s: int = 0
+    wheelhouse: Path | None = None
+    is_index_used: bool = True
+    is_renewed: bool = False
+    plain_http: bool = False
+
+
+def open_images(config: RegistryConfig, options: ImageOptions) -> "ImageService":
+    from cloud_registry.adapters.oci_bases import BaseImages
+    from cloud_registry.adapters.oci_layers import FileLayers, LayerTerms, compressor_words
+    from cloud_registry.adapters.oci_registry import open_registry
+    from cloud_registry.adapters.oci_wheels import WheelLayers
+    from cloud_registry.adapters.own_packages import own_packages, slipway_version
+    from cloud_registry.adapters.sql_images import SqlImages
+    from cloud_registry.service.images import ImageService
+
+    store, terms = _image_store(config), LayerTerms(options.compression, options.epoch_s)
+    clock, artifacts = open_clock(), open_models(config).artifacts
+    registry = partial(open_registry, sleep=clock.sleep, ca_file=config.ca_file, plain_http=options.plain_http)
+    return ImageService(
+        blobs=store,
+        bases=BaseImages(store, registry),
+        packages=WheelLayers(
+            store,
+            terms,
+            wheelhouse=options.wheelhouse,
+            is_index_used=options.is_index_used,
+            is_renewed=options.is_renewed,
+        ),
+        layers=FileLayers(store, terms, artifacts.read),
+        table=SqlImages(open_engine(config.database_url)),
+        open_registry=registry,
+        own_packages=own_packages,
+        versions=lambda: {"slipway": slipway_version(), "compressor": compressor_words(options.compression)},
+        now=_now,
+    )
+
+
+def open_image_references(config: RegistryConfig) -> "ImageReferences":
+    """Which images hold which model versions."""
+    from cloud_registry.adapters.sql_images import SqlImages
+
+    return SqlImages(open_engine(config.database_url))
+
+
+def image_recipe(config: RegistryConfig, manifest: "ModelManifest", base: str) -> "ImageRecipe":  # noqa: ARG001
+    """The recipe of a model version: drafted, as long as nobody has edited one."""
+    from importlib.metadata import requires
+
+    from cloud_registry.core.images.drafting import drafted_recipe
+    from cloud_registry.core.images.platforms import Platform
+
+    of_agent = [text for text in requires("slipway") or () if "extra" not in text or _AGENT_EXTRA.search(text)]
+    return drafted_recipe(manifest, base, (Platform.parse("linux/amd64"),), of_agent)
+
+
+def write_image(
+    config: RegistryConfig, record: "ImageRecord", kind: str, place: str, on_progress: "ProgressListener"
+) -> None:
+    """Write a built image to ``oci`` (a folder), ``tar`` (a file) or the ``engine``."""
+    from cloud_registry.adapters.oci_outputs import load_into_engine, write_layout, write_tar
+
+    store = _image_store(config)
+    if kind == "engine":
+        load_into_engine(store, record, on_progress)
+    elif kind == "oci":
+        write_layout(store, record, Path(place), on_progress)
+    else:
+        write_tar(store, record, Path(place), on_progress)
+
+
+def remove_unfinished_images(config: RegistryConfig, before: datetime) -> int:
+    return _image_store(config).remove_unfinished(before)
+
+
+def _image_store(config: RegistryConfig) -> "OciStore":
+    from cloud_registry.adapters.oci_store import OciStore
+
+    return OciStore(config.home / "images")
 
 
 def open_server(config: RegistryConfig) -> "Starlette":

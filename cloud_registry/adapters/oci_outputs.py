@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from cloud_registry.adapters.oci_store import OciStore
@@ -46,16 +47,14 @@ def write_layout(
     for number, digest in enumerate(digests):
         target = blobs / digest.removeprefix("sha256:")
         if not target.exists():
-            _replaced(target, lambda path, digest=digest: shutil.copyfile(store.path(digest), path))
+            _replaced(target, partial(shutil.copyfile, store.path(digest)))
         if on_progress is not None:
             on_progress(f"writing {folder.name}", number + 1, len(digests))
     _replaced(folder / "index.json", lambda path: path.write_bytes(layout_index(record)))
     _replaced(folder / "oci-layout", lambda path: path.write_bytes(_LAYOUT))
 
 
-def write_tar(
-    store: OciStore, record: ImageRecord, path: Path, on_progress: ProgressListener | None = None
-) -> None:
+def write_tar(store: OciStore, record: ImageRecord, path: Path, on_progress: ProgressListener | None = None) -> None:
     """Write the image as one file, which is an OCI layout and, for one platform, what `docker load` reads as well."""
     size_bytes = sum(store.path(digest).stat().st_size for digest in record.blobs())
 
@@ -121,9 +120,7 @@ def docker_manifest(record: ImageRecord, platform: PlatformRecord) -> bytes:
     return canonical_json([{"Config": path(platform.config), "RepoTags": [record.name], "Layers": layers}])
 
 
-def load_into_engine(
-    store: OciStore, record: ImageRecord, on_progress: ProgressListener | None = None
-) -> str:
+def load_into_engine(store: OciStore, record: ImageRecord, on_progress: ProgressListener | None = None) -> str:
     """Give the engine the image for its own platform; returns the id by which it knows it."""
     from cloud_registry.adapters.oci_engine import engine_platform, load_image
 
@@ -166,4 +163,3 @@ def _replaced(path: Path, write: Callable[[Path], object]) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Column, Engine, Index, Integer, Select, String, Table, Text, delete, insert, select
 
-from cloud_registry.adapters.database import metadata
+from cloud_registry.adapters.schema import metadata
 from cloud_registry.adapters.transactions import reading, writing
 from cloud_registry.core.images.records import ImageRecord
 from cloud_registry.ports import ImageReference
@@ -65,14 +65,12 @@ class SqlImages:
 
     def remove(self, record: ImageRecord) -> None:
         with writing(self._engine) as connection:
-            connection.execute(
-                delete(images).where(images.c.name == record.name, images.c.digest == record.digest)
-            )
+            connection.execute(delete(images).where(images.c.name == record.name, images.c.digest == record.digest))
 
     def references(self) -> Sequence[ImageReference]:
         return [ImageReference(record.name, record.digest, record.reference) for record in self.all()]
 
     def _records(self, statement: Select[tuple[str]]) -> Sequence[ImageRecord]:
         with reading(self._engine) as connection:
-            texts = connection.scalars(statement).all()
+            texts = [str(row.record) for row in connection.execute(statement)]
         return [ImageRecord.from_json(text) for text in texts]

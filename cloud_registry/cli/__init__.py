@@ -13,6 +13,7 @@ from cloud_registry.config import read_config
 COMMANDS = {
     "model": "cloud_registry.cli.model",
     "rollout": "cloud_registry.cli.rollout",
+    "image": "cloud_registry.cli.image",
     "manifest": "cloud_registry.cli.manifest",
     "telemetry": "cloud_registry.cli.telemetry",
     "device": "cloud_registry.cli.device",

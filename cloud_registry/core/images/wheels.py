@@ -69,14 +69,19 @@ def layer_words(wheels: Sequence[Wheel]) -> str:
     return "packages: " + ", ".join(f"{wheel.name} {wheel.version}" for wheel in wheels)
 
 
+def missing_requirement(output: str) -> str | None:
+    """The requirement that pip found no wheel for, as it was written."""
+    missing = _NOT_FOUND.search(output)
+    return missing.group(1) if missing else None
+
+
 def refusal(output: str, platform: Platform, target: PythonTarget) -> str:
     """Why pip found no wheels, in a sentence, from what it printed (with -v)."""
     place = f"{platform} with Python {target.version_text} and {target.libc} {'.'.join(map(str, target.libc_version))}"
-    missing = _NOT_FOUND.search(output)
-    if missing is None:
+    wanted = missing_requirement(output)
+    if wanted is None:
         errors = [line for line in _ERROR.findall(output) if not line.startswith("Could not find a version")]
         return f"the packages for {place} cannot be had together: {' '.join(errors)[:600] or output.strip()[-300:]}"
-    wanted = missing.group(1)
     name = canonicalize_name(re.split(r"[^A-Za-z0-9._-]", wanted)[0])
     there = _others(output, name)
     if there is None:
