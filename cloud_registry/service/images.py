@@ -130,16 +130,11 @@ class ImageService:
                 model_layer(build.recipe, build.manifest), f"model {build.manifest.reference}", on_progress
             ),
         )
-        labels = {"org.opencontainers.image.base.digest": base.digest}
-        settings = settings_of(build.recipe, labels)
+        settings = settings_of(build.recipe, base.labels())
         config = self.blobs.add(CONFIG, image_config(base.config, platform, layers, settings, build.created))
         # Docker's own words for the base's layers would not stand beside ours.
         stored = [as_oci(layer.descriptor) for layer in (*base.layers, *layers)]
-        annotations = {
-            "org.opencontainers.image.base.name": base.name,
-            "org.opencontainers.image.base.digest": base.digest,
-            "io.slipway.model": str(build.manifest.reference),
-        }
+        annotations = {**base.labels(), "io.slipway.model": str(build.manifest.reference)}
         manifest = self.blobs.add(MANIFEST, image_manifest(config, stored, annotations), platform=platform)
         return PlatformRecord(
             platform=str(platform),
