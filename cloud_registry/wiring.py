@@ -1,6 +1,5 @@
 """The one place that knows concrete classes: puts the services together from the settings."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,13 +19,12 @@ if TYPE_CHECKING:
     from cloud_registry.core.images.records import ImageRecord
     from cloud_registry.ports import Clock, FleetHub, ImageReferences, ProgressListener, TelemetrySource
     from cloud_registry.service.images import ImageService
+    from cloud_registry.service.docker_builds import DockerBuilds
+    from cloud_registry.service.image_test import ImageTest
     from cloud_registry.service.models import ModelService
+    from cloud_registry.service.recipes import RecipeService
     from cloud_registry.service.rollouts import RolloutService
     from cloud_registry.service.telemetry import TelemetryService
-    from manifests.model import ModelManifest
-    from manifests.recipe import ImageRecipe
-
-_AGENT_EXTRA = re.compile(r"""extra\s*==\s*['"]agent['"]""")
 
 # Adapters are imported where they are used: `slipway --help` needs no database, and `model list` no hub.
 
@@ -54,6 +52,42 @@ def open_models(config: RegistryConfig) -> "ModelService":
         now=_now,
         module_id=config.module_id,
     )
+
+
+def open_recipes(config: RegistryConfig) -> "RecipeService":
+    """Recipes of images."""
+    from cloud_registry.adapters.fsspec_artifacts import FsspecArtifacts
+    from cloud_registry.adapters.module_source import module_requirements
+    from cloud_registry.adapters.sql_recipes import SqlRecipes
+    from cloud_registry.service.recipes import RecipeService
+
+    return RecipeService(
+        models=open_models(config),
+        artifacts=FsspecArtifacts(config.artifacts_url),
+        recipes=SqlRecipes(open_engine(config.database_url)),
+        module_requirements=module_requirements,
+        now=_now,
+    )
+
+
+def open_docker_builds(config: RegistryConfig) -> "DockerBuilds":
+    """Builds by the engine of this machine; it is asked only when something is built."""
+    from cloud_registry.adapters.container_engine import DockerEngine
+    from cloud_registry.adapters.module_source import module_files
+    from cloud_registry.service.docker_builds import DockerBuilds
+
+    return DockerBuilds(models=open_models(config), engine=DockerEngine(), module_files=module_files)
+
+
+def open_image_test() -> "ImageTest":
+    """Tests of images on the engine of this machine."""
+    import time
+
+    from cloud_registry.adapters.container_engine import DockerEngine
+    from cloud_registry.adapters.http_scoring import HttpScoring
+    from cloud_registry.service.image_test import ImageTest
+
+    return ImageTest(engine=DockerEngine(), connect=HttpScoring, monotonic_s=time.monotonic, sleep=time.sleep)
 
 
 def open_telemetry(config: RegistryConfig) -> "TelemetryService":
@@ -127,11 +161,11 @@ class ImageOptions:
 
 
 def open_images(config: RegistryConfig, options: ImageOptions) -> "ImageService":
+    from cloud_registry.adapters.module_source import module_files, module_version
     from cloud_registry.adapters.oci_bases import BaseImages
     from cloud_registry.adapters.oci_layers import FileLayers, LayerTerms, compressor_words
     from cloud_registry.adapters.oci_registry import open_registry
     from cloud_registry.adapters.oci_wheels import WheelLayers
-    from cloud_registry.adapters.own_packages import own_packages, slipway_version
     from cloud_registry.adapters.sql_images import SqlImages
     from cloud_registry.service.images import ImageService
 
@@ -151,8 +185,8 @@ def open_images(config: RegistryConfig, options: ImageOptions) -> "ImageService"
         layers=FileLayers(store, terms, artifacts.read),
         table=SqlImages(open_engine(config.database_url)),
         open_registry=registry,
-        own_packages=own_packages,
-        versions=lambda: {"slipway": slipway_version(), "compressor": compressor_words(options.compression)},
+        own_packages=module_files,
+        versions=lambda: {"slipway": module_version(), "compressor": compressor_words(options.compression)},
         now=_now,
     )
 
@@ -162,17 +196,6 @@ def open_image_references(config: RegistryConfig) -> "ImageReferences":
     from cloud_registry.adapters.sql_images import SqlImages
 
     return SqlImages(open_engine(config.database_url))
-
-
-def image_recipe(config: RegistryConfig, manifest: "ModelManifest", base: str) -> "ImageRecipe":  # noqa: ARG001
-    """The recipe of a model version: drafted, as long as nobody has edited one."""
-    from importlib.metadata import requires
-
-    from cloud_registry.core.images.drafting import drafted_recipe
-    from cloud_registry.core.images.platforms import Platform
-
-    of_agent = [text for text in requires("slipway") or () if "extra" not in text or _AGENT_EXTRA.search(text)]
-    return drafted_recipe(manifest, base, (Platform.parse("linux/amd64"),), of_agent)
 
 
 def write_image(

@@ -12,6 +12,8 @@ import click
 
 from cloud_registry import wiring
 from cloud_registry.cli.context import CommandContext, json_option, pass_context
+from cloud_registry.cli.image_context import image_context
+from cloud_registry.cli.image_test import test
 from cloud_registry.cli.progress import progress
 from cloud_registry.cli.tables import fields, size_words, table
 from cloud_registry.errors import UsageError
@@ -34,6 +36,10 @@ _platform = click.option("--platform", type=click.Choice(PLATFORMS), help="Which
 @click.group()
 def image() -> None:
     """Build images of models without a container engine, push them, and look into them."""
+
+
+image.add_command(image_context)
+image.add_command(test)
 
 
 @dataclass(frozen=True, slots=True)

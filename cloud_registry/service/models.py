@@ -139,7 +139,7 @@ class ModelService:
             _check_free([*paths.values(), manifest_path])
         folder.mkdir(parents=True, exist_ok=True)
         for file in files:
-            self._fetch(file.digest, file.size_bytes, paths[file.digest], on_progress)
+            self.fetch(file.digest, file.size_bytes, paths[file.digest], on_progress)
         manifest_path.write_bytes(manifest.to_json() + b"\n")
         return (*paths.values(), manifest_path)
 
@@ -161,7 +161,8 @@ class ModelService:
             hint=f"See its versions with: slipway model search --name {reference.name}",
         )
 
-    def _fetch(self, digest: str, size_bytes: int, path: Path, on_progress: ProgressListener | None) -> None:
+    def fetch(self, digest: str, size_bytes: int, path: Path, on_progress: ProgressListener | None) -> None:
+        """Write a stored file, whole and verified or not at all; raises RegistryError for bytes that changed."""
         unfinished = path.with_name(path.name + ".part")
         seen, done_bytes = hashlib.sha256(), 0
         try:
