@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from cloud_registry.core.images.documents import Compression
     from cloud_registry.core.images.records import ImageRecord
     from cloud_registry.ports import Clock, FleetHub, ImageReferences, ProgressListener, TelemetrySource
-    from cloud_registry.service.images import ImageService
     from cloud_registry.service.docker_builds import DockerBuilds
     from cloud_registry.service.image_test import ImageTest
+    from cloud_registry.service.images import ImageService
     from cloud_registry.service.models import ModelService
     from cloud_registry.service.recipes import RecipeService
     from cloud_registry.service.rollouts import RolloutService

@@ -24,7 +24,7 @@ from installer.records import Hash, RecordEntry
 from installer.scripts import Script
 from installer.sources import WheelFile
 from installer.utils import construct_record_file, fix_shebang, parse_metadata_file
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from cloud_registry.adapters.oci_layers import LayerTerms, keep_layer, known_layer, write_layer
@@ -32,7 +32,7 @@ from cloud_registry.adapters.oci_store import READ_BYTES, OciStore
 from cloud_registry.core.images.documents import Layer
 from cloud_registry.core.images.files import FILE_MODE, PROGRAM_MODE, Blob, LayerFile
 from cloud_registry.core.images.platforms import Platform, PythonTarget, marker_environment, wheel_platforms
-from cloud_registry.core.images.wheels import Wheel, layer_words, missing_requirement, refusal, shares
+from cloud_registry.core.images.wheels import Wheel, layer_words, missing_requirement, refusal, requirement_name, shares
 from cloud_registry.errors import NotFoundError, RegistryError, UsageError
 from cloud_registry.ports import ProgressListener
 from manifests.recipe import PACKAGES_FOLDER
@@ -96,7 +96,9 @@ class WheelLayers:
         if not requirements:
             return (), ()
         request = WheelRequest(tuple(requirements), platform, python, provided, self._wheelhouse, self._is_index_used)
-        _check_requirements(request.requirements)
+        # Only names and versions: an option would change where pip looks, and an address or path is not reproducible.
+        for text in requirements:
+            requirement_name(text)
         key = _choice_key(request)
         record = None if self._is_renewed else self._store.record(_CHOICES, key)
         chosen = tuple(Wheel.from_wire(wheel) for wheel in record or ())
@@ -159,23 +161,6 @@ def _choice_key(request: WheelRequest) -> str:
             "index": request.is_index_used,
         }
     )
-
-
-def _check_requirements(requirements: Iterable[str]) -> None:
-    """Only names and versions: an option would change where pip looks, and an address or path is not reproducible."""
-    for text in requirements:
-        bare = text.split(" --hash=")[0].strip()
-        try:
-            found = Requirement(bare)
-        except InvalidRequirement as err:
-            raise UsageError(
-                f"{text[:200]!r} is no requirement: {err}",
-                hint="Write a package and its versions, such as numpy>=1.26.",
-            ) from err
-        if found.url:
-            raise UsageError(
-                f"{text[:200]!r} names an address", hint="Put the wheel into a folder and give it with --wheelhouse."
-            )
 
 
 def _download(

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from manifests.recipe import ImageRecipe
 
 PLATFORMS = ("linux/amd64", "linux/arm64", "linux/arm/v7")
-DEFAULT_BASE = "python:3.11-slim-bookworm"
 # Blobs younger than this may be about to be named by a build that is under way.
 PRUNE_AGE_MIN = timedelta(hours=1)
 _plain_http = click.option("--plain-http", is_flag=True, help="Speak to the registry without TLS.")
@@ -52,6 +51,7 @@ class _Wish:
     recipe_file: Path | None
     requirements: tuple[str, ...]
     from_base: tuple[str, ...]
+    is_dry_run: bool
 
 
 @image.command()
@@ -63,7 +63,7 @@ class _Wish:
     "bases",
     multiple=True,
     metavar="[PLATFORM=]SOURCE",
-    help=f"Base image: a registry's NAME, tar:FILE, oci:FOLDER or engine:NAME. Repeatable.  [default: {DEFAULT_BASE}]",
+    help="Base image: a registry's NAME, tar:FILE, oci:FOLDER or engine:NAME. Repeatable.  [default: the recipe's]",
 )
 @click.option(
     "--recipe", "recipe_file", type=click.Path(path_type=Path, dir_okay=False), help="An image recipe as JSON."
@@ -82,6 +82,14 @@ class _Wish:
 @click.option(
     "--compression", type=click.Choice(["gzip", "zstd"]), default="gzip", show_default=True, help="Of layers."
 )
+@click.option(
+    "--builder",
+    type=click.Choice(["slipway", "docker"]),
+    default="slipway",
+    show_default=True,
+    help="Who builds: Slipway itself, or the engine from the generated Dockerfile.",
+)
+@click.option("--dockerfile", type=click.Path(path_type=Path, dir_okay=False), help="Your own, for --builder docker.")
 @click.option("--output", "outputs", multiple=True, metavar="oci:FOLDER|tar:FILE|engine", help="Repeatable.")
 @click.option("--push", "target", metavar="IMAGE", help="Push it under this name.")
 @_plain_http
@@ -101,6 +109,8 @@ def build(
     is_index_used: bool | None,
     is_renewed: bool,
     compression: str,
+    builder: str,
+    dockerfile: Path | None,
     outputs: tuple[str, ...],
     target: str | None,
     plain_http: bool,
@@ -116,13 +126,16 @@ def build(
     Example:
       slipway image build digits:3 --platform linux/amd64 --platform linux/arm64 --push registry.example.com/digits:3
     """
-    wish = _Wish(name, platforms, bases, recipe_file, requirements, from_base)
+    wish = _Wish(name, platforms, bases, recipe_file, requirements, from_base, dry_run)
     request = _request(context, reference, wish)
     targets = [_output(text) for text in outputs]
     if dry_run:
         value = {"name": str(request.name), "dryRun": True, "recipe": request.recipe.to_wire()}
         value["platforms"] = [str(platform) for platform in request.platforms]
         context.result(value, as_json=as_json, text=lambda: json.dumps(value, indent=2, ensure_ascii=False))
+        return
+    if builder == "docker":
+        _build_by_engine(context, request, wheelhouse, dockerfile, as_json=as_json)
         return
     options = wiring.ImageOptions(
         compression="zstd" if compression == "zstd" else "gzip",
@@ -139,7 +152,7 @@ def build(
             wiring.write_image(context.config, record, kind, place, on_progress)
             context.say(f"Wrote {record.name} to {kind}{':' if place else ''}{place}")
         pushed = _pushed(images, record, target, on_progress)
-    value = _record_value(images, record)
+    value = _record_value(record)
     if pushed is not None:
         value["pushed"] = _pushed_value(pushed)
     context.result(value, as_json=as_json, text=lambda: _built_words(record, pushed))
@@ -186,7 +199,7 @@ def list_(context: CommandContext, as_json: bool) -> None:
             record.digest[:19],
             record.model,
             ", ".join(one.platform for one in record.platforms),
-            size_words(max(one.size_bytes for one in record.platforms)),
+            size_words(max((one.size_bytes for one in record.platforms), default=0)),
             record.created_at[:19],
             "yes" if record.pushed else "",
         )
@@ -194,7 +207,7 @@ def list_(context: CommandContext, as_json: bool) -> None:
     ]
     columns = ("IMAGE", "DIGEST", "MODEL", "PLATFORMS", "SIZE", "BUILT", "PUSHED")
     context.result(
-        [_record_value(images, record) for record in records],
+        [_record_value(record) for record in records],
         as_json=as_json,
         text=lambda: table(columns, rows, numbers=("SIZE",)) if rows else "No images yet: slipway image build",
     )
@@ -219,7 +232,7 @@ def inspect(context: CommandContext, name: str, platform: str | None, as_json: b
     chosen = [one for one in record.platforms if platform in (None, one.platform)]
     if not chosen:
         raise UsageError(f"{record.name} is built for {', '.join(one.platform for one in record.platforms)}")
-    value = _record_value(images, record)
+    value = _record_value(record)
     value["platforms"] = [{**one.to_wire(), "settings": images.config(one).get("config")} for one in chosen]
     context.result(value, as_json=as_json, text=lambda: _inspected(record, chosen))
 
@@ -298,8 +311,9 @@ def _request(context: CommandContext, reference: str, wish: _Wish) -> "ImageBuil
     from cloud_registry.core.images.platforms import Platform
     from cloud_registry.service.images import ImageBuild
 
-    manifest = wiring.open_models(context.config).resolve(reference)
-    recipe = wiring.image_recipe(context.config, manifest, DEFAULT_BASE)
+    recipes = wiring.open_recipes(context.config)
+    manifest = recipes.models.resolve(reference)
+    recipe = recipes.show(manifest) if wish.is_dry_run else recipes.kept(manifest)
     if wish.recipe_file is not None:
         recipe = _read_recipe(wish.recipe_file, recipe)
     if wish.requirements:
@@ -363,10 +377,26 @@ def _pushed(images: "ImageService", record: "ImageRecord", target: str | None, o
     return None if target is None else images.push(record, ImageName.parse(target), on_progress)
 
 
+def _build_by_engine(
+    context: CommandContext, request: "ImageBuild", wheelhouse: Path | None, dockerfile: Path | None, *, as_json: bool
+) -> None:
+    """One platform, by the engine of this machine; `slipway image context` shows what it is given."""
+    from cloud_registry.service.docker_builds import DockerBuild
+
+    if len(request.platforms) != 1:
+        raise UsageError("the engine builds for one platform at a time", hint="Name one with --platform.")
+    build = DockerBuild(request.recipe, str(request.name), str(request.platforms[0]), wheelhouse, dockerfile)
+    with progress() as on_progress:
+        image_id = wiring.open_docker_builds(context.config).build(request.manifest, build, context.say, on_progress)
+    images = wiring.open_images(context.config, wiring.ImageOptions())
+    record = images.note_engine_image(request.name, image_id, request.recipe)
+    context.result(_record_value(record), as_json=as_json, text=lambda: f"Built {record.name}\n  {image_id}")
+
+
 # --- what is shown -------------------------------------------------------------
 
 
-def _record_value(_images: "ImageService", record: "ImageRecord") -> dict[str, Any]:
+def _record_value(record: "ImageRecord") -> dict[str, Any]:
     return {**record.to_wire(), "pushedTo": list(record.pushed)}
 
 

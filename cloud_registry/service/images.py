@@ -1,9 +1,11 @@
 """What can be done with images: build, push, look into, forget. The table of images is written last."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+
+from packaging.utils import canonicalize_name
 
 from cloud_registry.core.images.attestations import bill_of_materials, provenance
 from cloud_registry.core.images.bases import BaseImage, BaseSource
@@ -24,7 +26,6 @@ from cloud_registry.core.images.documents import (
     image_manifest,
     referrer_manifest,
 )
-from cloud_registry.core.images.drafting import FROM_BASE_ON_ARM32
 from cloud_registry.core.images.names import ImageName
 from cloud_registry.core.images.platforms import Platform
 from cloud_registry.core.images.ports import (
@@ -42,13 +43,16 @@ from cloud_registry.core.images.records import (
     PackageRecord,
     PlatformRecord,
 )
-from cloud_registry.core.images.wheels import Wheel
+from cloud_registry.core.images.wheels import Wheel, requirement_name
 from cloud_registry.errors import ConflictError, NotFoundError, RegistryError, UsageError
 from cloud_registry.ports import ImageReference, ProgressListener
 from manifests.model import ModelManifest
 from manifests.recipe import ImageRecipe
 
 DIGEST_PREFIX_LENGTH_MIN = 12
+# Packages that an image for 32-bit ARM takes from its base: what there are wheels for needs another NumPy.
+FROM_BASE_ON_ARM32 = ("numpy",)
+ENGINE_IMAGE = "application/vnd.docker.container.image.v1+json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,7 @@ class ImageService:
     layers: LayerWriter
     table: ImageTable
     open_registry: Callable[[ImageName], ImageRegistry]
-    own_packages: Callable[[], Iterator[tuple[str, bytes]]]
+    own_packages: Callable[[], Iterable[tuple[str, bytes]]]
     versions: Callable[[], Mapping[str, str]]
     now: Callable[[], datetime]
 
@@ -116,12 +120,28 @@ class ImageService:
         self.table.put(record)
         return record
 
+    def note_engine_image(self, name: ImageName, image_id: str, recipe: ImageRecipe) -> ImageRecord:
+        """Remember an image that an engine built from the same recipe: it holds its model version as well."""
+        record = ImageRecord(
+            name=str(name),
+            digest=image_id,
+            media_type=ENGINE_IMAGE,
+            size_bytes=0,
+            model=recipe.model,
+            created_at=self.now().isoformat(timespec="milliseconds"),
+            platforms=(),
+            recipe_revision=recipe.revision,
+        )
+        self.table.put(record)
+        return record
+
     def _platform(self, build: ImageBuild, platform: Platform, on_progress: ProgressListener | None) -> PlatformRecord:
         source = build.bases.get(platform) or BaseSource.parse(build.recipe.base)
         base = self.bases.base(source, platform, on_progress)
         python = base.facts.checked_python(str(source))
+        provided = _provided(build, platform, base)
         wheels, package_layers = self.packages.layers(
-            build.recipe.requirements, platform, python, _provided(build, platform, base), on_progress
+            _wanted(build.recipe.requirements, provided), platform, python, provided, on_progress
         )
         layers = (
             *package_layers,
@@ -186,6 +206,8 @@ class ImageService:
         """
         if not name.registry:
             raise UsageError(f"{name} names no registry", hint=f"Write for example registry.example.com/{name}.")
+        if not record.platforms:
+            raise UsageError(f"{record.name} was built by the engine", hint=f"Push it with: docker push {record.name}")
         registry = self.open_registry(name)
         sent = there = 0
         for platform in record.platforms:
@@ -243,6 +265,8 @@ class ImageService:
     def attachment(self, record: ImageRecord, kind: str, platform: Platform | None) -> bytes:
         """The document of this kind; where the image has several platforms, one must be named."""
         wanted = [one for one in record.platforms if platform is None or one.platform == str(platform)]
+        if not record.platforms:
+            raise NotFoundError(f"{record.name} was built by the engine and has no {kind} attached")
         if len(wanted) != 1:
             there = ", ".join(one.platform for one in record.platforms)
             raise UsageError(f"{record.name} is built for {there}", hint="Name one of them with --platform.")
@@ -288,7 +312,7 @@ class ImageService:
 
 def _provided(build: ImageBuild, platform: Platform, base: BaseImage) -> dict[str, str]:
     """Packages that the base provides and that are not installed again."""
-    names = set(build.from_base)
+    names: set[str] = {canonicalize_name(name) for name in build.from_base}
     if platform.architecture == "arm":
         names |= set(FROM_BASE_ON_ARM32) & set(base.facts.distributions)
     missing = sorted(names - set(base.facts.distributions))
@@ -298,6 +322,11 @@ def _provided(build: ImageBuild, platform: Platform, base: BaseImage) -> dict[st
             hint="Use a base that has it, or leave it to the requirements.",
         )
     return {name: base.facts.distributions[name] for name in sorted(names)}
+
+
+def _wanted(requirements: Sequence[str], provided: Mapping[str, str]) -> tuple[str, ...]:
+    """The requirements but those for packages of the base: whoever takes them from there takes them as they are."""
+    return tuple(text for text in requirements if requirement_name(text) not in provided)
 
 
 def _layer_record(layer: Layer) -> LayerRecord:

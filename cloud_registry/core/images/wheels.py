@@ -5,10 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
 from cloud_registry.core.images.platforms import Platform, PythonTarget
+from cloud_registry.errors import UsageError
 
 # A wheel of this size is a layer of its own: a small package that changes does not carry the engine along.
 OWN_LAYER_BYTES_MIN = 2 * 1024 * 1024
@@ -53,6 +55,21 @@ class Wheel:
             value["license"],
             tuple(value["requires"]),
         )
+
+
+def requirement_name(text: str) -> str:
+    """The normalised name of the package that a line of requirements asks for; raises UsageError for what is none."""
+    try:
+        found = Requirement(text.split(" --hash=")[0].strip())
+    except InvalidRequirement as err:
+        raise UsageError(
+            f"{text[:200]!r} is no requirement: {err}", hint="Write a package and its versions, such as numpy>=1.26."
+        ) from err
+    if found.url:
+        raise UsageError(
+            f"{text[:200]!r} names an address", hint="Put the wheel into a folder and give it with --wheelhouse."
+        )
+    return canonicalize_name(found.name)
 
 
 def shares(wheels: Iterable[Wheel]) -> tuple[tuple[Wheel, ...], ...]:
