@@ -1,13 +1,12 @@
 """What can be done with registered models: look up, tag, delete, download."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from cloud_registry.core.catalog import Holder, edited_tags, holders, parse_reference
-from cloud_registry.errors import ConflictError, NotFoundError, RegistryError
+from cloud_registry.errors import ConflictError, NotFoundError
 from cloud_registry.ports import (
     ArtifactStore,
     FleetHub,
@@ -17,10 +16,10 @@ from cloud_registry.ports import (
     ProgressListener,
     RolloutReferences,
 )
+from cloud_registry.service.model_download import write_version
 from cloud_registry.service.registration import Registered, Registration, RegistrationService
 from manifests.identity import ModelReference, check_model_name
-from manifests.model import Artifact, GoldenSet, ModelManifest
-from manifests.processing import LabelFile
+from manifests.model import ModelManifest
 
 # A registration that takes longer than this is none any more; its blobs may go.
 ORPHAN_AGE_MIN = timedelta(hours=1)
@@ -131,17 +130,13 @@ class ModelService:
         Raises:
             ConflictError: a file of that name is there with other content, and `force` is not given.
         """
-        manifest = self.manifest(reference)
-        files = _files_of(manifest)
-        paths = {file.digest: folder / file.target.rsplit("/", 1)[-1] for file in files}
-        manifest_path = folder / "manifest.json"
-        if not force:
-            _check_free([*paths.values(), manifest_path])
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in files:
-            self._fetch(file.digest, file.size_bytes, paths[file.digest], on_progress)
-        manifest_path.write_bytes(manifest.to_json() + b"\n")
-        return (*paths.values(), manifest_path)
+        return write_version(
+            self.manifest(reference),
+            lambda file: self.artifacts.read(file.digest),
+            folder,
+            force=force,
+            on_progress=on_progress,
+        )
 
     # --- parts ---------------------------------------------------------------
 
@@ -161,40 +156,9 @@ class ModelService:
             hint=f"See its versions with: slipway model search --name {reference.name}",
         )
 
-    def _fetch(self, digest: str, size_bytes: int, path: Path, on_progress: ProgressListener | None) -> None:
-        unfinished = path.with_name(path.name + ".part")
-        seen, done_bytes = hashlib.sha256(), 0
-        try:
-            with unfinished.open("wb") as file:
-                for chunk in self.artifacts.read(digest):
-                    seen.update(chunk)
-                    file.write(chunk)
-                    done_bytes += len(chunk)
-                    if on_progress is not None:
-                        on_progress(f"fetching {path.name}", done_bytes, size_bytes)
-            if "sha256:" + seen.hexdigest() != digest:
-                raise RegistryError(
-                    f"the stored bytes of {path.name} are not the registered ones: expected {digest}, "
-                    f"saw sha256:{seen.hexdigest()}",
-                    hint="The artifact store is damaged. Restore it, or register the model again.",
-                )
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-
 
 def _holder_lines(found: Sequence[Holder]) -> str:
     lines = [f"  {holder.where} {holder.why}" for holder in found[:HOLDERS_NAMED_MAX]]
     if len(found) > HOLDERS_NAMED_MAX:
         lines.append(f"  and {len(found) - HOLDERS_NAMED_MAX} more")
     return "\n".join(lines)
-
-
-def _files_of(manifest: ModelManifest) -> list[Artifact | GoldenSet | LabelFile]:
-    return [*manifest.artifacts, *manifest.attachments]
-
-
-def _check_free(paths: Sequence[Path]) -> None:
-    taken = [path for path in paths if path.exists()]
-    if taken:
-        raise ConflictError(f"{taken[0]} is there already", hint="Choose another folder, or overwrite it with --force.")
