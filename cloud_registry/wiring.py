@@ -14,11 +14,20 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from starlette.applications import Starlette
 
-    from cloud_registry.ports import Clock, FleetHub, RegistryTransport, TelemetrySource, TokenReader
+    from cloud_registry.ports import (
+        BackupPlace,
+        Clock,
+        FleetHub,
+        RegistryTransport,
+        ScratchFolders,
+        TelemetrySource,
+        TokenReader,
+    )
     from cloud_registry.service.keys import KeyService
     from cloud_registry.service.local import LocalModels
     from cloud_registry.service.rollouts import RolloutService
     from cloud_registry.service.telemetry import TelemetryService
+    from cloud_registry.service.upkeep import Upkeep
     from cloud_registry.service.verbs import DeviceVerbs, ModelVerbs, RolloutVerbs, TelemetryVerbs
 
 # Whoever was quiet for so long may make up for it at once.
@@ -123,6 +132,39 @@ def open_local_models(config: RegistryConfig) -> "LocalModels":
         open_hub=(lambda: open_hub(config)) if config.hub_connection_string is not None else None,
         open_rollouts=lambda: open_local_rollouts(config),
     )
+
+
+def open_upkeep(config: RegistryConfig) -> "Upkeep":
+    """Clean-up, verification, backup and restore of the registry on this machine."""
+    from cloud_registry.adapters.fsspec_artifacts import FsspecArtifacts
+    from cloud_registry.adapters.sql_catalog import SqlCatalog
+    from cloud_registry.adapters.sql_dump import SqlDump
+    from cloud_registry.service.upkeep import Upkeep
+
+    check_local(config, "this is done")
+    engine = open_engine(config.database_url)
+    return Upkeep(
+        SqlCatalog(engine), FsspecArtifacts(config.artifacts_url), SqlDump(engine), open_scratch(config), now=_now
+    )
+
+
+def open_backups(config: RegistryConfig, url: str) -> "BackupPlace":
+    """Where backups are kept; raises UsageError where that is the registry's own store."""
+    from cloud_registry.adapters.fsspec_backups import FsspecBackups
+
+    place = FsspecBackups(url)
+    if place.artifacts.is_same_place(config.artifacts_url):
+        raise UsageError(
+            "the registry's own artifact store cannot hold its backup", hint="Name another folder, bucket or container."
+        )
+    return place
+
+
+def open_scratch(config: RegistryConfig) -> "ScratchFolders":
+    """Folders for work in progress, on the disk of the registry's home."""
+    from cloud_registry.adapters.scratch_folders import LockedFolders
+
+    return LockedFolders(config.home / "scratch")
 
 
 def open_telemetry(config: RegistryConfig) -> "TelemetryService":

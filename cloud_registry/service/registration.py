@@ -9,7 +9,7 @@ from pathlib import Path
 from cloud_registry.core.catalog import GoldenFile, ModelFacts, new_manifest
 from cloud_registry.core.model_files import format_of
 from cloud_registry.core.processing import check_tensors_named, label_file_of
-from cloud_registry.errors import RegistryError, UsageError
+from cloud_registry.errors import UsageError
 from cloud_registry.ports import (
     ArtifactStore,
     ModelCatalogStore,
@@ -19,6 +19,7 @@ from cloud_registry.ports import (
     ProofTerms,
     StoredBlob,
 )
+from cloud_registry.service.clean_up import add_version
 from manifests.identity import ModelReference, check_model_name
 from manifests.model import ModelFormat, ModelManifest
 from manifests.processing import Processing
@@ -69,7 +70,9 @@ class RegistrationService:
             golden = self._store_golden(proof, registration.terms, on_progress)
             labels = self._store_labels(facts.processing, proof, on_progress)
         same_bytes = self._versions_with({artifact.digest for artifact in proof.artifacts})
-        manifest = self.catalog.add(
+        manifest = add_version(
+            self.catalog,
+            self.artifacts,
             registration.name,
             lambda version: new_manifest(
                 ModelReference(registration.name, version), proof, golden, labels, facts, self.now()
@@ -80,12 +83,8 @@ class RegistrationService:
     # --- parts ---------------------------------------------------------------
 
     def _store(self, path: Path, digest: str, on_progress: ProgressListener | None) -> None:
-        stored = self.artifacts.put(path, on_progress)
-        if stored.digest != digest:
-            raise RegistryError(
-                f"{path.name} was stored as {stored.digest}, and what was proven is {digest}",
-                hint="This machine's disk or memory gives other bytes than it was given. Check it before going on.",
-            )
+        # What is stored is what was proven, or nothing.
+        self.artifacts.put(path, on_progress, digest=digest)
 
     def _store_golden(self, proof: Proof, terms: ProofTerms, on_progress: ProgressListener | None) -> GoldenFile | None:
         if proof.golden is None:
