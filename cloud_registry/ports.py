@@ -175,6 +175,10 @@ class ModelCatalogStore(Protocol):
         """Every digest that some version names."""
         ...
 
+    def files(self) -> Iterator[StoredFile]:
+        """Every file of every version, by target."""
+        ...
+
     def unnamed(self, digests: Collection[str]) -> AbstractContextManager[frozenset[str]]:
         """Those of the digests that no version names. While it is open, no version can be added: `add` waits before
         it builds its manifest, so what is removed meanwhile is seen to be gone by then."""
@@ -263,6 +267,76 @@ class ArtifactStore(Protocol):
 
 
 SampleKind = Literal["npz", "csv", "json", "image"]
+
+
+class BlobReferences(Protocol):
+    """Whoever stores blobs beside the catalog, such as deltas."""
+
+    def digests(self) -> frozenset[str]:
+        """The blobs that a clean-up leaves alone and a backup takes along."""
+        ...
+
+
+class BackupPlace(Protocol):
+    """Where backups are kept: blobs that they share, and a document each, which is written last."""
+
+    @property
+    def artifacts(self) -> ArtifactStore: ...
+
+    def names(self) -> Sequence[str]:
+        """The backups that are there in full, oldest first."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """A backup's document; raises NotFoundError."""
+        ...
+
+    def write(self, name: str, document: bytes) -> None:
+        """Store a backup's document, whole or not at all."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DumpFacts:
+    """What a dump of the database holds: the revision of its tables, and the number of rows of each."""
+
+    revision: str
+    rows: Mapping[str, int]
+
+
+class DatabaseDump(Protocol):
+    """The database's rows as a file that any kind of database can be made of again."""
+
+    def write(self, path: Path, on_progress: ProgressListener | None = None) -> DumpFacts:
+        """Write every row into a file, as one transaction sees them."""
+        ...
+
+    def is_empty(self) -> bool:
+        """Whether no table holds a row."""
+        ...
+
+    def load(self, path: Path, on_progress: ProgressListener | None = None) -> None:
+        """Fill an empty database in one transaction, and bring its tables to the revision of today.
+
+        Raises:
+            ConflictError: the database is not empty.
+            RegistryError: the file is of a later revision, or is no dump.
+        """
+        ...
+
+    def problems(self) -> Sequence[str]:
+        """What the database itself finds wrong with its files."""
+        ...
+
+
+class ScratchFolders(Protocol):
+    def open(self, purpose: str) -> AbstractContextManager[Path]:
+        """A folder of one's own that goes when it is left, or with the next one where its process was killed."""
+        ...
+
+    def remove_abandoned(self) -> int:
+        """Remove the folders of processes that are gone; returns how many."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from cloud_registry.core.images.documents import Compression
     from cloud_registry.core.images.records import ImageRecord
     from cloud_registry.ports import (
+        BackupPlace,
         Clock,
         FleetHub,
         ImageReferences,
         ProgressListener,
         RegistryTransport,
+        ScratchFolders,
         TelemetrySource,
         TokenReader,
     )
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from cloud_registry.service.rollouts import RolloutService
     from cloud_registry.service.telemetry import TelemetryService
     from cloud_registry.service.trust import TrustService
+    from cloud_registry.service.upkeep import Upkeep
     from cloud_registry.service.verbs import DeviceVerbs, ModelVerbs, RolloutVerbs, TelemetryVerbs
     from manifests.model import Lineage
 
@@ -186,6 +189,39 @@ def open_image_test() -> "ImageTest":
     from cloud_registry.service.image_test import ImageTest
 
     return ImageTest(engine=DockerEngine(), connect=HttpScoring, monotonic_s=time.monotonic, sleep=time.sleep)
+
+
+def open_upkeep(config: RegistryConfig) -> "Upkeep":
+    """Clean-up, verification, backup and restore of the registry on this machine."""
+    from cloud_registry.adapters.fsspec_artifacts import FsspecArtifacts
+    from cloud_registry.adapters.sql_catalog import SqlCatalog
+    from cloud_registry.adapters.sql_dump import SqlDump
+    from cloud_registry.service.upkeep import Upkeep
+
+    check_local(config, "this is done")
+    engine = open_engine(config.database_url)
+    return Upkeep(
+        SqlCatalog(engine), FsspecArtifacts(config.artifacts_url), SqlDump(engine), open_scratch(config), now=_now
+    )
+
+
+def open_backups(config: RegistryConfig, url: str) -> "BackupPlace":
+    """Where backups are kept; raises UsageError where that is the registry's own store."""
+    from cloud_registry.adapters.fsspec_backups import FsspecBackups
+
+    place = FsspecBackups(url)
+    if place.artifacts.is_same_place(config.artifacts_url):
+        raise UsageError(
+            "the registry's own artifact store cannot hold its backup", hint="Name another folder, bucket or container."
+        )
+    return place
+
+
+def open_scratch(config: RegistryConfig) -> "ScratchFolders":
+    """Folders for work in progress, on the disk of the registry's home."""
+    from cloud_registry.adapters.scratch_folders import LockedFolders
+
+    return LockedFolders(config.home / "scratch")
 
 
 def open_telemetry(config: RegistryConfig) -> "TelemetryService":

@@ -54,6 +54,11 @@ class FsspecArtifacts:
         self._is_local = isinstance(self._filesystem, LocalFileSystem)
         self._uploads = _uploads_for(self._filesystem, self._root, part_bytes)
 
+    def is_same_place(self, url: str) -> bool:
+        """Whether a URL names this very store."""
+        filesystem, root = fsspec.core.url_to_fs(url)
+        return bool(filesystem.protocol == self._filesystem.protocol and str(root).rstrip("/") == self._root)
+
     def put(self, path: Path, on_progress: ProgressListener | None = None, *, digest: str | None = None) -> StoredBlob:
         return self.store(file_content(path, digest, on_progress), on_progress)
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from cloud_registry.adapters.blob_content import FileContent, StoreContent
+from cloud_registry.adapters.blob_content import FileContent
 from cloud_registry.adapters.fsspec_artifacts import FsspecArtifacts
 from cloud_registry.errors import NotFoundError, RegistryError
 from cloud_registry.ports import StoredBlob
+from cloud_registry.service.upkeep import StoreContent
 from tests.wire.registry.storage_servers import StoragePlace, Wire, azure_place, environment_of
 
 pytestmark = pytest.mark.wire
