@@ -9,12 +9,15 @@ from cloud_registry.config import RegistryConfig
 from cloud_registry.errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sqlalchemy import Engine
     from starlette.applications import Starlette
 
     from cloud_registry.adapters.signing_keys import Secret
     from cloud_registry.ports import Clock, FleetHub, TelemetrySource
     from cloud_registry.service.models import ModelService
+    from cloud_registry.service.publication import MadeDelta, Publication
     from cloud_registry.service.rollouts import RolloutService
     from cloud_registry.service.telemetry import TelemetryService
     from cloud_registry.service.trust import TrustService
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 def open_engine(database_url: str) -> "Engine":
     """The database with every table of ours; one engine a process, whichever services share it."""
     # Imported because they declare their tables.
-    from cloud_registry.adapters import sql_catalog, sql_rollouts, sql_telemetry  # noqa: F401
+    from cloud_registry.adapters import sql_catalog, sql_deltas, sql_rollouts, sql_telemetry  # noqa: F401
     from cloud_registry.adapters.database import open_database
     from cloud_registry.adapters.transactions import database_words
 
@@ -105,6 +108,7 @@ def open_rollouts(config: RegistryConfig) -> "RolloutService":
         owner=f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}",
         module_id=config.module_id,
         trust=open_trust(config),
+        publication=open_publication(config),
     )
 
 
@@ -126,6 +130,20 @@ def open_trust(config: RegistryConfig, secret: "Secret | None" = None) -> "Trust
 
     keys = SigningKeys(secret or (lambda _what, _is_new: None), os.environ.get("SLIPWAY_PKCS11_MODULE"))
     return TrustService(TufFolder(config.trust_directory), keys, _now)
+
+
+def open_publication(config: RegistryConfig) -> "Publication":
+    """Deltas of model versions; the codec is loaded at the first that is made."""
+    from cloud_registry.adapters.sql_deltas import SqlDeltas
+    from cloud_registry.service.publication import Publication
+
+    def make(base: "Path", target: "Path", output: "Path") -> "MadeDelta":
+        from cloud_registry.adapters.delta_maker import make_proven_delta
+
+        return make_proven_delta(base, target, output)
+
+    models = open_models(config)
+    return Publication(models.catalog, models.artifacts, SqlDeltas(open_engine(config.database_url)), make)
 
 
 def open_deployment_schema() -> dict[str, Any]:

@@ -7,6 +7,7 @@ import click
 from rich.console import Console
 
 from cloud_registry.cli.context import CommandContext, json_option, pass_context
+from cloud_registry.cli.progress import progress
 from cloud_registry.cli.rollout_follow import follow_in_foreground
 from cloud_registry.cli.rollout_options import read_terms, request_options
 from cloud_registry.cli.rollout_words import conflicts_in_words, plan_in_words, sentence, title_of, tree_of
@@ -74,7 +75,8 @@ def start(context: CommandContext, /, as_json: bool, detach: bool, dry_run: bool
         context.say(f"All {len(drafted.skipped)} devices run {drafted.model}:{drafted.version} already: nothing to do.")
         context.result(plan_as_json(drafted), as_json=as_json, text=lambda: plan_in_words(drafted))
         return
-    started = service.start(drafted)
+    with progress() as on_progress:
+        started = service.start(drafted, on_progress)
     context.say(plan_in_words(started.plan))
     context.say(f"Rollout {started.plan.id} is stored.")
     _go_on(context, service, started, as_json=as_json, detach=detach)
