@@ -1,5 +1,6 @@
 """What the registry needs of the world, as protocols. Adapters satisfy them by shape."""
 
+import enum
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -65,10 +66,17 @@ class Clock(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ModelQuery:
-    """What to search for; everything given must hold. `name` may hold ``*``; a tag with None asks for its key only."""
+    """What to search for; everything given must hold.
+
+    `name` may hold ``*``; a tag with None asks for its key only; `where` is a condition of core/search.py. `archived`
+    asks for those that are, those that are not, or with None for both. `limit` cuts the answer short.
+    """
 
     name: str | None = None
     tags: tuple[tuple[str, str | None], ...] = ()
+    where: str = ""
+    archived: bool | None = False
+    limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +89,17 @@ class StoredFile:
     size_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class AliasMove:
+    """What an alias pointed to before and after; None where it did not or does not exist."""
+
+    before: int | None
+    after: int | None
+    at: str = ""
+
+
 class ModelCatalogStore(Protocol):
-    """Model versions and their tags. Each method is one transaction."""
+    """Model versions and what is said of them. Each method is one transaction."""
 
     def add(self, name: str, build: Callable[[int], ModelManifest]) -> ModelManifest:
         """Count the name's version up and store what `build` makes of the new number; all of it or nothing."""
@@ -90,8 +107,12 @@ class ModelCatalogStore(Protocol):
 
     def find(self, reference: ModelReference) -> ModelManifest | None: ...
 
+    def find_alias(self, name: str, alias: str) -> ModelManifest | None:
+        """The version that the alias points to at this moment."""
+        ...
+
     def latest(self, name: str) -> ModelManifest | None:
-        """The highest version that was not deleted."""
+        """The highest version that was neither deleted nor archived."""
         ...
 
     def last_version(self, name: str) -> int:
@@ -106,8 +127,40 @@ class ModelCatalogStore(Protocol):
         """Replace the version's tags by what `edit` makes of them; False where there is no such version."""
         ...
 
+    def add_properties(self, reference: ModelReference, edit: Callable[[Mapping[str, str]], dict[str, str]]) -> bool:
+        """Replace the version's properties by what `edit` makes of them; False where there is no such version."""
+        ...
+
+    def archive(self, reference: ModelReference, *, archived: bool) -> bool:
+        """Put the version away, or take it out again; False where there is no such version.
+
+        Raises:
+            ConflictError: an alias points to it, and it is to be put away.
+        """
+        ...
+
+    def aliases(self, name: str) -> Mapping[str, int]:
+        """The name's aliases with the versions that they point to."""
+        ...
+
+    def move_alias(self, name: str, alias: str, decide: Callable[[int | None], int | None]) -> AliasMove | None:
+        """Point the alias to the version that `decide` makes of the one it points to now; with None it is gone.
+
+        Nobody sees it in between, and of two who move it at once the second one decides on what the first one left.
+        None where there is no such version.
+        """
+        ...
+
+    def alias_moves(self, name: str) -> Sequence[tuple[str, AliasMove]]:
+        """Every move of every alias of the name, oldest first."""
+        ...
+
     def remove(self, reference: ModelReference) -> bool:
-        """Remove the version; its number stays used. False where there is no such version."""
+        """Remove the version; its number stays used. False where there is no such version.
+
+        Raises:
+            ConflictError: an alias points to it.
+        """
         ...
 
     def file(self, target: str) -> StoredFile | None: ...
@@ -206,6 +259,19 @@ class RolloutReference:
 
 class RolloutReferences(Protocol):
     def references(self) -> Sequence[RolloutReference]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReference:
+    """An image that holds a model version: its name with tag, and the digest of its manifest."""
+
+    image: str
+    digest: str
+    reference: ModelReference
+
+
+class ImageReferences(Protocol):
+    def references(self) -> Sequence[ImageReference]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,4 +375,139 @@ class TelemetryArchive(Protocol):
 
     def envelopes(self, device: str | None = None, limit: int | None = None) -> Iterator[Envelope]:
         """Stored envelopes in the order of their arrival; with a limit the newest of them."""
+        ...
+
+
+class Role(enum.StrEnum):
+    """What somebody may do on a server. A device may fetch what its fleet is offered, and nothing else."""
+
+    READER = "reader"
+    PUBLISHER = "publisher"
+    OPERATOR = "operator"
+    DEVICE = "device"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Somebody who was recognised. `id` is unique and holds no secret; `devices` are patterns of device ids."""
+
+    id: str
+    name: str
+    roles: frozenset[Role]
+    devices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key as it is kept: its secret's digest, never the secret."""
+
+    id: str
+    name: str
+    roles: frozenset[Role]
+    secret_digest: str
+    created_at: datetime
+    devices: tuple[str, ...] = ()
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+
+class ApiKeyStore(Protocol):
+    """API keys by their id. Secrets are not in it."""
+
+    def add(self, key: ApiKey) -> None: ...
+
+    def find(self, key_id: str) -> ApiKey | None: ...
+
+    def all(self) -> Sequence[ApiKey]:
+        """Every key ever made, oldest first; revoked ones stay, for the audit log names them."""
+        ...
+
+    def revoke(self, key_id: str, at: datetime) -> bool:
+        """Mark it revoked, once; False where there is no such key."""
+        ...
+
+    def has_any(self) -> bool: ...
+
+
+class TokenReader(Protocol):
+    def principal(self, token: str) -> Principal:
+        """Whom a signed token names; raises TrustError where it is not good."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StagedUpload:
+    """A file on its way to the server: `offset_bytes` of `size_bytes` are there and safe."""
+
+    id: str
+    digest: str
+    size_bytes: int
+    offset_bytes: int
+    is_whole: bool = False
+
+
+class UploadWriter(Protocol):
+    def write(self, chunk: bytes) -> None: ...
+
+
+class UploadStaging(Protocol):
+    """Files on their way to the server, each its owner's alone."""
+
+    def scratch_folder(self) -> Path:
+        """A new folder on the same disk, for second names of what was uploaded; the caller removes it."""
+        ...
+
+    def begin(self, owner: str, digest: str, size_bytes: int) -> StagedUpload:
+        """A new upload, or the one of that file that was begun before."""
+        ...
+
+    def find(self, owner: str, upload_id: str) -> StagedUpload:
+        """How far it is; raises NotFoundError."""
+        ...
+
+    def appending(self, owner: str, upload_id: str, offset_bytes: int) -> AbstractContextManager[UploadWriter]:
+        """Write on; when it is left with the last byte written, the digest is checked."""
+        ...
+
+    def place(self, owner: str, upload_id: str, at: Path) -> None: ...
+
+    def remove(self, owner: str, upload_id: str) -> None: ...
+
+    def remove_old(self, now_s: float) -> int: ...
+
+
+class AuditLog(Protocol):
+    def write(self, entry: Mapping[str, Any]) -> None:
+        """Append an entry; it is on its way to the disk when this returns. Raises RegistryError where it cannot be."""
+        ...
+
+
+# Told (listener's name, its arguments) while a remote call goes on.
+EventListener = Callable[[str, Sequence[Any]], None]
+
+
+class RegistryTransport(Protocol):
+    """A server's API as the remote services use it. Methods raise what the server raised, or RegistryError."""
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: bytes | None,
+        on_event: EventListener | None = None,
+    ) -> bytes:
+        """One request; the JSON of its result. With `on_event` progress is told as it comes."""
+        ...
+
+    def lines(self, method: str, path: str, query: Mapping[str, str], body: bytes | None) -> Iterator[bytes]:
+        """One request whose result is a row of JSON values."""
+        ...
+
+    def upload(self, path: Path, on_progress: ProgressListener | None = None) -> str:
+        """Bring a file to the server, going on where an earlier attempt was cut; the upload's id."""
+        ...
+
+    def artifact(self, target: str, digest: str, size_bytes: int) -> Iterator[bytes]:
+        """An artifact's bytes; a line that is cut is taken up again where it was."""
         ...

@@ -1,26 +1,42 @@
 """The one place that knows concrete classes: puts the services together from the settings."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from cloud_registry.config import RegistryConfig
 from cloud_registry.errors import UsageError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from sqlalchemy import Engine
     from starlette.applications import Starlette
 
     from cloud_registry.adapters.signing_keys import Secret
-    from cloud_registry.ports import Clock, FleetHub, TelemetrySource
-    from cloud_registry.service.models import ModelService
+    from cloud_registry.ports import Clock, FleetHub, RegistryTransport, TelemetrySource, TokenReader
+    from cloud_registry.service.keys import KeyService
+    from cloud_registry.service.local import LocalModels
     from cloud_registry.service.publication import MadeDelta, Publication
     from cloud_registry.service.rollouts import RolloutService
     from cloud_registry.service.telemetry import TelemetryService
     from cloud_registry.service.trust import TrustService
+    from cloud_registry.service.verbs import DeviceVerbs, ModelVerbs, RolloutVerbs, TelemetryVerbs
+
+# Whoever was quiet for so long may make up for it at once.
+BURST_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """What a server takes: bytes of one uploaded file, requests of one caller, and where it writes them down."""
+
+    upload_bytes_max: int = 20 * 1024**3
+    requests_per_second: float = 100.0
+    audit_log: Path | None = None
+    is_public: bool = False
+
 
 # Adapters are imported where they are used: `slipway --help` needs no database, and `model list` no hub.
 
@@ -28,8 +44,6 @@ if TYPE_CHECKING:
 @lru_cache(maxsize=4)
 def open_engine(database_url: str) -> "Engine":
     """The database with every table of ours; one engine a process, whichever services share it."""
-    # Imported because they declare their tables.
-    from cloud_registry.adapters import sql_catalog, sql_deltas, sql_rollouts, sql_telemetry  # noqa: F401
     from cloud_registry.adapters.database import open_database
     from cloud_registry.adapters.transactions import database_words
 
@@ -37,18 +51,80 @@ def open_engine(database_url: str) -> "Engine":
         return open_database(database_url)
 
 
-def open_models(config: RegistryConfig) -> "ModelService":
+# --- wherever the registry is ------------------------------------------------
+
+
+def open_models(config: RegistryConfig) -> "ModelVerbs":
+    if config.registry_url is None:
+        return open_local_models(config)
+    from cloud_registry.service.remote import RemoteModels
+
+    return cast("ModelVerbs", RemoteModels(_transport(config)))
+
+
+def open_rollouts(config: RegistryConfig) -> "RolloutVerbs":
+    if config.registry_url is None:
+        return open_local_rollouts(config)
+    from cloud_registry.service.remote import RemoteRollouts
+
+    return cast("RolloutVerbs", RemoteRollouts(_transport(config)))
+
+
+def open_telemetry_verbs(config: RegistryConfig, say: Callable[[str], None] = lambda _: None) -> "TelemetryVerbs":
+    """`say` is told when the hub's stream comes and goes."""
+    if config.registry_url is None:
+        from cloud_registry.service.local import LocalTelemetry
+
+        return LocalTelemetry(open_telemetry(config), lambda: open_telemetry_source(config, say))
+    from cloud_registry.service.remote import RemoteTelemetry
+
+    return cast("TelemetryVerbs", RemoteTelemetry(_transport(config)))
+
+
+def open_devices(config: RegistryConfig) -> "DeviceVerbs":
+    if config.registry_url is None:
+        from cloud_registry.service.local import LocalDevices
+
+        return LocalDevices(lambda: open_hub(config), config.module_id)
+    from cloud_registry.service.remote import RemoteDevices
+
+    return cast("DeviceVerbs", RemoteDevices(_transport(config)))
+
+
+def _transport(config: RegistryConfig) -> "RegistryTransport":
+    from cloud_registry.adapters.remote_registry import HttpRegistry
+
+    assert config.registry_url is not None
+    return HttpRegistry(config.registry_url, config.api_key, config.ca_file)
+
+
+def check_local(config: RegistryConfig, what: str) -> None:
+    """Raise UsageError where the registry is a server: this is done where its catalog is."""
+    if config.registry_url is not None:
+        raise UsageError(
+            f"{what} where the catalog is, and SLIPWAY_REGISTRY names a server",
+            hint="Run it on the server's machine, without SLIPWAY_REGISTRY.",
+        )
+
+
+# --- on this machine ---------------------------------------------------------
+
+
+def open_local_models(config: RegistryConfig) -> "LocalModels":
     from cloud_registry.adapters.fsspec_artifacts import FsspecArtifacts
     from cloud_registry.adapters.model_probe import SubprocessProver
     from cloud_registry.adapters.sql_catalog import SqlCatalog
-    from cloud_registry.service.models import ModelService
+    from cloud_registry.service.local import LocalModels
 
-    return ModelService(
+    check_local(config, "this is done")
+    return LocalModels(
         catalog=SqlCatalog(open_engine(config.database_url)),
         artifacts=FsspecArtifacts(config.artifacts_url),
         prover=SubprocessProver(),
         now=_now,
         module_id=config.module_id,
+        open_hub=(lambda: open_hub(config)) if config.hub_connection_string is not None else None,
+        open_rollouts=lambda: open_local_rollouts(config),
     )
 
 
@@ -56,7 +132,38 @@ def open_telemetry(config: RegistryConfig) -> "TelemetryService":
     from cloud_registry.adapters.sql_telemetry import SqlTelemetry
     from cloud_registry.service.telemetry import TelemetryService
 
+    check_local(config, "this is done")
     return TelemetryService(SqlTelemetry(open_engine(config.database_url)))
+
+
+def open_keys(config: RegistryConfig) -> "KeyService":
+    """API keys, and the tokens of an issuer where one is configured."""
+    import secrets
+
+    from cloud_registry.adapters.sql_keys import SqlKeys
+    from cloud_registry.service.keys import KeyService
+
+    check_local(config, "keys are made")
+    return KeyService(
+        SqlKeys(open_engine(config.database_url)), _now, secrets.token_hex, secrets.token_urlsafe, _open_tokens(config)
+    )
+
+
+def _open_tokens(config: RegistryConfig) -> "TokenReader | None":
+    given = (config.token_issuer, config.token_audience, config.token_keys_url)
+    if not any(given):
+        return None
+    if not (config.token_issuer and config.token_audience and config.token_keys_url):
+        raise UsageError(
+            "tokens need an issuer, an audience and the URL of the issuer's keys",
+            hint="Set SLIPWAY_TOKEN_ISSUER, SLIPWAY_TOKEN_AUDIENCE and SLIPWAY_TOKEN_KEYS, or none of them.",
+        )
+    import time
+
+    from cloud_registry.adapters.entra_tokens import EntraTokens, TokenTerms
+
+    terms = TokenTerms(config.token_issuer, config.token_audience, config.token_keys_url, config.ca_file)
+    return EntraTokens(terms, time.monotonic)
 
 
 def open_telemetry_source(config: RegistryConfig, say: Callable[[str], None]) -> "TelemetrySource":
@@ -91,7 +198,7 @@ def open_clock() -> "Clock":
     return SystemClock()
 
 
-def open_rollouts(config: RegistryConfig) -> "RolloutService":
+def open_local_rollouts(config: RegistryConfig) -> "RolloutService":
     """Rollouts. Without a hub they can be listed and looked at; what needs the hub raises UsageError."""
     import os
     import secrets
@@ -100,9 +207,10 @@ def open_rollouts(config: RegistryConfig) -> "RolloutService":
     from cloud_registry.adapters.sql_rollouts import SqlRollouts
     from cloud_registry.service.rollouts import RolloutService
 
+    check_local(config, "rollouts are driven")
     return RolloutService(
         log=SqlRollouts(open_engine(config.database_url)),
-        models=open_models(config),
+        models=open_local_models(config),
         hub=lambda: open_hub(config),
         clock=open_clock(),
         owner=f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}",
@@ -112,12 +220,44 @@ def open_rollouts(config: RegistryConfig) -> "RolloutService":
     )
 
 
-def open_server(config: RegistryConfig) -> "Starlette":
-    """The artifact server as an ASGI application."""
+def open_server(config: RegistryConfig, limits: ServerLimits) -> "Starlette":
+    """The server as an ASGI application."""
+    import time
+
+    from cloud_registry.adapters.audit_file import AuditFile
+    from cloud_registry.adapters.upload_folder import UploadFolder
+    from cloud_registry.core.request_rate import RequestRate
+    from cloud_registry.service.fleet_offers import FleetOffers
+    from cloud_registry.service.verbs import DeviceVerbs, ModelVerbs, RolloutVerbs, TelemetryVerbs
+    from cloud_registry.web.answers import ServerParts
     from cloud_registry.web.server import create_app
 
-    models = open_models(config)
-    return create_app(models.catalog, models.artifacts)
+    check_local(config, "a server runs")
+    models, rollouts = open_local_models(config), open_local_rollouts(config)
+    hub = (lambda: open_hub(config)) if config.hub_connection_string is not None else None
+    staging = UploadFolder(config.home / "uploads", limits.upload_bytes_max)
+    staging.remove_old(time.time())
+    return create_app(
+        ServerParts(
+            services={
+                ModelVerbs: models,
+                RolloutVerbs: rollouts,
+                TelemetryVerbs: open_telemetry_verbs(config),
+                DeviceVerbs: open_devices(config),
+            },
+            catalog=models.catalog,
+            artifacts=models.artifacts,
+            keys=open_keys(config),
+            staging=staging,
+            offers=FleetOffers(rollouts.rollouts, hub, config.module_id, time.monotonic).is_offered,
+            audit=AuditFile(limits.audit_log or config.home / "audit.jsonl"),
+            now=_now,
+            monotonic_s=time.monotonic,
+            rate=RequestRate(limits.requests_per_second, limits.requests_per_second * BURST_S),
+            is_public=limits.is_public,
+            metadata=config.trust_directory / "metadata",
+        )
+    )
 
 
 def open_trust(config: RegistryConfig, secret: "Secret | None" = None) -> "TrustService":
@@ -128,6 +268,7 @@ def open_trust(config: RegistryConfig, secret: "Secret | None" = None) -> "Trust
     from cloud_registry.adapters.tuf_repository import TufFolder
     from cloud_registry.service.trust import TrustService
 
+    check_local(config, "metadata is signed")
     keys = SigningKeys(secret or (lambda _what, _is_new: None), os.environ.get("SLIPWAY_PKCS11_MODULE"))
     return TrustService(TufFolder(config.trust_directory), keys, _now)
 
@@ -137,12 +278,12 @@ def open_publication(config: RegistryConfig) -> "Publication":
     from cloud_registry.adapters.sql_deltas import SqlDeltas
     from cloud_registry.service.publication import Publication
 
-    def make(base: "Path", target: "Path", output: "Path") -> "MadeDelta":
+    def make(base: Path, target: Path, output: Path) -> "MadeDelta":
         from cloud_registry.adapters.delta_maker import make_proven_delta
 
         return make_proven_delta(base, target, output)
 
-    models = open_models(config)
+    models = open_local_models(config)
     return Publication(models.catalog, models.artifacts, SqlDeltas(open_engine(config.database_url)), make)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import BigInteger, Column, Engine, ForeignKeyConstraint, Integer, String, Table, insert, select
 from sqlalchemy.exc import IntegrityError
 
-from cloud_registry.adapters.database import metadata
+from cloud_registry.adapters.schema import metadata
 from cloud_registry.adapters.sql_catalog import model_files
 from cloud_registry.adapters.transactions import reading, writing
 from cloud_registry.core.publication import StoredDelta
@@ -18,7 +18,7 @@ model_deltas = Table(
     Column("version", Integer, primary_key=True),
     Column("result_digest", String(71), primary_key=True),
     Column("base_digest", String(71), primary_key=True),
-    Column("target", String(128), nullable=False),
+    Column("target", String(640), nullable=False),
     # Null where the whole artifact is the shorter way.
     Column("digest", String(71)),
     Column("size_bytes", BigInteger, nullable=False),

@@ -18,6 +18,7 @@ COMMANDS = {
     "telemetry": "cloud_registry.cli.telemetry",
     "device": "cloud_registry.cli.device",
     "serve": "cloud_registry.cli.serve",
+    "key": "cloud_registry.cli.key",
     "completion": "cloud_registry.cli.completion",
 }
 

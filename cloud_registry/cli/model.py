@@ -1,26 +1,20 @@
 """`slipway model`: register, find, tag, fetch and delete model versions."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from cloud_registry import wiring
 from cloud_registry.cli.context import CommandContext, json_option, pass_context
+from cloud_registry.cli.model_register import register
 from cloud_registry.cli.progress import progress
 from cloud_registry.cli.tables import fields, size_words, table
-from cloud_registry.core.catalog import ModelFacts, check_tag_key, parse_metric, parse_tag, parse_tag_query
-from cloud_registry.core.processing import read_processing
+from cloud_registry.core.catalog import check_tag_key, parse_tag, parse_tag_query
 from cloud_registry.errors import UsageError
-from cloud_registry.ports import ModelQuery, ProofTerms
+from cloud_registry.ports import ModelQuery
 from manifests.model import ModelManifest, TensorSpec
 from manifests.processing import Processing
-
-if TYPE_CHECKING:
-    from cloud_registry.ports import FleetHub, RolloutReferences
-    from cloud_registry.service.models import Registered
-
-_FILE = click.Path(path_type=Path)
 
 
 @click.group()
@@ -28,99 +22,7 @@ def model() -> None:
     """Register models, and find, tag, fetch and delete their versions."""
 
 
-@model.command()
-@click.argument("name")
-@click.argument("files", metavar="FILE [FILE]", nargs=-1, required=True, type=_FILE)
-@click.option("--sample", type=_FILE, help="An .npz with input.<tensor> arrays; golden answers are recorded from it.")
-@click.option("--golden", type=_FILE, help="An .npz with input.<tensor> and output.<tensor> arrays to be met.")
-@click.option(
-    "--tolerance",
-    default=1e-3,
-    show_default=True,
-    type=click.FloatRange(min=0),
-    help="Largest difference from a golden answer.",
-)
-@click.option(
-    "--label", "labels", multiple=True, metavar="LABEL", help="A class the model tells, in order. Repeatable."
-)
-@click.option(
-    "--processing",
-    "processing_file",
-    type=_FILE,
-    help="A JSON file of steps in front of and behind the model (docs/agent/inference.md).",
-)
-@click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="A tag to search by. Repeatable.")
-@click.option("--metric", "metrics", multiple=True, metavar="NAME=NUMBER", help="A training metric. Repeatable.")
-@click.option("--description", default="", help="What the model is for.")
-@click.option(
-    "--time-limit",
-    "time_limit_s",
-    default=60.0,
-    show_default=True,
-    type=click.FloatRange(min=1),
-    metavar="SECONDS",
-    help="Time for loading a file and running its samples.",
-)
-@json_option
-@pass_context
-def register(
-    context: CommandContext,
-    name: str,
-    files: tuple[Path, ...],
-    sample: Path | None,
-    golden: Path | None,
-    tolerance: float,
-    labels: tuple[str, ...],
-    processing_file: Path | None,
-    tags: tuple[str, ...],
-    metrics: tuple[str, ...],
-    description: str,
-    time_limit_s: float,
-    as_json: bool,
-) -> None:
-    """Register FILE as the next version of the model NAME.
-
-    One .onnx and one .tflite file of the same network make one version. Each is loaded and run in a process of its own
-    first; what does not load or answers wrong is refused, and nothing is stored.
-
-    \b
-    Example:
-      slipway model register digits model.onnx model.tflite --sample sample.npz --tag team=vision --metric accuracy=0.97
-    """
-    from cloud_registry.service.models import Registration
-
-    if sample and golden:
-        raise UsageError(
-            "both --sample and --golden were given",
-            hint="Give --golden to have known answers met, or --sample to have answers recorded.",
-        )
-    terms = ProofTerms(sample, golden, tolerance, time_limit_s)
-    processing = read_processing(_bytes_of(processing_file), processing_file.name) if processing_file else None
-    facts = ModelFacts(description, labels, dict(map(parse_metric, metrics)), dict(map(parse_tag, tags)), processing)
-    with progress() as on_progress:
-        registered = wiring.open_models(context.config).register(Registration(name, files, terms, facts), on_progress)
-    _say_of(context, registered)
-    context.result(registered.manifest.to_wire(), as_json=as_json, text=lambda: _registered_words(registered.manifest))
-
-
-def _bytes_of(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as err:
-        raise UsageError(f"{path} cannot be read: {err.strerror}") from err
-
-
-def _say_of(context: CommandContext, registered: "Registered") -> None:
-    for reference in registered.same_bytes:
-        context.say(f"Note: {reference} has the same bytes.")
-    if registered.manifest.golden is None:
-        context.say("Note: without --sample or --golden there is no golden set, so devices cannot check its answers.")
-
-
-def _registered_words(manifest: ModelManifest) -> str:
-    files = ", ".join(f"{artifact.format} {size_words(artifact.size_bytes)}" for artifact in manifest.artifacts)
-    golden = f", {manifest.golden.samples} golden samples" if manifest.golden else ""
-    return f"Registered {manifest.reference} ({files}{golden})"
+model.add_command(register)
 
 
 @model.command("list")
@@ -273,24 +175,11 @@ def delete(context: CommandContext, reference: str, offline: bool, as_json: bool
     manifest = models.resolve(reference)
     if ":" not in reference:
         raise UsageError(f"name the version to delete: {manifest.reference} is the latest")
-    hub, rollouts = _guards(context, offline)
-    models.delete(manifest.reference, hub, rollouts)
-    value = {"name": manifest.name, "version": manifest.version, "deleted": True}
-    context.result(value, as_json=as_json, text=lambda: f"Deleted {manifest.reference}")
-
-
-def _guards(context: CommandContext, offline: bool) -> "tuple[FleetHub | None, RolloutReferences]":
-    """Who is asked before a deletion."""
-    rollouts = wiring.open_rollouts(context.config)
     if offline:
         context.say("Devices were not asked (--offline); rollouts were.")
-        return None, rollouts
-    if context.config.hub_connection_string is None:
-        raise UsageError(
-            "no hub is configured, so devices cannot be asked who runs it",
-            hint="Set IOTHUB_CONNECTION_STRING, or delete it all the same with --offline.",
-        )
-    return wiring.open_hub(context.config), rollouts
+    models.delete_unneeded(manifest.reference, offline=offline)
+    value = {"name": manifest.name, "version": manifest.version, "deleted": True}
+    context.result(value, as_json=as_json, text=lambda: f"Deleted {manifest.reference}")
 
 
 @model.command()

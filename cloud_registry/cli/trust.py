@@ -166,7 +166,7 @@ def _files(context: CommandContext, references: tuple[str, ...], *, with_deltas:
 
     if not references:
         return []
-    models, files = wiring.open_models(context.config), []
+    models, files = wiring.open_local_models(context.config), []
     for text in references:
         manifest = models.resolve(text)
         files += files_of(manifest)

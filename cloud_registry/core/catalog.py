@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from cloud_registry.core.search import facts_of, meets, parse_condition, pattern_matches
 from cloud_registry.errors import UsageError
 from cloud_registry.ports import ModelQuery, ModuleTwin, Proof, ProvenArtifact, RolloutReference, StoredBlob
 from manifests.identity import ModelReference, check_model_name
@@ -92,24 +93,13 @@ def edited_tags(tags: Mapping[str, str], changes: Mapping[str, str], removed: It
 
 def matches(manifest: ModelManifest, query: ModelQuery) -> bool:
     """Whether a version meets the whole of a query. A store may search by other means, with the same outcome."""
-    if query.name is not None and not _name_matches(manifest.name, query.name):
+    if query.archived is not None and manifest.archived is not query.archived:
+        return False
+    if query.name is not None and not pattern_matches(manifest.name, query.name):
+        return False
+    if query.where and not meets(facts_of(manifest), parse_condition(query.where)):
         return False
     return all(key in manifest.tags and value in (None, manifest.tags[key]) for key, value in query.tags)
-
-
-def _name_matches(name: str, pattern: str) -> bool:
-    first, *rest = pattern.split("*")
-    if not rest:
-        return name == pattern
-    if not name.startswith(first):
-        return False
-    position = len(first)
-    for part in rest[:-1]:
-        found = name.find(part, position)
-        if found < 0:
-            return False
-        position = found + len(part)
-    return len(name) - position >= len(rest[-1]) and name.endswith(rest[-1])
 
 
 # --- a new version -----------------------------------------------------------
@@ -118,6 +108,19 @@ def _name_matches(name: str, pattern: str) -> bool:
 def model_target(reference: ModelReference, format_: ModelFormat) -> str:
     """The path of a model file below the artifact server's root."""
     return f"{reference.name}/{reference.version}/model{FORMAT_SUFFIXES[format_]}"
+
+
+def source_target(reference: ModelReference, path: str) -> str:
+    """The path of a file of a registered directory, below the artifact server's root."""
+    return f"{reference.name}/{reference.version}/source/{path}"
+
+
+def stored_files(manifest: ModelManifest) -> list[tuple[str, str, int]]:
+    """Target, digest and size in bytes of every file that a version consists of."""
+    sample = (manifest.sample,) if manifest.sample is not None else ()
+    files = [(file.target, file.digest, file.size_bytes) for file in (*manifest.artifacts, *manifest.attachments)]
+    files += [(file.target, file.digest, file.size_bytes) for file in sample]
+    return files + [(source_target(manifest.reference, f.path), f.digest, f.size_bytes) for f in manifest.source]
 
 
 def golden_target(reference: ModelReference) -> str:

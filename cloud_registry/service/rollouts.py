@@ -11,6 +11,7 @@ from cloud_registry.core.publication import digests_before, formats_offered, wit
 from cloud_registry.core.rollout import events as ev
 from cloud_registry.core.rollout.documents import RolloutPlan, RolloutTerms
 from cloud_registry.core.rollout.drafting import (
+    ALREADY_RUNS,
     Candidate,
     Head,
     draft_release,
@@ -62,8 +63,19 @@ class RollbackRequest:
     waves: str = "100%"
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What came of a request: the plan, and the rollout; none where every device runs the version already."""
+
+    plan: RolloutPlan
+    rollout: Rollout | None = None
+
+
 class RolloutService:
     """Plans, starts, drives and ends rollouts. Methods raise RegistryErrors; see each."""
+
+    # Whoever has the event log and the hub at hand can drive.
+    can_drive = True
 
     def __init__(
         self,
@@ -121,6 +133,14 @@ class RolloutService:
             if device in drafted.devices:
                 held.setdefault(rollout_id, []).append(device)
         return held
+
+    def begin(self, request: RolloutRequest, on_progress: ProgressListener | None = None) -> Begun:
+        """Plan and start at once; nothing is started where every device runs the version already."""
+        drafted = self.plan(request)
+        if not drafted.devices and drafted.skipped and all(_has_it(skipped.reason) for skipped in drafted.skipped):
+            return Begun(drafted)
+        started = self.start(drafted, on_progress)
+        return Begun(started.plan, started)
 
     def start(self, drafted: RolloutPlan, on_progress: ProgressListener | None = None) -> Rollout:
         """Store a plan as a rollout, with deltas from what its devices run.
@@ -357,6 +377,10 @@ class RolloutService:
     def release_all(self) -> None:
         """Stop driving whatever this process drives."""
         self._driver.release_all()
+
+
+def _has_it(reason: str) -> bool:
+    return reason.startswith(ALREADY_RUNS)
 
 
 def _skipped_lines(plan: RolloutPlan) -> str:

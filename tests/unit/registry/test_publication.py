@@ -29,7 +29,7 @@ class Shelf:
         self.config = read_config(home, {})
         self.folder = home
         home.mkdir(parents=True, exist_ok=True)
-        self.models = wiring.open_models(self.config)
+        self.models = wiring.open_local_models(self.config)
         self.publication = wiring.open_publication(self.config)
 
     def add(self, *contents: bytes, formats: tuple[str, ...] = ("onnx",)) -> ModelManifest:

@@ -15,7 +15,8 @@ from cloud_registry.core.processing import read_processing
 from cloud_registry.core.rollout.documents import ReleaseContent
 from cloud_registry.errors import NotFoundError, RefusedModelError, RegistryError, UsageError
 from cloud_registry.ports import ModelQuery, ProofTerms
-from cloud_registry.service.models import ModelService, Registration
+from cloud_registry.service.models import ModelService
+from cloud_registry.service.registration import Registration
 from manifests.canonical import digest_of
 from manifests.errors import ManifestError
 from manifests.exit_codes import ExitCode

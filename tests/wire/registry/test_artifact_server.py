@@ -16,7 +16,8 @@ import pytest
 import requests
 
 from cloud_registry.ports import ProofTerms
-from cloud_registry.service.models import ModelService, Registration
+from cloud_registry.service.models import ModelService
+from cloud_registry.service.registration import Registration
 from manifests.model import ModelManifest
 from tests.unit.registry.registry_models import IDENTITY, ROWS, linear_onnx, save_arrays
 from tests.wire.registry.conftest import RunningServer, wait_until
