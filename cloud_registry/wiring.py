@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from cloud_registry.service.images import ImageService
     from cloud_registry.service.keys import KeyService
     from cloud_registry.service.local import LocalModels
+    from cloud_registry.service.publication import MadeDelta, Publication
     from cloud_registry.service.recipes import RecipeService
     from cloud_registry.service.rollouts import RolloutService
     from cloud_registry.service.telemetry import TelemetryService
@@ -312,6 +313,7 @@ def open_local_rollouts(config: RegistryConfig) -> "RolloutService":
         owner=f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}",
         module_id=config.module_id,
         trust=open_trust(config),
+        publication=open_publication(config),
     )
 
 
@@ -438,8 +440,23 @@ def open_trust(config: RegistryConfig, secret: "Secret | None" = None) -> "Trust
     from cloud_registry.adapters.tuf_repository import TufFolder
     from cloud_registry.service.trust import TrustService
 
+    check_local(config, "metadata is signed")
     keys = SigningKeys(secret or (lambda _what, _is_new: None), os.environ.get("SLIPWAY_PKCS11_MODULE"))
     return TrustService(TufFolder(config.trust_directory), keys, _now)
+
+
+def open_publication(config: RegistryConfig) -> "Publication":
+    """Deltas of model versions; the codec is loaded at the first that is made."""
+    from cloud_registry.adapters.sql_deltas import SqlDeltas
+    from cloud_registry.service.publication import Publication
+
+    def make(base: Path, target: Path, output: Path) -> "MadeDelta":
+        from cloud_registry.adapters.delta_maker import make_proven_delta
+
+        return make_proven_delta(base, target, output)
+
+    models = open_local_models(config)
+    return Publication(models.catalog, models.artifacts, SqlDeltas(open_engine(config.database_url)), make)
 
 
 def open_deployment_schema() -> dict[str, Any]:

@@ -17,6 +17,7 @@ MIGRATIONS = Path(__file__).parents[1] / "migrations"
 # Whoever declares tables; a new adapter with tables is named here and brings a revision.
 TABLE_MODULES = (
     "sql_catalog",
+    "sql_deltas",
     "sql_deployments",
     "sql_images",
     "sql_keys",

@@ -10,8 +10,9 @@ import click
 
 from cloud_registry import wiring
 from cloud_registry.cli.context import CommandContext, json_option, pass_context
+from cloud_registry.cli.progress import progress
 from cloud_registry.cli.tables import fields, table
-from cloud_registry.errors import UsageError
+from cloud_registry.errors import HubError, HubUnreachableError, UsageError
 from manifests.exit_codes import ExitCode
 from manifests.identity import ModelReference
 
@@ -109,6 +110,7 @@ def init(
     type=click.Path(path_type=Path, dir_okay=False),
     help="The root that devices have pinned: nothing is signed for a repository that does not begin with it.",
 )
+@click.option("--no-deltas", is_flag=True, help="Make no deltas from what devices run.")
 @click.option("--dry-run", is_flag=True, help="Say which files are not signed yet, and sign nothing.")
 @click.option("--discard", is_flag=True, help="Throw away what waits for more signatures.")
 @json_option
@@ -120,12 +122,14 @@ def sign(
     keys: tuple[str, ...],
     staged: Path | None,
     trusted_root: Path | None,
+    no_deltas: bool,
     dry_run: bool,
     discard: bool,
     as_json: bool,
 ) -> None:
     """Allow model versions: sign the digest of each of their files. REF is name:version, or a name for its latest.
 
+    Deltas from the versions that devices run are made first and signed as well, so that rollouts may offer them.
     Without REF it adds signatures to what waits for them. Keys are looked for where they were last; --key names others.
     What is signed by enough keys is published at once.
 
@@ -143,7 +147,7 @@ def sign(
         gone = service.discard()
         context.result({"discarded": gone}, as_json=as_json, text=lambda: f"Discarded: {', '.join(gone) or 'nothing'}")
         return
-    files = _files(context, references)
+    files = _files(context, references, with_deltas=not (dry_run or no_deltas))
     if dry_run:
         missing = service.unsigned(files)
         value = {
@@ -156,13 +160,37 @@ def sign(
     _print_outcome(context, service, outcome, as_json=as_json)
 
 
-def _files(context: CommandContext, references: tuple[str, ...]) -> list[Any]:
-    from cloud_registry.core.trust_files import files_of
+def _files(context: CommandContext, references: tuple[str, ...], *, with_deltas: bool) -> list[Any]:
+    """The files of these versions, with deltas from what devices run; those are made where they are missing."""
+    from cloud_registry.core.trust_files import files_of, files_of_deltas
 
     if not references:
         return []
-    models = wiring.open_models(context.config)
-    return [file for text in references for file in files_of(models.resolve(text))]
+    models, files = wiring.open_local_models(context.config), []
+    for text in references:
+        manifest = models.resolve(text)
+        files += files_of(manifest)
+        if with_deltas:
+            with progress() as on_progress:
+                deltas = wiring.open_publication(context.config).publish(
+                    manifest, _running(context, manifest.name), on_progress
+                )
+            offers = [offer for delta in deltas if (offer := delta.offer()) is not None]
+            files += files_of_deltas(manifest.reference, offers)
+    return files
+
+
+def _running(context: CommandContext, model: str) -> Mapping[str, int] | None:
+    """How many devices run each artifact of a model; None where no hub can be asked."""
+    from cloud_registry.core.publication import running_digests
+
+    if context.config.hub_connection_string is None:
+        return None
+    try:
+        return running_digests(wiring.open_hub(context.config).module_twins(context.config.module_id), model)
+    except (HubUnreachableError, HubError) as err:
+        context.say(f"Note: devices could not be asked what they run: {err.message}")
+        return None
 
 
 def _sign_elsewhere(

@@ -19,14 +19,18 @@ class SignedFile:
     reference: ModelReference
 
 
-def files_of(manifest: ModelManifest, deltas: Iterable[DeltaOffer] = ()) -> list[SignedFile]:
-    """Everything of a version that a device may ask for."""
-    files = [*manifest.artifacts, *manifest.attachments, *deltas]
+def files_of(manifest: ModelManifest) -> list[SignedFile]:
+    """Everything of a version that a device may ask for, but its deltas."""
+    files = [*manifest.artifacts, *manifest.attachments]
     return [SignedFile(file.target, file.digest, file.size_bytes, manifest.reference) for file in files]
+
+
+def files_of_deltas(reference: ModelReference, deltas: Iterable[DeltaOffer]) -> list[SignedFile]:
+    return [SignedFile(delta.target, delta.digest, delta.size_bytes, reference) for delta in deltas]
 
 
 def files_of_content(model: str, content: ReleaseContent) -> list[SignedFile]:
     """What a device asks for when it is offered this."""
     reference = ModelReference(model, content.version)
-    files = [content, *attachments_of(content.golden, content.processing)]
+    files = [content, *attachments_of(content.golden, content.processing), *content.delta]
     return [SignedFile(file.target, file.digest, file.size_bytes, reference) for file in files]
