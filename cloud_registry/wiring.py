@@ -1,8 +1,9 @@
 """The one place that knows concrete classes: puts the services together from the settings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cloud_registry.config import RegistryConfig
@@ -113,11 +114,23 @@ def open_server(config: RegistryConfig) -> "Starlette":
     return create_app(models.catalog, models.artifacts)
 
 
-def open_deployment_schema() -> dict[str, Any]:
-    """The public JSON schema of IoT Edge deployment manifests."""
-    from cloud_registry.adapters.deployment_schema import read_deployment_schema
+def open_deployment_schemas() -> dict[str, dict[str, Any]]:
+    """The public JSON schemas of IoT Edge deployment manifests, by the names of their files."""
+    from cloud_registry.adapters.deployment_schema import read_deployment_schemas
 
-    return read_deployment_schema()
+    return read_deployment_schemas()
+
+
+def open_template_values(
+    template: Path, env_file: Path | None, given: dict[str, str], platform: str, names: Iterable[str]
+) -> dict[str, str]:
+    """Values for the placeholders of a template: what is given wins over the environment, that over ``.env``."""
+    import os
+
+    from cloud_registry.adapters.template_folder import read_module_images, read_variables
+
+    variables = {**read_variables(env_file, template), **os.environ, **given}
+    return {**read_module_images(names, template, platform, variables), **variables}
 
 
 def _now() -> datetime:
