@@ -71,7 +71,8 @@ def _condition(text: str, where: str) -> Condition:
     try:
         return read_condition(text)
     except ConditionError as err:
-        raise UsageError(f"{where}: {err}", hint="Write it as tags.site = 'line-3' AND tags.ring = 'canary'.") from err
+        told = f"{where}: {err}" if where else str(err)
+        raise UsageError(told, hint="Write it as tags.site = 'line-3' AND tags.ring = 'canary'.") from err
 
 
 def _devices(file: Path) -> list[Mapping[str, Any]]:
@@ -126,7 +127,7 @@ def targets_command(
                 f"{condition} has no targetCondition", hint="Name a hub configuration, or write a condition."
             )
         text = found
-    read = _condition(text, "the condition")
+    read = _condition(text, "")
     devices = _devices(devices_file)
     if edge_only:
         devices = [device for device in devices if _is_edge(device)]

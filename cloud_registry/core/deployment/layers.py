@@ -123,27 +123,28 @@ def _merged(
     lost: list[tuple[str, TwinPath, str]] = []
     for name, settings in stack:
         for path, value in settings:
+            inside = [] if any(other == path for _, other in standing) else _lost_inside(section, path, value, standing)
+            lost += [(owner, path, name) for owner in inside if owner != name]
             for owner, other in [each for each in standing if each[0] != name and each[1][: len(path)] == path]:
                 standing.remove((owner, other))
                 lost.append((owner, other, name))
-            lost += _lost_inside(section, path, value, standing, name)
             standing.append((name, path))
             _write(section, path, value)
     return section, lost
 
 
 def _lost_inside(
-    section: Mapping[str, Any], path: TwinPath, value: Any, standing: Sequence[tuple[str, TwinPath]], name: str
-) -> list[tuple[str, TwinPath, str]]:
-    """A value that stands inside a larger setting from below, and is written over."""
+    section: Mapping[str, Any], path: TwinPath, value: Any, standing: Sequence[tuple[str, TwinPath]]
+) -> list[str]:
+    """Whose larger setting has another value at a path than the one that is about to stand there."""
     current: Any = section
     for part in path:
         if not isinstance(current, Mapping) or part not in current:
             return []
         current = current[part]
-    owners = [owner for owner, other in standing if owner != name and path and path[: len(other)] == other]
+    owners = [owner for owner, other in standing if path and path[: len(other)] == other]
     # Where the larger setting already had this value, nothing is lost.
-    return [(owners[-1], path, name)] if owners and current != value else []
+    return owners[-1:] if current != value else []
 
 
 def _write(section: dict[str, Any], path: TwinPath, value: Any) -> None:

@@ -60,7 +60,7 @@ def validate(
     try:
         content = templates.read_template(text, values or {})
     except JsonTextError as err:
-        problem = Problem(_UNREADABLE, f"not JSON: {err}", err.mend, 400)
+        problem = Problem(_UNREADABLE, f"not JSON: {err.reason} (column {err.column})", err.mend, 400)
         at = err.line
         return Report(Verdict(None), Verdict.of([problem]), line=lambda _path: at)
     return validate_content(content, schemas, is_template=templates.is_template(content, name), values=values or {})
