@@ -1,6 +1,6 @@
 """The one place that knows concrete classes: puts the services together from the settings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache, partial
@@ -459,11 +459,23 @@ def open_publication(config: RegistryConfig) -> "Publication":
     return Publication(models.catalog, models.artifacts, SqlDeltas(open_engine(config.database_url)), make)
 
 
-def open_deployment_schema() -> dict[str, Any]:
-    """The public JSON schema of IoT Edge deployment manifests."""
-    from cloud_registry.adapters.deployment_schema import read_deployment_schema
+def open_deployment_schemas() -> dict[str, dict[str, Any]]:
+    """The public JSON schemas of IoT Edge deployment manifests, by the names of their files."""
+    from cloud_registry.adapters.deployment_schema import read_deployment_schemas
 
-    return read_deployment_schema()
+    return read_deployment_schemas()
+
+
+def open_template_values(
+    template: Path, env_file: Path | None, given: dict[str, str], platform: str, names: Iterable[str]
+) -> dict[str, str]:
+    """Values for the placeholders of a template: what is given wins over the environment, that over ``.env``."""
+    import os
+
+    from cloud_registry.adapters.template_folder import read_module_images, read_variables
+
+    variables = {**read_variables(env_file, template), **os.environ, **given}
+    return {**read_module_images(names, template, platform, variables), **variables}
 
 
 def _now() -> datetime:
