@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from cloud_registry.service.publication import MadeDelta, Publication
     from cloud_registry.service.recipes import RecipeService
     from cloud_registry.service.rollouts import RolloutService
+    from cloud_registry.service.running import FleetWatch, RunningLog
     from cloud_registry.service.telemetry import TelemetryService
     from cloud_registry.service.trust import TrustService
     from cloud_registry.service.upkeep import Upkeep
@@ -146,6 +147,7 @@ def open_local_models(config: RegistryConfig) -> "LocalModels":
         module_id=config.module_id,
         open_hub=(lambda: open_hub(config)) if config.hub_connection_string is not None else None,
         open_rollouts=lambda: open_local_rollouts(config),
+        running=open_running(config),
     )
 
 
@@ -303,8 +305,10 @@ def open_local_rollouts(config: RegistryConfig) -> "RolloutService":
 
     from cloud_registry.adapters.sql_rollouts import SqlRollouts
     from cloud_registry.service.rollouts import RolloutService
+    from cloud_registry.service.running import RunningRecorder
 
     check_local(config, "rollouts are driven")
+    recorder = RunningRecorder(open_running(config), _now)
     return RolloutService(
         log=SqlRollouts(open_engine(config.database_url)),
         models=open_local_models(config),
@@ -314,7 +318,22 @@ def open_local_rollouts(config: RegistryConfig) -> "RolloutService":
         module_id=config.module_id,
         trust=open_trust(config),
         publication=open_publication(config),
+        on_twins=recorder.saw,
     )
+
+
+def open_running(config: RegistryConfig) -> "RunningLog":
+    from cloud_registry.adapters.sql_running import SqlRunning
+
+    return SqlRunning(open_engine(config.database_url))
+
+
+def open_fleet_watch(config: RegistryConfig, interval_s: float) -> "FleetWatch":
+    """Records what the whole fleet runs; its `tick` is to be called more often than `interval_s` seconds."""
+    from cloud_registry.service.running import FleetWatch, RunningRecorder
+
+    recorder = RunningRecorder(open_running(config), _now)
+    return FleetWatch(lambda: open_hub(config), config.module_id, recorder, open_clock(), interval_s)
 
 
 @dataclass(frozen=True, slots=True)
