@@ -22,7 +22,7 @@ from manifests.canonical import is_digest
 
 CHUNK_BYTES = 1024 * 1024
 # Chunks of a download are smaller: many of them are in memory at once.
-READ_CHUNK_BYTES = 256 * 1024
+READ_CHUNK_BYTES = 64 * 1024
 
 
 class FsspecArtifacts:
