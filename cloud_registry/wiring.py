@@ -53,7 +53,7 @@ class ServerLimits:
     """What a server takes: bytes of one uploaded file, requests of one caller, and where it writes them down."""
 
     upload_bytes_max: int = 20 * 1024**3
-    requests_per_second: float = 100.0
+    requests_per_second: float = 1000.0
     audit_log: Path | None = None
     is_public: bool = False
 

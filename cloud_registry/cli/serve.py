@@ -44,7 +44,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--rate",
     "requests_per_second",
-    default=100.0,
+    default=1000.0,
     show_default=True,
     type=click.FloatRange(min=0.1),
     metavar="N",
