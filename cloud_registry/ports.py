@@ -315,6 +315,19 @@ class RolloutReferences(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class ImageReference:
+    """An image that holds a model version: its name with tag, and the digest of its manifest."""
+
+    image: str
+    digest: str
+    reference: ModelReference
+
+
+class ImageReferences(Protocol):
+    def references(self) -> Sequence[ImageReference]: ...
+
+
+@dataclass(frozen=True, slots=True)
 class TelemetryEvent:
     """One device-to-cloud message as the hub logged it. `sequence` counts hub-wide from 1."""
 

@@ -1,8 +1,10 @@
 """The one place that knows concrete classes: puts the services together from the settings."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cloud_registry.config import RegistryConfig
@@ -12,9 +14,13 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from starlette.applications import Starlette
 
-    from cloud_registry.ports import Clock, FleetHub, TelemetrySource
+    from cloud_registry.adapters.oci_store import OciStore
+    from cloud_registry.core.images.documents import Compression
+    from cloud_registry.core.images.records import ImageRecord
+    from cloud_registry.ports import Clock, FleetHub, ImageReferences, ProgressListener, TelemetrySource
     from cloud_registry.service.docker_builds import DockerBuilds
     from cloud_registry.service.image_test import ImageTest
+    from cloud_registry.service.images import ImageService
     from cloud_registry.service.models import ModelService
     from cloud_registry.service.recipes import RecipeService
     from cloud_registry.service.rollouts import RolloutService
@@ -140,6 +146,81 @@ def open_rollouts(config: RegistryConfig) -> "RolloutService":
         owner=f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}",
         module_id=config.module_id,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class ImageOptions:
+    """How one command builds images: see the options of `slipway image build`."""
+
+    compression: "Compression" = "gzip"
+    epoch_s: int = 0
+    wheelhouse: Path | None = None
+    is_index_used: bool = True
+    is_renewed: bool = False
+    plain_http: bool = False
+
+
+def open_images(config: RegistryConfig, options: ImageOptions) -> "ImageService":
+    from cloud_registry.adapters.module_source import module_files, module_version
+    from cloud_registry.adapters.oci_bases import BaseImages
+    from cloud_registry.adapters.oci_layers import FileLayers, LayerTerms, compressor_words
+    from cloud_registry.adapters.oci_registry import open_registry
+    from cloud_registry.adapters.oci_wheels import WheelLayers
+    from cloud_registry.adapters.sql_images import SqlImages
+    from cloud_registry.service.images import ImageService
+
+    store, terms = _image_store(config), LayerTerms(options.compression, options.epoch_s)
+    clock, artifacts = open_clock(), open_models(config).artifacts
+    registry = partial(open_registry, sleep=clock.sleep, ca_file=config.ca_file, plain_http=options.plain_http)
+    return ImageService(
+        blobs=store,
+        bases=BaseImages(store, registry),
+        packages=WheelLayers(
+            store,
+            terms,
+            wheelhouse=options.wheelhouse,
+            is_index_used=options.is_index_used,
+            is_renewed=options.is_renewed,
+        ),
+        layers=FileLayers(store, terms, artifacts.read),
+        table=SqlImages(open_engine(config.database_url)),
+        open_registry=registry,
+        own_packages=module_files,
+        versions=lambda: {"slipway": module_version(), "compressor": compressor_words(options.compression)},
+        now=_now,
+    )
+
+
+def open_image_references(config: RegistryConfig) -> "ImageReferences":
+    """Which images hold which model versions."""
+    from cloud_registry.adapters.sql_images import SqlImages
+
+    return SqlImages(open_engine(config.database_url))
+
+
+def write_image(
+    config: RegistryConfig, record: "ImageRecord", kind: str, place: str, on_progress: "ProgressListener"
+) -> None:
+    """Write a built image to ``oci`` (a folder), ``tar`` (a file) or the ``engine``."""
+    from cloud_registry.adapters.oci_outputs import load_into_engine, write_layout, write_tar
+
+    store = _image_store(config)
+    if kind == "engine":
+        load_into_engine(store, record, on_progress)
+    elif kind == "oci":
+        write_layout(store, record, Path(place), on_progress)
+    else:
+        write_tar(store, record, Path(place), on_progress)
+
+
+def remove_unfinished_images(config: RegistryConfig, before: datetime) -> int:
+    return _image_store(config).remove_unfinished(before)
+
+
+def _image_store(config: RegistryConfig) -> "OciStore":
+    from cloud_registry.adapters.oci_store import OciStore
+
+    return OciStore(config.home / "images")
 
 
 def open_server(config: RegistryConfig) -> "Starlette":

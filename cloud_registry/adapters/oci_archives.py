@@ -46,7 +46,10 @@ def opened_layer(path: Path) -> Iterator[IO[bytes]]:
 def entries(path: Path, what: str) -> Iterator[ArchiveEntry]:
     """The entries of a layer; raises UsageError for what is no tar archive, is torn, or is a bomb."""
     try:
-        with opened_layer(path) as stream, tarfile.open(fileobj=Bounded(stream, what), mode="r|") as archive:
+        with (
+            opened_layer(path) as stream,
+            tarfile.open(fileobj=cast("IO[bytes]", Bounded(stream, what)), mode="r|") as archive,
+        ):
             for number, member in enumerate(archive):
                 if number >= ENTRIES_MAX:
                     raise UsageError(f"{what} has more than {ENTRIES_MAX:,} entries and was not read")

@@ -5,7 +5,7 @@ import json
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ class BaseImages:
         with self._found(source, platform, told) as (key, find):
             known = self._store.record(_RECORDS, key)
             if known is not None and all(self._store.has(layer["descriptor"]["digest"]) for layer in known["layers"]):
-                return BaseImage.from_wire(known)
+                return _named(BaseImage.from_wire(known), source)
             found = find()
             actual = Platform.of_config(found.config)
             if actual != platform:
@@ -70,9 +70,9 @@ class BaseImages:
                 )
             layers = tuple(store_layer() for store_layer in found.layers)
             _check_diff_ids(source, found.config, layers)
-            base = BaseImage(str(source), found.digest, platform, found.config, layers, self._facts(found, layers))
+            base = BaseImage("", found.digest, platform, found.config, layers, self._facts(found, layers))
             self._store.add_record(_RECORDS, key, base.to_wire())
-            return base
+            return _named(base, source)
 
     @contextmanager
     def _found(
@@ -207,6 +207,11 @@ class BaseImages:
         pairs = zip(images[at]["Layers"], _diff_ids(configs[at]), strict=True)
         digest = "sha256:" + hashlib.sha256(files.document(images[at]["Config"])).hexdigest()
         return _Found(digest, configs[at], tuple(_later(stored, member, diff_id) for member, diff_id in pairs))
+
+
+def _named(base: BaseImage, source: BaseSource) -> BaseImage:
+    """The base by the name it was asked for: the same bytes may have several."""
+    return replace(base, name=source.public_name, is_published=source.kind == "registry")
 
 
 def _stored_layer(

@@ -7,34 +7,83 @@ ISA-L's do (distributions ship different ones, and code for one processor finds 
 """
 
 import hashlib
+import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
 
 from cloud_registry.adapters.oci_store import OciStore
 from cloud_registry.core.images.documents import LAYER_TYPES, Compression, Descriptor, Layer
 from cloud_registry.core.images.files import Blob, LayerFile, tar_parts
 from cloud_registry.errors import RegistryError
 from cloud_registry.ports import ProgressListener
+from manifests.canonical import digest_of
 
 PIECE_BYTES = 4 * 1024 * 1024
 # Level 1 costs a third of level 6's time; on weights, which hardly compress, it gives no byte away.
 GZIP_LEVEL, ZSTD_LEVEL = 1, 3
 # Pieces that wait to be written: they bound the memory.
 PIECES_AHEAD = 4
+_RECORDS = "layers"
 
 # Bytes of a blob of the artifact store.
 BlobReader = Callable[[str], Iterator[bytes]]
 
 
+@dataclass(frozen=True, slots=True)
+class LayerTerms:
+    """How layers are written: their compression, and the one instant of all their files (seconds since 1970)."""
+
+    compression: Compression = "gzip"
+    mtime_s: int = 0
+
+    def key(self) -> list[str | int]:
+        """What a kept layer is asked for by, beside its content."""
+        return [compressor_words(self.compression), PIECE_BYTES, self.mtime_s]
+
+
+class FileLayers:
+    """A LayerWriter: layers of given files, kept by what is in them."""
+
+    def __init__(self, store: OciStore, terms: LayerTerms, read_blob: BlobReader) -> None:
+        self._store, self._terms, self._read_blob = store, terms, read_blob
+
+    def layer(self, files: Sequence[LayerFile], created_by: str, on_progress: ProgressListener | None = None) -> Layer:
+        key = json.dumps(["files", created_by, [_file_key(file) for file in files], *self._terms.key()])
+        known = known_layer(self._store, key)
+        if known is not None:
+            return known
+        layer = write_layer(self._store, files, created_by, self._terms, self._read_blob, on_progress)
+        keep_layer(self._store, key, layer)
+        return layer
+
+
+def _file_key(file: LayerFile) -> list[str | int]:
+    content = file.content.digest if isinstance(file.content, Blob) else digest_of(file.content)
+    return [file.path, file.kind, file.mode, file.owner, file.link_to, content]
+
+
+def known_layer(store: OciStore, key: str) -> Layer | None:
+    """A layer that was made before, if its blob is still there."""
+    record = store.record(_RECORDS, key)
+    if record is None or not store.has(record["descriptor"]["digest"]):
+        return None
+    return Layer.from_wire(record)
+
+
+def keep_layer(store: OciStore, key: str, layer: Layer) -> None:
+    store.add_record(_RECORDS, key, layer.to_wire())
+
+
 def write_layer(
     store: OciStore,
     files: Iterable[LayerFile],
-    *,
     created_by: str,
-    compression: Compression = "gzip",
-    mtime_s: int = 0,
+    terms: LayerTerms,
     read_blob: BlobReader | None = None,
     on_progress: ProgressListener | None = None,
 ) -> Layer:
@@ -48,9 +97,9 @@ def write_layer(
 
     def told(done_bytes: int) -> None:
         if on_progress is not None:
-            on_progress(f"layer: {created_by}", min(done_bytes, total_bytes), total_bytes)
+            on_progress(f"layer: {created_by}"[:60], min(done_bytes, total_bytes), total_bytes)
 
-    return store_archive(store, _archive(listed, mtime_s, read_blob), created_by, compression, told)
+    return store_archive(store, _archive(listed, terms.mtime_s, read_blob), created_by, terms.compression, told)
 
 
 def store_archive(
@@ -148,10 +197,9 @@ def _zstd(piece: bytes) -> bytes:
 _COMPRESSORS: Mapping[Compression, Callable[[bytes], bytes]] = {"gzip": _gzip, "zstd": _zstd, "none": bytes}
 
 
+@lru_cache(maxsize=3)
 def compressor_words(compression: Compression) -> str:
     """The compressor and its version: an input of the image, as the packages are."""
-    from importlib.metadata import version
-
     words = {"gzip": f"deflate {version('deflate')}, level {GZIP_LEVEL}", "none": "none"}
     if compression == "zstd":
         from cloud_registry.adapters.oci_archives import zstd

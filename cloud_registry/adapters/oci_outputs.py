@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from cloud_registry.adapters.oci_store import OciStore
@@ -46,7 +47,7 @@ def write_layout(
     for number, digest in enumerate(digests):
         target = blobs / digest.removeprefix("sha256:")
         if not target.exists():
-            _replaced(target, lambda path, digest=digest: shutil.copyfile(store.path(digest), path))
+            _replaced(target, partial(shutil.copyfile, store.path(digest)))
         if on_progress is not None:
             on_progress(f"writing {folder.name}", number + 1, len(digests))
     _replaced(folder / "index.json", lambda path: path.write_bytes(layout_index(record)))

@@ -52,7 +52,7 @@ class OciStore:
     def document(self, digest: str) -> bytes:
         """A blob that is small, whole; raises RegistryError where its bytes are not the digest's."""
         with self._open(digest) as file:
-            content = file.read(DOCUMENT_BYTES_MAX + 1)
+            content: bytes = file.read(DOCUMENT_BYTES_MAX + 1)
         if len(content) > DOCUMENT_BYTES_MAX or digest_of(content) != digest:
             raise RegistryError(
                 f"{self.path(digest)} does not hold the bytes of its name",

@@ -1,6 +1,6 @@
 """Packages of an image: pip chooses and fetches wheels for the image's Python, and `installer` lays them out as files.
 
-Nothing is built and nothing of a package is run: what has no wheel for the platform is refused.
+Nothing is compiled, and nothing of a package is run (BUILT_HERE apart): what has no wheel for the platform is refused.
 """
 
 import hashlib
@@ -24,15 +24,15 @@ from installer.records import Hash, RecordEntry
 from installer.scripts import Script
 from installer.sources import WheelFile
 from installer.utils import construct_record_file, fix_shebang, parse_metadata_file
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from cloud_registry.adapters.oci_layers import write_layer
+from cloud_registry.adapters.oci_layers import LayerTerms, keep_layer, known_layer, write_layer
 from cloud_registry.adapters.oci_store import READ_BYTES, OciStore
-from cloud_registry.core.images.documents import Compression, Layer
+from cloud_registry.core.images.documents import Layer
 from cloud_registry.core.images.files import FILE_MODE, PROGRAM_MODE, Blob, LayerFile
 from cloud_registry.core.images.platforms import Platform, PythonTarget, marker_environment, wheel_platforms
-from cloud_registry.core.images.wheels import Wheel, layer_words, refusal, shares
+from cloud_registry.core.images.wheels import Wheel, layer_words, missing_requirement, refusal, requirement_name, shares
 from cloud_registry.errors import NotFoundError, RegistryError, UsageError
 from cloud_registry.ports import ProgressListener
 from manifests.recipe import PACKAGES_FOLDER
@@ -42,6 +42,9 @@ DOWNLOAD_S_MAX = 1800.0
 UNPACKED_BYTES_MAX = 16 * 1024**3
 # Files above this are not held in memory.
 HELD_BYTES_MAX = 256 * 1024
+# Pure Python, published as source alone, and wanted by every image: the device's MQTT client needs it below 2.
+BUILT_HERE = ("paho-mqtt",)
+_BUILD_CONSTRAINTS = "setuptools==80.9.0\nwheel==0.45.1\n"
 _PREFIX = posixpath.dirname(PACKAGES_FOLDER)
 _PLACES = {
     "purelib": PACKAGES_FOLDER,
@@ -50,7 +53,7 @@ _PLACES = {
     "headers": f"{_PREFIX}/include",
     "data": _PREFIX,
 }
-_LAYERS, _CHOICES = "wheel-layers", "wheel-choices"
+_CHOICES = "wheel-choices"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +66,23 @@ class WheelRequest:
     provided: Mapping[str, str]
     wheelhouse: Path | None = None
     is_index_used: bool = True
-    is_choice_renewed: bool = False
 
 
 class WheelLayers:
     """A PackageSource: layers of packages, kept by what is in them."""
 
-    def __init__(self, store: OciStore) -> None:
-        self._store = store
+    def __init__(
+        self, store: OciStore, terms: LayerTerms, *, wheelhouse: Path | None, is_index_used: bool, is_renewed: bool
+    ) -> None:
+        self._store, self._terms = store, terms
+        self._wheelhouse, self._is_index_used, self._is_renewed = wheelhouse, is_index_used, is_renewed
 
     def layers(
         self,
-        request: WheelRequest,
-        compression: Compression,
-        mtime_s: int,
+        requirements: Sequence[str],
+        platform: Platform,
+        python: PythonTarget,
+        provided: Mapping[str, str],
         on_progress: ProgressListener | None = None,
     ) -> tuple[tuple[Wheel, ...], tuple[Layer, ...]]:
         """The packages and their layers.
@@ -87,44 +93,42 @@ class WheelLayers:
         Raises:
             UsageError: a requirement is none, or there is no wheel for the platform.
         """
-        if not request.requirements:
+        if not requirements:
             return (), ()
-        _check_requirements(request.requirements)
-        choice_key = _choice_key(request)
-        chosen = None if request.is_choice_renewed else self._store.record(_CHOICES, choice_key)
-        if chosen is not None:
-            wheels = tuple(Wheel.from_wire(wheel) for wheel in chosen)
-            known = [self._known(share, request.python, compression, mtime_s) for share in shares(wheels)]
+        request = WheelRequest(tuple(requirements), platform, python, provided, self._wheelhouse, self._is_index_used)
+        # Only names and versions: an option would change where pip looks, and an address or path is not reproducible.
+        for text in requirements:
+            requirement_name(text)
+        key = _choice_key(request)
+        record = None if self._is_renewed else self._store.record(_CHOICES, key)
+        chosen = tuple(Wheel.from_wire(wheel) for wheel in record or ())
+        if chosen:
+            known = [self._known(share, python) for share in shares(chosen)]
             if all(layer is not None for layer in known):
-                return wheels, tuple(layer for layer in known if layer is not None)
+                return chosen, tuple(layer for layer in known if layer is not None)
         with tempfile.TemporaryDirectory(prefix="slipway-wheels-") as folder:
-            pinned = () if chosen is None else tuple(Wheel.from_wire(wheel) for wheel in chosen)
-            paths = _download(request, Path(folder), pinned, on_progress)
+            paths = _download(request, Path(folder), chosen, on_progress)
             wheels = tuple(sorted(wheel_facts(path) for path in paths))
             by_name = {path.name: path for path in paths}
             layers = tuple(
-                self._known(share, request.python, compression, mtime_s)
-                or self._made(share, by_name, request.python, compression, mtime_s, on_progress)
+                self._known(share, python) or self._made(share, by_name, python, on_progress)
                 for share in shares(wheels)
             )
-        self._store.add_record(_CHOICES, choice_key, [wheel.to_wire() for wheel in wheels])
+        self._store.add_record(_CHOICES, key, [wheel.to_wire() for wheel in wheels])
         return wheels, layers
 
-    def _known(
-        self, share: Sequence[Wheel], python: PythonTarget, compression: Compression, mtime_s: int
-    ) -> Layer | None:
-        record = self._store.record(_LAYERS, _layer_key(share, python, compression, mtime_s))
-        if record is None or not self._store.has(record["descriptor"]["digest"]):
-            return None
-        return Layer.from_wire(record)
+    def _known(self, share: Sequence[Wheel], python: PythonTarget) -> Layer | None:
+        return known_layer(self._store, self._layer_key(share, python))
+
+    def _layer_key(self, share: Sequence[Wheel], python: PythonTarget) -> str:
+        wheels = [[wheel.filename, wheel.digest] for wheel in share]
+        return json.dumps(["wheels", wheels, python.interpreter, *self._terms.key()])
 
     def _made(
         self,
         share: Sequence[Wheel],
         paths: Mapping[str, Path],
         python: PythonTarget,
-        compression: Compression,
-        mtime_s: int,
         on_progress: ProgressListener | None,
     ) -> Layer:
         files: list[LayerFile] = []
@@ -138,21 +142,9 @@ class WheelLayers:
                 while chunk := stream.read(READ_BYTES):
                     yield chunk
 
-        layer = write_layer(
-            self._store,
-            files,
-            created_by=layer_words(share),
-            compression=compression,
-            mtime_s=mtime_s,
-            read_blob=read,
-            on_progress=on_progress,
-        )
-        self._store.add_record(_LAYERS, _layer_key(share, python, compression, mtime_s), layer.to_wire())
+        layer = write_layer(self._store, files, layer_words(share), self._terms, read, on_progress)
+        keep_layer(self._store, self._layer_key(share, python), layer)
         return layer
-
-
-def _layer_key(share: Sequence[Wheel], python: PythonTarget, compression: Compression, mtime_s: int) -> str:
-    return json.dumps([[wheel.filename, wheel.digest] for wheel in share] + [python.interpreter, compression, mtime_s])
 
 
 def _choice_key(request: WheelRequest) -> str:
@@ -171,23 +163,6 @@ def _choice_key(request: WheelRequest) -> str:
     )
 
 
-def _check_requirements(requirements: Iterable[str]) -> None:
-    """Only names and versions: an option would change where pip looks, and an address or path is not reproducible."""
-    for text in requirements:
-        bare = text.split(" --hash=")[0].strip()
-        try:
-            found = Requirement(bare)
-        except InvalidRequirement as err:
-            raise UsageError(
-                f"{text[:200]!r} is no requirement: {err}",
-                hint="Write a package and its versions, such as numpy>=1.26.",
-            ) from err
-        if found.url:
-            raise UsageError(
-                f"{text[:200]!r} names an address", hint="Put the wheel into a folder and give it with --wheelhouse."
-            )
-
-
 def _download(
     request: WheelRequest, folder: Path, pinned: Sequence[Wheel], on_progress: ProgressListener | None
 ) -> list[Path]:
@@ -198,18 +173,47 @@ def _download(
     stand_ins.mkdir()
     for name, version in request.provided.items():
         write_stand_in(stand_ins, name, version)
+    provided = {path.name for path in stand_ins.iterdir()}
     (folder / "requirements.txt").write_text("".join(f"{text}\n" for text in request.requirements))
     pins = [f"{name}=={version}\n" for name, version in request.provided.items()]
     pins += [f"{wheel.name}=={wheel.version}\n" for wheel in pinned]
     (folder / "constraints.txt").write_text("".join(pins))
     output, is_done = _pip(request, folder, target, stand_ins)
+    for _ in BUILT_HERE:
+        missing = None if is_done else missing_requirement(output)
+        if missing is None or not request.is_index_used or not _build_pure(missing, folder, stand_ins):
+            break
+        output, is_done = _pip(request, folder, target, stand_ins)
     if not is_done:
         raise UsageError(
             refusal(output, request.platform, request.python),
             hint="Give a wheel for it in a folder (--wheelhouse), change the requirements, or leave the platform out.",
         )
-    provided = {path.name for path in stand_ins.iterdir()}
     return [path for path in sorted(target.glob("*.whl")) if path.name not in provided]
+
+
+def _build_pure(requirement: str, folder: Path, target: Path) -> bool:
+    """Build a wheel of one of the few packages that have none though they are pure Python; whether there is one now."""
+    if canonicalize_name(Requirement(requirement).name) not in BUILT_HERE:
+        return False
+    built = folder / "built"
+    (folder / "build-constraints.txt").write_text(_BUILD_CONSTRAINTS)
+    command = (
+        *(sys.executable, "-m", "pip", "wheel", "--no-deps", "--disable-pip-version-check", "--no-input", "--no-cache"),
+        *("--wheel-dir", str(built), requirement),
+    )
+    # The same tools and the same instant wherever it is built, so that it becomes the same wheel.
+    environment = {
+        **os.environ,
+        "SOURCE_DATE_EPOCH": "315532800",
+        "PIP_CONSTRAINT": str(folder / "build-constraints.txt"),
+        "PIP_BUILD_CONSTRAINT": str(folder / "build-constraints.txt"),
+    }
+    _run(command, environment)
+    wheels = list(built.glob("*-none-any.whl"))
+    for wheel in wheels:
+        wheel.rename(target / wheel.name)
+    return bool(wheels)
 
 
 def _pip(request: WheelRequest, folder: Path, target: Path, stand_ins: Path) -> tuple[str, bool]:
@@ -232,14 +236,19 @@ def _pip(request: WheelRequest, folder: Path, target: Path, stand_ins: Path) -> 
     environment = {name: value for name, value in os.environ.items() if request.is_index_used or name[:4] != "PIP_"}
     if not request.is_index_used:
         environment["PIP_CONFIG_FILE"] = os.devnull
+    return _run(command, environment)
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[str, bool]:
+    """What pip printed, and whether it was content."""
     try:
-        run = subprocess.run(  # noqa: S603  (our interpreter, our module)
+        run = subprocess.run(  # noqa: S603  (our interpreter, our module or pip)
             command,
             capture_output=True,
             text=True,
             errors="replace",
             timeout=DOWNLOAD_S_MAX,
-            env=environment,
+            env=dict(environment),
             check=False,
         )
     except subprocess.TimeoutExpired as err:
@@ -356,7 +365,7 @@ class _LayerDestination(WheelDestination):
         def prefix(other: str) -> str | None:
             return None if other == scheme else posixpath.relpath(_PLACES[other], _PLACES[scheme]) + "/"
 
-        with construct_record_file(list(records), prefix) as stream:  # type: ignore[arg-type]
+        with construct_record_file(list(records), prefix) as stream:
             self._add(scheme, record_file_path, stream.read(), is_executable=False)
 
     def _add(self, scheme: str, path: str, content: bytes, is_executable: bool) -> RecordEntry:

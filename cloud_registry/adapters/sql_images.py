@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Column, Engine, Index, Integer, Select, String, Table, Text, delete, insert, select
 
-from cloud_registry.adapters.database import metadata
+from cloud_registry.adapters.schema import metadata
 from cloud_registry.adapters.transactions import reading, writing
 from cloud_registry.core.images.records import ImageRecord
 from cloud_registry.ports import ImageReference
@@ -72,5 +72,5 @@ class SqlImages:
 
     def _records(self, statement: Select[tuple[str]]) -> Sequence[ImageRecord]:
         with reading(self._engine) as connection:
-            texts = connection.scalars(statement).all()
+            texts = [str(row.record) for row in connection.execute(statement)]
         return [ImageRecord.from_json(text) for text in texts]

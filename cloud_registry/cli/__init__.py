@@ -12,8 +12,8 @@ from cloud_registry.config import read_config
 # Noun -> module that holds its click command. Loaded on use, so that `slipway --help` starts fast.
 COMMANDS = {
     "model": "cloud_registry.cli.model",
-    "image": "cloud_registry.cli.image",
     "rollout": "cloud_registry.cli.rollout",
+    "image": "cloud_registry.cli.image",
     "manifest": "cloud_registry.cli.manifest",
     "telemetry": "cloud_registry.cli.telemetry",
     "device": "cloud_registry.cli.device",

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, Literal, Self
 
 from cloud_registry.core.images.base_facts import BaseFacts
@@ -31,13 +32,22 @@ class BaseSource:
         ImageName.parse(text)
         return cls("registry", text)
 
+    @property
+    def public_name(self) -> str:
+        """What a base is called in documents: where a file lies on this machine is nobody's business."""
+        place = PurePath(self.place).name if self.kind in ("tar", "oci") else self.place
+        return place if self.kind == "registry" else f"{self.kind}:{place}"
+
     def __str__(self) -> str:
         return self.place if self.kind == "registry" else f"{self.kind}:{self.place}"
 
 
 @dataclass(frozen=True, slots=True)
 class BaseImage:
-    """A base whose layers are in the store. `digest` is its manifest's, or its configuration's where it was saved."""
+    """A base whose layers are in the store. `digest` is its manifest's, or its configuration's where it was saved.
+
+    `is_published` says that it is a registry's, so that its name means the same to everybody.
+    """
 
     name: str
     digest: str
@@ -45,6 +55,12 @@ class BaseImage:
     config: Mapping[str, Any]
     layers: tuple[Layer, ...]
     facts: BaseFacts
+    is_published: bool = False
+
+    def labels(self) -> dict[str, str]:
+        """Where the image comes from. A base that is a file has no name that holds on another machine."""
+        named = {"org.opencontainers.image.base.name": self.name} if self.is_published else {}
+        return {**named, "org.opencontainers.image.base.digest": self.digest}
 
     def to_wire(self) -> dict[str, Any]:
         return {

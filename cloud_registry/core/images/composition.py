@@ -21,10 +21,15 @@ from manifests.recipe import (
 PRIVATE_MODE = 0o700
 
 
-def settings_of(recipe: ImageRecipe, labels: Mapping[str, str]) -> ImageSettings:
+_BASE_NAME = "org.opencontainers.image.base.name"
+
+
+def settings_of(recipe: ImageRecipe, base_labels: Mapping[str, str]) -> ImageSettings:
+    """`base_labels` tell of the base that was taken, which need not be the recipe's."""
+    written = {name: value for name, value in recipe.image_labels().items() if name != _BASE_NAME}
     return ImageSettings(
         environment=recipe.image_environment(),
-        labels={**recipe.image_labels(), **labels},
+        labels={**written, **base_labels},
         entrypoint=ENTRYPOINT,
         user=recipe.user,
         working_directory=STATE_FOLDER,

@@ -145,14 +145,14 @@ def image_config(
             "StartPeriod": HEALTH_START_S * _SECOND,
             "Retries": HEALTH_RETRIES,
         }
-    base_layers = list((base.get("rootfs") or {}).get("diff_ids") or ())
-    history = list(base.get("history") or ({"created_by": "base"} for _ in base_layers))
+    base_layers: list[str] = list((base.get("rootfs") or {}).get("diff_ids") or ())
+    history: list[Any] = list(base.get("history") or [{"created_by": "base"} for _ in base_layers])
     document = {
         **platform.to_wire(),
         "created": created,
         "config": {key: value for key, value in config.items() if value not in (None, "")},
-        "rootfs": {"type": "layers", "diff_ids": [*base_layers, *(layer.diff_id for layer in layers)]},
-        "history": [*history, *({"created": created, "created_by": layer.created_by} for layer in layers)],
+        "rootfs": {"type": "layers", "diff_ids": base_layers + [layer.diff_id for layer in layers]},
+        "history": history + [{"created": created, "created_by": layer.created_by} for layer in layers],
     }
     return canonical_json(document)
 

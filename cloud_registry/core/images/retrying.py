@@ -13,7 +13,7 @@ def delay_s(attempt: int, retry_after: str = "") -> float | None:
     """
     if attempt >= ATTEMPTS_MAX:
         return None
-    own = min(DELAY_FIRST_S * 2 ** (attempt - 1), DELAY_S_MAX)
+    own: float = min(DELAY_FIRST_S * 2.0 ** (attempt - 1), DELAY_S_MAX)
     asked = retry_after.strip()
     return min(max(float(asked), own), DELAY_S_MAX) if asked.isascii() and asked.isdigit() else own
 

@@ -5,10 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
 from cloud_registry.core.images.platforms import Platform, PythonTarget
+from cloud_registry.errors import UsageError
 
 # A wheel of this size is a layer of its own: a small package that changes does not carry the engine along.
 OWN_LAYER_BYTES_MIN = 2 * 1024 * 1024
@@ -55,6 +57,21 @@ class Wheel:
         )
 
 
+def requirement_name(text: str) -> str:
+    """The normalised name of the package that a line of requirements asks for; raises UsageError for what is none."""
+    try:
+        found = Requirement(text.split(" --hash=")[0].strip())
+    except InvalidRequirement as err:
+        raise UsageError(
+            f"{text[:200]!r} is no requirement: {err}", hint="Write a package and its versions, such as numpy>=1.26."
+        ) from err
+    if found.url:
+        raise UsageError(
+            f"{text[:200]!r} names an address", hint="Put the wheel into a folder and give it with --wheelhouse."
+        )
+    return canonicalize_name(found.name)
+
+
 def shares(wheels: Iterable[Wheel]) -> tuple[tuple[Wheel, ...], ...]:
     """The wheels by layer: each large one alone, the small ones together and last, since they change more often."""
     ordered = sorted(wheels)
@@ -69,14 +86,19 @@ def layer_words(wheels: Sequence[Wheel]) -> str:
     return "packages: " + ", ".join(f"{wheel.name} {wheel.version}" for wheel in wheels)
 
 
+def missing_requirement(output: str) -> str | None:
+    """The requirement that pip found no wheel for, as it was written."""
+    missing = _NOT_FOUND.search(output)
+    return missing.group(1) if missing else None
+
+
 def refusal(output: str, platform: Platform, target: PythonTarget) -> str:
     """Why pip found no wheels, in a sentence, from what it printed (with -v)."""
     place = f"{platform} with Python {target.version_text} and {target.libc} {'.'.join(map(str, target.libc_version))}"
-    missing = _NOT_FOUND.search(output)
-    if missing is None:
+    wanted = missing_requirement(output)
+    if wanted is None:
         errors = [line for line in _ERROR.findall(output) if not line.startswith("Could not find a version")]
         return f"the packages for {place} cannot be had together: {' '.join(errors)[:600] or output.strip()[-300:]}"
-    wanted = missing.group(1)
     name = canonicalize_name(re.split(r"[^A-Za-z0-9._-]", wanted)[0])
     there = _others(output, name)
     if there is None:
