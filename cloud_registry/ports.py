@@ -1,14 +1,16 @@
 """What the registry needs of the world, as protocols. Adapters satisfy them by shape."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import enum
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from manifests.identity import ModelReference
-from manifests.model import ModelFormat, ModelManifest, Signature
+from manifests.model import DataSchema, ModelFormat, ModelManifest, Signature, Verdict
+from manifests.processing import Processing
 from manifests.recipe import ImageRecipe
 from manifests.telemetry import Envelope
 from manifests.twin import ReportedSection, read_reported
@@ -66,10 +68,17 @@ class Clock(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ModelQuery:
-    """What to search for; everything given must hold. `name` may hold ``*``; a tag with None asks for its key only."""
+    """What to search for; everything given must hold.
+
+    `name` may hold ``*``; a tag with None asks for its key only; `where` is a condition of core/search.py. `archived`
+    asks for those that are, those that are not, or with None for both. `limit` cuts the answer short.
+    """
 
     name: str | None = None
     tags: tuple[tuple[str, str | None], ...] = ()
+    where: str = ""
+    archived: bool | None = False
+    limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +91,17 @@ class StoredFile:
     size_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class AliasMove:
+    """What an alias pointed to before and after; None where it did not or does not exist."""
+
+    before: int | None
+    after: int | None
+    at: str = ""
+
+
 class ModelCatalogStore(Protocol):
-    """Model versions and their tags. Each method is one transaction."""
+    """Model versions and what is said of them. Each method is one transaction."""
 
     def add(self, name: str, build: Callable[[int], ModelManifest]) -> ModelManifest:
         """Count the name's version up and store what `build` makes of the new number; all of it or nothing."""
@@ -91,8 +109,12 @@ class ModelCatalogStore(Protocol):
 
     def find(self, reference: ModelReference) -> ModelManifest | None: ...
 
+    def find_alias(self, name: str, alias: str) -> ModelManifest | None:
+        """The version that the alias points to at this moment."""
+        ...
+
     def latest(self, name: str) -> ModelManifest | None:
-        """The highest version that was not deleted."""
+        """The highest version that was neither deleted nor archived."""
         ...
 
     def last_version(self, name: str) -> int:
@@ -107,8 +129,40 @@ class ModelCatalogStore(Protocol):
         """Replace the version's tags by what `edit` makes of them; False where there is no such version."""
         ...
 
+    def add_properties(self, reference: ModelReference, edit: Callable[[Mapping[str, str]], dict[str, str]]) -> bool:
+        """Replace the version's properties by what `edit` makes of them; False where there is no such version."""
+        ...
+
+    def archive(self, reference: ModelReference, *, archived: bool) -> bool:
+        """Put the version away, or take it out again; False where there is no such version.
+
+        Raises:
+            ConflictError: an alias points to it, and it is to be put away.
+        """
+        ...
+
+    def aliases(self, name: str) -> Mapping[str, int]:
+        """The name's aliases with the versions that they point to."""
+        ...
+
+    def move_alias(self, name: str, alias: str, decide: Callable[[int | None], int | None]) -> AliasMove | None:
+        """Point the alias to the version that `decide` makes of the one it points to now; with None it is gone.
+
+        Nobody sees it in between, and of two who move it at once the second one decides on what the first one left.
+        None where there is no such version.
+        """
+        ...
+
+    def alias_moves(self, name: str) -> Sequence[tuple[str, AliasMove]]:
+        """Every move of every alias of the name, oldest first."""
+        ...
+
     def remove(self, reference: ModelReference) -> bool:
-        """Remove the version; its number stays used. False where there is no such version."""
+        """Remove the version; its number stays used. False where there is no such version.
+
+        Raises:
+            ConflictError: an alias points to it.
+        """
         ...
 
     def file(self, target: str) -> StoredFile | None: ...
@@ -119,6 +173,15 @@ class ModelCatalogStore(Protocol):
 
     def digests(self) -> frozenset[str]:
         """Every digest that some version names."""
+        ...
+
+    def files(self) -> Iterator[StoredFile]:
+        """Every file of every version, by target."""
+        ...
+
+    def unnamed(self, digests: Collection[str]) -> AbstractContextManager[frozenset[str]]:
+        """Those of the digests that no version names. While it is open, no version can be added: `add` waits before
+        it builds its manifest, so what is removed meanwhile is seen to be gone by then."""
         ...
 
 
@@ -140,16 +203,50 @@ ProgressListener = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class StoredBlob:
+    """`sent_bytes` is what had to travel to store it: less than its size where an earlier upload was cut, or whole."""
+
     digest: str
     size_bytes: int
     modified_at: datetime | None = None
+    sent_bytes: int = field(default=0, compare=False)
+
+
+class BlobContent(Protocol):
+    """Bytes that are to be stored under their digest."""
+
+    @property
+    def name(self) -> str:
+        """What they are called in messages."""
+        ...
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    def chunks(self, start: int = 0) -> Iterator[bytes]:
+        """The bytes from `start` in bounded chunks. May be asked for again, and may have changed since."""
+        ...
 
 
 class ArtifactStore(Protocol):
-    """Files by the digest of their content. A blob is there in full or not at all."""
+    """Files by the digest of their content. A blob is there in full or not at all.
 
-    def put(self, path: Path, on_progress: ProgressListener | None = None) -> StoredBlob:
-        """Store a local file; its digest is taken from the bytes that were written."""
+    An upload that was cut goes on where it stopped when the same bytes are stored again, by whichever process. Bytes
+    that are there already do not travel again.
+    """
+
+    def put(self, path: Path, on_progress: ProgressListener | None = None, *, digest: str | None = None) -> StoredBlob:
+        """Store a local file under its digest, or under the one given: then its bytes must be those.
+
+        Raises:
+            RegistryError: the file changes while it is read, there is no room for it, or the store refuses.
+        """
+        ...
+
+    def store(self, content: BlobContent, on_progress: ProgressListener | None = None) -> StoredBlob:
+        """As `put`, for bytes from anywhere."""
         ...
 
     def size_bytes(self, digest: str) -> int | None:
@@ -169,14 +266,99 @@ class ArtifactStore(Protocol):
         ...
 
 
+SampleKind = Literal["npz", "csv", "json", "image"]
+
+
+class BlobReferences(Protocol):
+    """Whoever stores blobs beside the catalog, such as deltas."""
+
+    def digests(self) -> frozenset[str]:
+        """The blobs that a clean-up leaves alone and a backup takes along."""
+        ...
+
+
+class BackupPlace(Protocol):
+    """Where backups are kept: blobs that they share, and a document each, which is written last."""
+
+    @property
+    def artifacts(self) -> ArtifactStore: ...
+
+    def names(self) -> Sequence[str]:
+        """The backups that are there in full, oldest first."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """A backup's document; raises NotFoundError."""
+        ...
+
+    def write(self, name: str, document: bytes) -> None:
+        """Store a backup's document, whole or not at all."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DumpFacts:
+    """What a dump of the database holds: the revision of its tables, and the number of rows of each."""
+
+    revision: str
+    rows: Mapping[str, int]
+
+
+class DatabaseDump(Protocol):
+    """The database's rows as a file that any kind of database can be made of again."""
+
+    def write(self, path: Path, on_progress: ProgressListener | None = None) -> DumpFacts:
+        """Write every row into a file, as one transaction sees them."""
+        ...
+
+    def is_empty(self) -> bool:
+        """Whether no table holds a row."""
+        ...
+
+    def load(self, path: Path, on_progress: ProgressListener | None = None) -> None:
+        """Fill an empty database in one transaction, and bring its tables to the revision of today.
+
+        Raises:
+            ConflictError: the database is not empty.
+            RegistryError: the file is of a later revision, or is no dump.
+        """
+        ...
+
+    def problems(self) -> Sequence[str]:
+        """What the database itself finds wrong with its files."""
+        ...
+
+
+class ScratchFolders(Protocol):
+    def open(self, purpose: str) -> AbstractContextManager[Path]:
+        """A folder of one's own that goes when it is left, or with the next one where its process was killed."""
+        ...
+
+    def remove_abandoned(self) -> int:
+        """Remove the folders of processes that are gone; returns how many."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ProofTerms:
-    """How a model is put to the proof: with golden answers given, or recorded from a sample, or on zeros alone."""
+    """How a model is put to the proof: with golden answers given, or recorded from a sample, or on zeros alone.
+
+    `schema` is what its owner declares, to be held against the model; `processing` tells how a picture becomes numbers.
+    `memory_max_bytes` is chosen by the machine where it is None. `is_unconfined` runs the model even where the system
+    lets us keep no network from it. `script` is a scoring script to be parsed beside the model, and `renamed` tells the
+    names of files that it would look for in vain, with those that they are stored by.
+    """
 
     sample: Path | None = None
     golden: Path | None = None
     tolerance_absolute: float = 1e-3
     duration_max_s: float = 60.0
+    memory_max_bytes: int | None = None
+    is_unconfined: bool = False
+    schema: DataSchema | None = None
+    processing: Processing | None = None
+    script: Path | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,11 +373,62 @@ class ProvenArtifact:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What the proof found. Paths are private copies, so that what was proven is what is stored."""
+    """What the proof found. Paths are private copies, so that what was proven is what is stored.
+
+    `schema` is the declared one, or what model and sample tell.
+    """
 
     artifacts: tuple[ProvenArtifact, ...]
     golden: Path | None = None
     samples: int = 0
+    sample: tuple[Path, SampleKind] | None = None
+    schema: DataSchema | None = None
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SubmittedFacts:
+    """What the files of a submission say about the model themselves."""
+
+    description: str = ""
+    labels: tuple[str, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+    properties: Mapping[str, str] = field(default_factory=dict)
+    framework: str = ""
+    processing: Processing | None = None
+    schema: DataSchema | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What was given to be registered, taken apart. `source` are the files of a directory by their path in it.
+
+    A Python model has one artifact, its scoring script; a model of another format may have a `script` beside it, and
+    `renamed` tells where it is stored by another name than it had. `check_unchanged` raises RefusedModelError where a
+    file is another one now than when it was looked at.
+    """
+
+    artifacts: tuple[tuple[ModelFormat, Path], ...]
+    source: tuple[tuple[str, Path], ...] = ()
+    sample: Path | None = None
+    golden: Path | None = None
+    script: Path | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    facts: SubmittedFacts = field(default_factory=SubmittedFacts)
+    check_unchanged: Callable[[], None] = lambda: None
+
+
+class ModelIntake(Protocol):
+    def open(
+        self, paths: Sequence[Path], on_progress: ProgressListener | None = None
+    ) -> AbstractContextManager[Submission]:
+        """Take model files, one directory or one archive apart. Private copies go when it is left.
+
+        Raises:
+            UsageError: the paths do not make one version.
+            RefusedModelError: the directory or archive holds what is not taken.
+        """
+        ...
 
 
 class ModelProver(Protocol):
@@ -428,4 +661,139 @@ class TelemetryArchive(Protocol):
 
     def envelopes(self, device: str | None = None, limit: int | None = None) -> Iterator[Envelope]:
         """Stored envelopes in the order of their arrival; with a limit the newest of them."""
+        ...
+
+
+class Role(enum.StrEnum):
+    """What somebody may do on a server. A device may fetch what its fleet is offered, and nothing else."""
+
+    READER = "reader"
+    PUBLISHER = "publisher"
+    OPERATOR = "operator"
+    DEVICE = "device"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Somebody who was recognised. `id` is unique and holds no secret; `devices` are patterns of device ids."""
+
+    id: str
+    name: str
+    roles: frozenset[Role]
+    devices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key as it is kept: its secret's digest, never the secret."""
+
+    id: str
+    name: str
+    roles: frozenset[Role]
+    secret_digest: str
+    created_at: datetime
+    devices: tuple[str, ...] = ()
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+
+class ApiKeyStore(Protocol):
+    """API keys by their id. Secrets are not in it."""
+
+    def add(self, key: ApiKey) -> None: ...
+
+    def find(self, key_id: str) -> ApiKey | None: ...
+
+    def all(self) -> Sequence[ApiKey]:
+        """Every key ever made, oldest first; revoked ones stay, for the audit log names them."""
+        ...
+
+    def revoke(self, key_id: str, at: datetime) -> bool:
+        """Mark it revoked, once; False where there is no such key."""
+        ...
+
+    def has_any(self) -> bool: ...
+
+
+class TokenReader(Protocol):
+    def principal(self, token: str) -> Principal:
+        """Whom a signed token names; raises TrustError where it is not good."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StagedUpload:
+    """A file on its way to the server: `offset_bytes` of `size_bytes` are there and safe."""
+
+    id: str
+    digest: str
+    size_bytes: int
+    offset_bytes: int
+    is_whole: bool = False
+
+
+class UploadWriter(Protocol):
+    def write(self, chunk: bytes) -> None: ...
+
+
+class UploadStaging(Protocol):
+    """Files on their way to the server, each its owner's alone."""
+
+    def scratch_folder(self) -> Path:
+        """A new folder on the same disk, for second names of what was uploaded; the caller removes it."""
+        ...
+
+    def begin(self, owner: str, digest: str, size_bytes: int) -> StagedUpload:
+        """A new upload, or the one of that file that was begun before."""
+        ...
+
+    def find(self, owner: str, upload_id: str) -> StagedUpload:
+        """How far it is; raises NotFoundError."""
+        ...
+
+    def appending(self, owner: str, upload_id: str, offset_bytes: int) -> AbstractContextManager[UploadWriter]:
+        """Write on; when it is left with the last byte written, the digest is checked."""
+        ...
+
+    def place(self, owner: str, upload_id: str, at: Path) -> None: ...
+
+    def remove(self, owner: str, upload_id: str) -> None: ...
+
+    def remove_old(self, now_s: float) -> int: ...
+
+
+class AuditLog(Protocol):
+    def write(self, entry: Mapping[str, Any]) -> None:
+        """Append an entry; it is on its way to the disk when this returns. Raises RegistryError where it cannot be."""
+        ...
+
+
+# Told (listener's name, its arguments) while a remote call goes on.
+EventListener = Callable[[str, Sequence[Any]], None]
+
+
+class RegistryTransport(Protocol):
+    """A server's API as the remote services use it. Methods raise what the server raised, or RegistryError."""
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: bytes | None,
+        on_event: EventListener | None = None,
+    ) -> bytes:
+        """One request; the JSON of its result. With `on_event` progress is told as it comes."""
+        ...
+
+    def lines(self, method: str, path: str, query: Mapping[str, str], body: bytes | None) -> Iterator[bytes]:
+        """One request whose result is a row of JSON values."""
+        ...
+
+    def upload(self, path: Path, on_progress: ProgressListener | None = None) -> str:
+        """Bring a file to the server, going on where an earlier attempt was cut; the upload's id."""
+        ...
+
+    def artifact(self, target: str, digest: str, size_bytes: int) -> Iterator[bytes]:
+        """An artifact's bytes; a line that is cut is taken up again where it was."""
         ...

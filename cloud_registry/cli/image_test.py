@@ -80,7 +80,7 @@ def _variable(text: str) -> tuple[str, str]:
 def _evidence(context: CommandContext, reference: str | None, golden: Path | None, tolerance: float | None) -> Evidence:
     if golden is not None:
         return Evidence(golden_arrays(golden), 1e-3 if tolerance is None else tolerance)
-    models = wiring.open_models(context.config)
+    models = wiring.open_local_models(context.config)
     assert reference is not None
     try:
         manifest = models.resolve(reference)
@@ -96,7 +96,7 @@ def _evidence(context: CommandContext, reference: str | None, golden: Path | Non
 def _stored_evidence(
     context: CommandContext, manifest: ModelManifest, folder: Path, tolerance: float | None
 ) -> Evidence:
-    models = wiring.open_models(context.config)
+    models = wiring.open_local_models(context.config)
     known = manifest.golden
     if known is not None:
         models.fetch(known.digest, known.size_bytes, folder / "golden.npz", None)

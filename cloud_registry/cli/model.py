@@ -1,7 +1,7 @@
 """`slipway model`: register, find, tag, fetch and delete model versions."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -16,9 +16,6 @@ from cloud_registry.errors import UsageError
 from cloud_registry.ports import ModelQuery
 from manifests.model import ModelManifest, TensorSpec
 from manifests.processing import Processing
-
-if TYPE_CHECKING:
-    from cloud_registry.ports import FleetHub, RolloutReferences
 
 
 @click.group()
@@ -180,24 +177,11 @@ def delete(context: CommandContext, reference: str, offline: bool, as_json: bool
     manifest = models.resolve(reference)
     if ":" not in reference:
         raise UsageError(f"name the version to delete: {manifest.reference} is the latest")
-    hub, rollouts = _guards(context, offline)
-    models.delete(manifest.reference, hub, rollouts)
-    value = {"name": manifest.name, "version": manifest.version, "deleted": True}
-    context.result(value, as_json=as_json, text=lambda: f"Deleted {manifest.reference}")
-
-
-def _guards(context: CommandContext, offline: bool) -> "tuple[FleetHub | None, RolloutReferences]":
-    """Who is asked before a deletion."""
-    rollouts = wiring.open_rollouts(context.config)
     if offline:
         context.say("Devices were not asked (--offline); rollouts were.")
-        return None, rollouts
-    if context.config.hub_connection_string is None:
-        raise UsageError(
-            "no hub is configured, so devices cannot be asked who runs it",
-            hint="Set IOTHUB_CONNECTION_STRING, or delete it all the same with --offline.",
-        )
-    return wiring.open_hub(context.config), rollouts
+    models.delete_unneeded(manifest.reference, offline=offline)
+    value = {"name": manifest.name, "version": manifest.version, "deleted": True}
+    context.result(value, as_json=as_json, text=lambda: f"Deleted {manifest.reference}")
 
 
 @model.command()

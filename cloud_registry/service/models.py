@@ -1,37 +1,31 @@
 """What can be done with registered models: look up, tag, delete, download."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from cloud_registry.core.catalog import Holder, edited_tags, holders, parse_reference
-from cloud_registry.errors import ConflictError, NotFoundError, RegistryError
+from cloud_registry.errors import ConflictError, NotFoundError
 from cloud_registry.ports import (
     ArtifactStore,
     FleetHub,
     ModelCatalogStore,
+    ModelIntake,
     ModelProver,
     ModelQuery,
     ProgressListener,
     RolloutReferences,
 )
+from cloud_registry.service.clean_up import Removed, remove_unnamed
+from cloud_registry.service.model_download import fetch_blob, write_version
 from cloud_registry.service.registration import Registered, Registration, RegistrationService
 from manifests.identity import ModelReference, check_model_name
-from manifests.model import Artifact, GoldenSet, ModelManifest
-from manifests.processing import LabelFile
+from manifests.model import ModelManifest
 
 # A registration that takes longer than this is none any more; its blobs may go.
 ORPHAN_AGE_MIN = timedelta(hours=1)
 HOLDERS_NAMED_MAX = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Removed:
-    blobs: int = 0
-    size_bytes: int = 0
-    unfinished: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +35,7 @@ class ModelService:
     catalog: ModelCatalogStore
     artifacts: ArtifactStore
     prover: ModelProver
+    intake: ModelIntake
     now: Callable[[], datetime]
     module_id: str = "slipway"
 
@@ -48,7 +43,7 @@ class ModelService:
 
     def register(self, registration: Registration, on_progress: ProgressListener | None = None) -> Registered:
         """Prove the files, store them, and give them the next version of the name: see `RegistrationService`."""
-        service = RegistrationService(self.catalog, self.artifacts, self.prover, self.now)
+        service = RegistrationService(self.catalog, self.artifacts, self.prover, self.intake, self.now)
         return service.register(registration, on_progress)
 
     def tag(self, reference: ModelReference, changes: Mapping[str, str], removed: Iterable[str]) -> ModelManifest:
@@ -89,15 +84,7 @@ class ModelService:
 
     def remove_orphans(self, age_min: timedelta = ORPHAN_AGE_MIN) -> Removed:
         """Remove files that no version names: of deleted versions, and of registrations that never ended."""
-        before = self.now() - age_min
-        unfinished = self.artifacts.remove_unfinished(before)
-        old = [blob for blob in self.artifacts.blobs() if blob.modified_at is None or blob.modified_at < before]
-        # Asked after the blobs were listed: a version that was added meanwhile keeps what it names.
-        used = self.catalog.digests()
-        orphans = [blob for blob in old if blob.digest not in used]
-        for blob in orphans:
-            self.artifacts.remove(blob.digest)
-        return Removed(len(orphans), sum(blob.size_bytes for blob in orphans), unfinished)
+        return remove_unnamed(self.catalog, self.artifacts, self.now() - age_min)
 
     # --- reading -------------------------------------------------------------
 
@@ -131,17 +118,13 @@ class ModelService:
         Raises:
             ConflictError: a file of that name is there with other content, and `force` is not given.
         """
-        manifest = self.manifest(reference)
-        files = _files_of(manifest)
-        paths = {file.digest: folder / file.target.rsplit("/", 1)[-1] for file in files}
-        manifest_path = folder / "manifest.json"
-        if not force:
-            _check_free([*paths.values(), manifest_path])
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in files:
-            self.fetch(file.digest, file.size_bytes, paths[file.digest], on_progress)
-        manifest_path.write_bytes(manifest.to_json() + b"\n")
-        return (*paths.values(), manifest_path)
+        return write_version(
+            self.manifest(reference),
+            lambda file: self.artifacts.read(file.digest),
+            folder,
+            force=force,
+            on_progress=on_progress,
+        )
 
     # --- parts ---------------------------------------------------------------
 
@@ -163,25 +146,7 @@ class ModelService:
 
     def fetch(self, digest: str, size_bytes: int, path: Path, on_progress: ProgressListener | None) -> None:
         """Write a stored file, whole and verified or not at all; raises RegistryError for bytes that changed."""
-        unfinished = path.with_name(path.name + ".part")
-        seen, done_bytes = hashlib.sha256(), 0
-        try:
-            with unfinished.open("wb") as file:
-                for chunk in self.artifacts.read(digest):
-                    seen.update(chunk)
-                    file.write(chunk)
-                    done_bytes += len(chunk)
-                    if on_progress is not None:
-                        on_progress(f"fetching {path.name}", done_bytes, size_bytes)
-            if "sha256:" + seen.hexdigest() != digest:
-                raise RegistryError(
-                    f"the stored bytes of {path.name} are not the registered ones: expected {digest}, "
-                    f"saw sha256:{seen.hexdigest()}",
-                    hint="The artifact store is damaged. Restore it, or register the model again.",
-                )
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        fetch_blob(self.artifacts.read(digest), digest, size_bytes, path, on_progress)
 
 
 def _holder_lines(found: Sequence[Holder]) -> str:
@@ -189,13 +154,3 @@ def _holder_lines(found: Sequence[Holder]) -> str:
     if len(found) > HOLDERS_NAMED_MAX:
         lines.append(f"  and {len(found) - HOLDERS_NAMED_MAX} more")
     return "\n".join(lines)
-
-
-def _files_of(manifest: ModelManifest) -> list[Artifact | GoldenSet | LabelFile]:
-    return [*manifest.artifacts, *manifest.attachments]
-
-
-def _check_free(paths: Sequence[Path]) -> None:
-    taken = [path for path in paths if path.exists()]
-    if taken:
-        raise ConflictError(f"{taken[0]} is there already", hint="Choose another folder, or overwrite it with --force.")

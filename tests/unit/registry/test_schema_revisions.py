@@ -5,13 +5,18 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
-from sqlalchemy import Engine, inspect, text
+from sqlalchemy import Engine, inspect, select, text
 
 from cloud_registry.adapters import schema
+from cloud_registry.adapters.catalog_facts import fact_rows, model_facts
 from cloud_registry.adapters.database import open_database
+from cloud_registry.adapters.sql_catalog import SqlCatalog
 from cloud_registry.adapters.transactions import database_words, reading
 from cloud_registry.errors import RegistryError, UsageError
+from cloud_registry.ports import ModelQuery
+from manifests.model import ModelManifest
 from tests.postgresql import PostgresqlServer
 
 
@@ -141,3 +146,44 @@ def test_a_server_that_restarts_is_used_again(postgresql: PostgresqlServer):
     postgresql.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
     with reading(engine) as connection:
         assert connection.scalar(text("SELECT count(*) FROM model_versions")) == 0
+
+
+def test_versions_of_the_first_tables_keep_their_tags_and_are_found_by_what_was_said_of_them(
+    bare: Engine, database_url: str
+):
+    manifest = ModelManifest.from_wire(
+        {
+            "name": "digits", "version": 3, "createdAt": "2026-11-21T09:00:00+00:00", "metrics": {"accuracy": 0.972},
+            "artifacts": [
+                {
+                    "format": "onnx", "digest": "sha256:" + "a" * 64, "size": 7, "target": "digits/3/model.onnx",
+                    "signature": {"inputs": [], "outputs": []}, "latencyMedianMs": 0.5,
+                }
+            ],
+        }
+    )  # fmt: skip
+    tags = {"site": "line-3", "floor": "2", "note": "so long " * 20, "empty": ""}
+    with bare.begin() as connection:
+        schema.migrate(connection, "0001")
+        key = {"name": "digits", "version": 3}
+        connection.execute(text("INSERT INTO model_names VALUES ('digits', 3)"))
+        connection.execute(
+            text("INSERT INTO model_versions VALUES (:name, :version, :manifest)"),
+            {**key, "manifest": manifest.to_json().decode()},
+        )
+        for name, value in tags.items():
+            row = {**key, "key": name, "value": value}
+            connection.execute(text("INSERT INTO model_tags VALUES (:name, :version, :key, :value)"), row)
+        file = {**key, "target": "digits/3/model.onnx", "digest": "sha256:" + "a" * 64}
+        connection.execute(text("INSERT INTO model_files VALUES (:target, :name, :version, :digest, 7)"), file)
+    engine = open_database(database_url)
+    catalog = SqlCatalog(engine)
+    expected = msgspec.structs.replace(manifest, tags=dict(sorted(tags.items())))
+    assert catalog.find(expected.reference) == expected
+    assert catalog.search(ModelQuery(where="accuracy > 0.97 and tag.site = 'line-3' and tag.floor = 2")) == [expected]
+    assert catalog.file("digits/3/model.onnx") is not None
+    columns = ("field", "position", "word", "number")
+    with engine.connect() as connection:
+        migrated = {tuple(row) for row in connection.execute(select(*(model_facts.c[name] for name in columns)))}
+    # What a revision wrote is what registering the version would write today.
+    assert migrated == {tuple(row[name] for name in columns) for row in fact_rows(expected)}

@@ -3,8 +3,8 @@
 from alembic import op
 from sqlalchemy import Column, Integer, String, Text
 
-revision = "0003"
-down_revision = "0001"
+revision = "0005"
+down_revision = "0004"
 
 
 def upgrade() -> None:

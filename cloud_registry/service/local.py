@@ -1,0 +1,68 @@
+"""The verbs on this machine: the services, with what they ask the fleet opened at first use."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from cloud_registry.core.devices import device_as_json
+from cloud_registry.errors import UsageError
+from cloud_registry.ports import FleetHub, RolloutReferences, StoreCounts, TelemetrySource
+from cloud_registry.service.models import ModelService
+from cloud_registry.service.telemetry import TelemetryService
+from manifests.identity import ModelReference, check_model_name
+from manifests.telemetry import Envelope
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalModels(ModelService):
+    """Satisfies ModelVerbs. Without `open_hub` no hub is configured."""
+
+    open_hub: Callable[[], FleetHub] | None
+    open_rollouts: Callable[[], RolloutReferences]
+
+    def delete_unneeded(self, reference: ModelReference, *, offline: bool = False) -> None:
+        """Delete a version that nobody needs: see `delete`; raises UsageError where devices cannot be asked."""
+        if self.open_hub is None and not offline:
+            raise UsageError(
+                "no hub is configured, so devices cannot be asked who runs it",
+                hint="Set IOTHUB_CONNECTION_STRING, or delete it all the same with --offline.",
+            )
+        hub = None if offline or self.open_hub is None else self.open_hub()
+        self.delete(reference, hub, self.open_rollouts())
+
+
+@dataclass(frozen=True, slots=True)
+class LocalTelemetry:
+    """Satisfies TelemetryVerbs."""
+
+    service: TelemetryService
+    open_source: Callable[[], TelemetrySource]
+
+    def source_name(self) -> str:
+        return self.open_source().name
+
+    def collect(self, *, follow: bool, on_batch: Callable[[StoreCounts], None] | None = None) -> StoreCounts:
+        return self.service.collect(self.open_source(), follow=follow, on_batch=on_batch)
+
+    def summary(self) -> dict[str, Any]:
+        return self.service.summary()
+
+    def envelopes(self, device: str | None = None, limit: int | None = None) -> Iterator[Envelope]:
+        return self.service.envelopes(device, limit)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalDevices:
+    """Satisfies DeviceVerbs."""
+
+    open_hub: Callable[[], FleetHub]
+    module_id: str
+
+    def devices(self, model: str | None = None) -> list[dict[str, Any]]:
+        if model is not None:
+            check_model_name(model)
+        twins = self.open_hub().module_twins(self.module_id)
+        found = sorted((device_as_json(twin) for twin in twins), key=lambda each: str(each["device"]))
+        if model is None:
+            return found
+        return [{**each, "models": {model: each["models"][model]}} for each in found if model in each["models"]]
