@@ -463,8 +463,8 @@ class ContainerFacts:
 
 
 class RunningImage(Protocol):
-    def url(self) -> str:
-        """Where its port can be reached from this machine, without a path."""
+    def url(self) -> str | None:
+        """Where its port can be reached from this machine, without a path; None before it starts and once it ended."""
         ...
 
     def facts(self) -> ContainerFacts: ...

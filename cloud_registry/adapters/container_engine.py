@@ -99,13 +99,11 @@ class RunningContainer:
         self._container = container
         self._port = port
 
-    def url(self) -> str:
+    def url(self) -> str | None:
         with engine_words():
             self._container.reload()
         bound = self._container.attrs["NetworkSettings"]["Ports"].get(f"{self._port}/tcp")
-        if not bound:
-            raise RegistryError(f"the container gives no port {self._port}; it ended, or its image serves another one")
-        return f"http://127.0.0.1:{bound[0]['HostPort']}"
+        return f"http://127.0.0.1:{bound[0]['HostPort']}" if bound else None
 
     def facts(self) -> ContainerFacts:
         with engine_words():

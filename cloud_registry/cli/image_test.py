@@ -12,7 +12,6 @@ from cloud_registry.cli.progress import progress
 from cloud_registry.cli.tables import fields, size_words
 from cloud_registry.errors import NotFoundError, RegistryError, UsageError
 from cloud_registry.service.image_test import READY_S_DEFAULT, Evidence, ImageReport, RunTerms, golden_arrays
-from manifests.model import ModelManifest
 
 
 @click.command()
@@ -80,7 +79,7 @@ def _variable(text: str) -> tuple[str, str]:
 def _evidence(context: CommandContext, reference: str | None, golden: Path | None, tolerance: float | None) -> Evidence:
     if golden is not None:
         return Evidence(golden_arrays(golden), 1e-3 if tolerance is None else tolerance)
-    models = wiring.open_local_models(context.config)
+    models = wiring.open_models(context.config)
     assert reference is not None
     try:
         manifest = models.resolve(reference)
@@ -89,23 +88,14 @@ def _evidence(context: CommandContext, reference: str | None, golden: Path | Non
             f"the image holds {reference}, and this registry does not know it: {err.message}",
             hint="Name another registry with --home, or give the golden answers with --golden FILE.",
         ) from err
-    with tempfile.TemporaryDirectory() as folder:
-        return _stored_evidence(context, manifest, Path(folder), tolerance)
-
-
-def _stored_evidence(
-    context: CommandContext, manifest: ModelManifest, folder: Path, tolerance: float | None
-) -> Evidence:
-    models = wiring.open_local_models(context.config)
-    known = manifest.golden
-    if known is not None:
-        models.fetch(known.digest, known.size_bytes, folder / "golden.npz", None)
-        return Evidence(
-            golden_arrays(folder / "golden.npz"), known.tolerance_absolute if tolerance is None else tolerance
-        )
-    if manifest.sample is not None and manifest.sample.kind in ("json", "npz"):
-        models.fetch(manifest.sample.digest, manifest.sample.size_bytes, folder / "sample", None)
-        return Evidence(body=(folder / "sample").read_bytes())
+    if manifest.golden is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            models.download(manifest.reference, Path(folder), force=True)
+            golden_set = Path(folder) / manifest.golden.target.rsplit("/", 1)[-1]
+            by_default = manifest.golden.tolerance_absolute
+            return Evidence(golden_arrays(golden_set), by_default if tolerance is None else tolerance)
+    if manifest.sample is not None and manifest.sample.kind in ("json", "npz") and context.config.registry_url is None:
+        return Evidence(body=b"".join(wiring.open_local_models(context.config).artifacts.read(manifest.sample.digest)))
     return Evidence()
 
 

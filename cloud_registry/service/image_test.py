@@ -126,9 +126,9 @@ class ImageTest:
                 raise RegistryError(
                     _end_words(image, container), hint="Mend the image or its recipe; the container was removed."
                 )
-            if endpoint is None:
-                endpoint = self.connect(container.url())
-            if endpoint.is_ready():
+            if endpoint is None and (url := container.url()) is not None:
+                endpoint = self.connect(url)
+            if endpoint is not None and endpoint.is_ready():
                 return endpoint
             if self.monotonic_s() > deadline_s:
                 raise RegistryError(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from cloud_registry.core.dependencies import CONDA_NAMES, REQUIREMENT_NAMES, conda_requirements, requirements_in
 from cloud_registry.core.image_recipes import RecipeChanges, checked_recipe, edited_recipe, recipe_for
 from cloud_registry.errors import NotFoundError, UsageError
 from cloud_registry.ports import ArtifactStore, RecipeStore
@@ -14,10 +15,6 @@ from cloud_registry.service.models import ModelService
 from manifests.canonical import digest_of
 from manifests.model import ModelManifest, SourceFile
 from manifests.recipe import ImageRecipe
-
-REQUIREMENTS_NAME = "requirements.txt"
-# A list of packages, and not a model that someone called so.
-REQUIREMENTS_BYTES_MAX = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +100,10 @@ class RecipeService:
         return msgspec.structs.replace(recipe, revision=number, created_at=self.now().isoformat())
 
     def _model_requirements(self, manifest: ModelManifest) -> tuple[str, ...]:
-        file = next((file for file in manifest.source if file.path == REQUIREMENTS_NAME), None)
-        if file is None:
-            return ()
-        if file.size_bytes > REQUIREMENTS_BYTES_MAX:
-            raise UsageError(f"{REQUIREMENTS_NAME} of {manifest.reference} has {file.size_bytes:,} bytes")
-        text = b"".join(self.artifacts.read(file.digest)).decode(errors="replace")
-        lines = (line.partition(" #")[0].strip() for line in text.splitlines())
-        return tuple(line for line in lines if line and not line.startswith("#"))
+        by_path = {file.path: file for file in manifest.source}
+        for names, read in ((REQUIREMENT_NAMES, requirements_in), (CONDA_NAMES, conda_requirements)):
+            for name in names:
+                if name in by_path:
+                    content = b"".join(self.artifacts.read(by_path[name].digest))
+                    return read(content.decode(errors="replace"), name)
+        return ()
