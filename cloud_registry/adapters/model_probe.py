@@ -109,7 +109,8 @@ def _copied(format_: ModelFormat, path: Path, folder: Path, on_progress: Progres
             raise RefusedModelError(f"{path.name} {flaw}", hint="Export or copy the file again, and compare its size.")
         _check_room(total_bytes, folder, path.name)
         source.seek(0)
-        while chunk := source.read(COPY_CHUNK_BYTES):
+        # A file that somebody goes on writing to has no end: one byte more than it had is enough to know.
+        while done_bytes <= total_bytes and (chunk := source.read(COPY_CHUNK_BYTES)):
             digest.update(chunk)
             copy.write(chunk)
             done_bytes += len(chunk)
