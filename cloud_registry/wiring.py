@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from cloud_registry.ports import Clock, FleetHub, RegistryTransport, TelemetrySource, TokenReader
+    from cloud_registry.service.benchmark import BenchmarkService
     from cloud_registry.service.keys import KeyService
     from cloud_registry.service.local import LocalModels
     from cloud_registry.service.rollouts import RolloutService
@@ -126,6 +127,14 @@ def open_local_models(config: RegistryConfig) -> "LocalModels":
         open_hub=(lambda: open_hub(config)) if config.hub_connection_string is not None else None,
         open_rollouts=lambda: open_local_rollouts(config),
     )
+
+
+def open_benchmark(config: RegistryConfig) -> "BenchmarkService":
+    """Measures on this machine, wherever the registry is."""
+    from cloud_registry.adapters.model_probe import SubprocessProver
+    from cloud_registry.service.benchmark import BenchmarkService
+
+    return BenchmarkService(open_models(config), SubprocessProver())
 
 
 def read_lineage(model: "Path", *, datasets: Sequence[str], parent: str, framework: str, author: str) -> "Lineage":

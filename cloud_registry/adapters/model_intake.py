@@ -28,7 +28,7 @@ from cloud_registry.core.model_files import format_of
 from cloud_registry.core.model_imports import ImportedFacts, imported
 from cloud_registry.core.processing import read_processing
 from cloud_registry.core.scoring_script import SCRIPT_NAME
-from cloud_registry.errors import RefusedModelError, UsageError
+from cloud_registry.errors import NotFoundError, RefusedModelError, UsageError
 from cloud_registry.ports import ProgressListener, Submission, SubmittedFacts
 from manifests.model import FORMAT_SUFFIXES, ModelFormat
 
@@ -102,9 +102,8 @@ class _Tree:
                 self._check(path)
 
     def _room(self, path: str) -> Path:
-        folder = self.workspace / str(len(self.copies))
-        folder.mkdir()
-        target = folder / path.rsplit("/", 1)[-1]
+        # A folder for each, so that a file keeps its own name, whatever that is.
+        target = Path(tempfile.mkdtemp(dir=self.workspace)) / path.rsplit("/", 1)[-1]
         self.copies[path] = target
         return target
 
@@ -137,6 +136,8 @@ def _by_format(paths: Sequence[Path]) -> tuple[tuple[ModelFormat, Path], ...]:
     files: dict[ModelFormat, Path] = {}
     for path in paths:
         format_ = format_of(path)
+        if format_ is None and not path.suffix and not path.exists():
+            raise NotFoundError(f"there is no file and no folder {path}")
         if format_ is None:
             raise UsageError(
                 f"{path.name} is neither .onnx nor .tflite",
