@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cloud_registry.adapters.model_archives import is_archive, unpack
+from cloud_registry.adapters.model_weights import files_beside, merged
 from cloud_registry.core.data_schema import read_schema
 from cloud_registry.core.dependencies import TEXT_BYTES_MAX, conda_requirements, requirements_in
 from cloud_registry.core.model_directory import (
@@ -240,9 +241,14 @@ def _of_directory(tree: _Tree) -> Submission:
     roles = roles_of(sorted({*tree.files, *tree.copies}), tree.name, facts.roles)
     _check_dependencies(tree, roles)
     artifacts: tuple[tuple[ModelFormat, str], ...] = roles.artifacts or (("python", SCRIPT_NAME),)
+    places = {format_: tree.place(path) for format_, path in artifacts}
+    beside: tuple[str, ...] = ()
+    for format_, path in artifacts:
+        if format_ == "onnx" and (beside := files_beside(places[format_], path, tree.files)):
+            places[format_] = merged(path, beside, tree.place, tree.workspace)
     return Submission(
-        artifacts=tuple((format_, tree.place(path)) for format_, path in artifacts),
-        source=tuple((path, tree.place(path)) for path in roles.source),
+        artifacts=tuple(places.items()),
+        source=tuple((path, tree.place(path)) for path in roles.source if path not in beside),
         sample=tree.place(roles.sample) if roles.sample else None,
         golden=tree.place(roles.golden) if roles.golden else None,
         script=tree.place(roles.script) if roles.script and roles.artifacts else None,

@@ -219,6 +219,21 @@ def _proven(copy: _Copy, report: dict[str, Any]) -> ProvenArtifact:
     )
 
 
+def ask_worker(request: dict[str, Any], size_bytes: int, duration_max_s: float) -> dict[str, Any]:
+    """Have something else done with a stranger's file in a bounded process; its report. Refusals are raised."""
+    bounds = {
+        "parent": os.getpid(),
+        "memoryMaxBytes": memory_bound_bytes(size_bytes, _available_bytes()),
+        "barriers": BARRIERS,
+        # What reads a file and runs nothing of it has no use for a network, and no harm to do with one.
+        "isUnconfined": True,
+        "durationMaxS": duration_max_s,
+    }
+    path = Path(request["model"])
+    copy = _Copy("onnx", Path(request["name"]), path, "")
+    return _examine(copy, bounds | request, duration_max_s)
+
+
 def _verdict(report: dict[str, Any]) -> Verdict:
     return Verdict(
         engine=report["engine"],

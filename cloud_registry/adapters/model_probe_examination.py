@@ -106,6 +106,30 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def merge_weights(request: dict[str, Any]) -> dict[str, Any]:
+    """Write a model whose weights lie beside it as one file."""
+    name: str = request["name"]
+    try:
+        import onnx
+    except ImportError as err:
+        raise RefusedModelError(
+            f"{name} keeps its weights in other files, and the library that brings them together is not installed",
+            hint="Save it as one file: onnx.save(model, path, save_as_external_data=False), or pip install onnx.",
+        ) from err
+    try:
+        onnx.save(onnx.load(request["model"]), request["mergeTo"])
+    except MemoryError:
+        raise
+    except Exception as err:
+        check_memory(err)
+        raise RefusedModelError(
+            f"{name} and the files of its weights do not make one model: "
+            f"{engine_reason(str(err), str(Path(request['model']).parent) + '/')}",
+            hint="Copy all of its files again, or save it as one file.",
+        ) from err
+    return {}
+
+
 def _samples_to_measure(request: dict[str, Any], engine: Engine) -> list[dict[str, Array]]:
     specs = engine.signature.inputs
     if not request["golden"]:

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
+from cloud_registry.core.external_weights import weight_files
 from cloud_registry.core.model_imports import imported
 from cloud_registry.errors import RefusedModelError
 from cloud_registry.service.models import ModelService
@@ -117,6 +119,45 @@ def test_an_mlflow_model_of_the_onnx_flavour_runs_on_devices(models: ModelServic
     golden.write_bytes(b"".join(models.artifacts.read(manifest.golden.digest)))
     with np.load(golden) as arrays:
         assert arrays["output.y"].tolist() == [[2, 4, 6], [8, 10, 12]]
+
+
+def external_model(folder: Path, location: str = "weights/w.bin") -> Path:
+    """A model as MLflow saves it by default: every weight in a file beside it."""
+    write(folder, requirements_txt="mlflow\n")
+    (folder / location).parent.mkdir(parents=True, exist_ok=True)
+    network = onnx.load(str(linear_onnx(folder / "model.onnx", 2 * IDENTITY)))
+    onnx.save(network, str(folder / "model.onnx"), save_as_external_data=True, location=location, size_threshold=0)
+    return folder
+
+
+def test_weights_beside_a_model_are_brought_into_it(models: ModelService, tmp_path: Path):
+    folder = external_model(tmp_path / "model")
+    assert weight_files(memoryview((folder / "model.onnx").read_bytes())) == ("weights/w.bin",)
+    (folder / "sample.csv").write_text("a,b,c\n1,2,3\n")
+    manifest = register(models, folder)
+    assert [file.path for file in manifest.source] == ["requirements.txt"]
+    whole = tmp_path / "whole.onnx"
+    whole.write_bytes(b"".join(models.artifacts.read(manifest.artifacts[0].digest)))
+    assert weight_files(memoryview(whole.read_bytes())) == ()
+    assert manifest.golden is not None
+    golden = tmp_path / "golden.npz"
+    golden.write_bytes(b"".join(models.artifacts.read(manifest.golden.digest)))
+    with np.load(golden) as arrays:
+        assert arrays["output.y"].tolist() == [[2, 4, 6]]
+
+
+def test_weights_that_are_missing_cut_or_elsewhere_are_refused(models: ModelService, tmp_path: Path):
+    folder = external_model(tmp_path / "model")
+    (folder / "weights" / "w.bin").write_bytes(b"\0" * 5)
+    with pytest.raises(RefusedModelError, match=r"model\.onnx and the files of its weights do not make one model"):
+        register(models, folder)
+    (folder / "weights" / "w.bin").unlink()
+    with pytest.raises(RefusedModelError, match=r"model\.onnx keeps weights in 'weights/w\.bin', which is not there"):
+        register(models, folder)
+    content = (folder / "model.onnx").read_bytes()
+    (folder / "model.onnx").write_bytes(content.replace(b"weights/w.bin", b"../../../evil"))
+    with pytest.raises(RefusedModelError, match="a name that could lead outside it"):
+        register(models, folder)
 
 
 def test_an_mlflow_signature_that_is_not_the_networks_is_refused(models: ModelService, tmp_path: Path):
