@@ -75,7 +75,7 @@ class _Yard:
         self._folder, self._base, self._host = folder, base, host
         self._config = read_config(folder / "home", {})
         self._images = wiring.open_images(self._config, wiring.ImageOptions())
-        self._artifacts = wiring.open_models(self._config).artifacts
+        self._artifacts = wiring.open_local_models(self._config).artifacts
         self._random = np.random.default_rng(7)
 
     def version(self, number: int, size_mb: int) -> ModelManifest:

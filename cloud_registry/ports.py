@@ -533,6 +533,36 @@ class ScoringEndpoint(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class SpeedTerms:
+    """How long each file is run, after it was loaded and warmed up."""
+
+    duration_s: float = 3.0
+    memory_max_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What running one file of a model on this machine showed; memory is what it took beside the engine itself."""
+
+    format: ModelFormat
+    engine: str
+    engine_version: str
+    runs: int
+    load_ms: float
+    latency_median_ms: float
+    latency_p90_ms: float
+    latency_p99_ms: float
+    per_second: float
+    memory_peak_bytes: int | None
+
+
+class ModelBench(Protocol):
+    def measure(self, format_: ModelFormat, path: Path, golden: Path | None, terms: SpeedTerms) -> Speed:
+        """Run a model file on its golden samples, or on zeros; raises RefusedModelError where it does not run."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class RolloutReference:
     """The model versions that one rollout names: the one it carries, and those it would go back to."""
 

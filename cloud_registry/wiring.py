@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         TelemetrySource,
         TokenReader,
     )
+    from cloud_registry.service.benchmark import BenchmarkService
     from cloud_registry.service.docker_builds import DockerBuilds
     from cloud_registry.service.image_test import ImageTest
     from cloud_registry.service.images import ImageService
@@ -149,6 +150,14 @@ def open_local_models(config: RegistryConfig) -> "LocalModels":
         open_rollouts=lambda: open_local_rollouts(config),
         running=open_running(config),
     )
+
+
+def open_benchmark(config: RegistryConfig) -> "BenchmarkService":
+    """Measures on this machine, wherever the registry is."""
+    from cloud_registry.adapters.model_probe import SubprocessProver
+    from cloud_registry.service.benchmark import BenchmarkService
+
+    return BenchmarkService(open_models(config), SubprocessProver())
 
 
 def read_lineage(model: "Path", *, datasets: Sequence[str], parent: str, framework: str, author: str) -> "Lineage":

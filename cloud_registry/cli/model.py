@@ -7,6 +7,7 @@ import click
 
 from cloud_registry import wiring
 from cloud_registry.cli.context import CommandContext, json_option, pass_context
+from cloud_registry.cli.model_benchmark import benchmark
 from cloud_registry.cli.model_history import alias, exact_reference, history, lineage, property_
 from cloud_registry.cli.model_manifest import manifest
 from cloud_registry.cli.model_register import register
@@ -27,10 +28,7 @@ def model() -> None:
 
 
 model.add_command(register)
-model.add_command(manifest)
-
-
-for each in (alias, history, lineage, property_):
+for each in (alias, benchmark, history, lineage, manifest, property_):
     model.add_command(each)
 
 _limit_option = click.option("--limit", type=click.IntRange(min=1), metavar="NUMBER", help="Show so many at most.")

@@ -215,7 +215,11 @@ GROUPS: Mapping[type, str] = {
 
 
 def _registered(found: Registered) -> Any:
-    return {"manifest": found.manifest.to_wire(), "sameBytes": [str(reference) for reference in found.same_bytes]}
+    return {
+        "manifest": found.manifest.to_wire(),
+        "sameBytes": [str(reference) for reference in found.same_bytes],
+        "dryRun": found.is_dry_run,
+    }
 
 
 def _removed(found: Removed) -> Any:
