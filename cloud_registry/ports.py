@@ -6,10 +6,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from manifests.identity import ModelReference
-from manifests.model import ModelFormat, ModelManifest, Signature
+from manifests.model import DataSchema, ModelFormat, ModelManifest, Signature, Verdict
+from manifests.processing import Processing
 from manifests.telemetry import Envelope
 from manifests.twin import ReportedSection, read_reported
 
@@ -223,8 +224,18 @@ class ArtifactStore(Protocol):
     that are there already do not travel again.
     """
 
-    def put(self, path: Path, on_progress: ProgressListener | None = None, *, digest: str | None = None) -> StoredBlob:
+    def put(
+        self,
+        path: Path,
+        on_progress: ProgressListener | None = None,
+        *,
+        digest: str | None = None,
+        may_take: bool = False,
+    ) -> StoredBlob:
         """Store a local file under its digest, or under the one given: then its bytes must be those.
+
+        With `may_take` the file is the caller's own and not needed any more: a store on the same disk moves it instead
+        of copying it.
 
         Raises:
             RegistryError: the file changes while it is read, there is no room for it, or the store refuses.
@@ -322,14 +333,29 @@ class ScratchFolders(Protocol):
         ...
 
 
+SampleKind = Literal["npz", "csv", "json", "image"]
+
+
 @dataclass(frozen=True, slots=True)
 class ProofTerms:
-    """How a model is put to the proof: with golden answers given, or recorded from a sample, or on zeros alone."""
+    """How a model is put to the proof: with golden answers given, or recorded from a sample, or on zeros alone.
+
+    `schema` is what its owner declares, to be held against the model; `processing` tells how a picture becomes numbers.
+    `memory_max_bytes` is chosen by the machine where it is None. `is_unconfined` runs the model even where the system
+    lets us keep no network from it. `script` is a scoring script to be parsed beside the model, and `renamed` tells the
+    names of files that it would look for in vain, with those that they are stored by.
+    """
 
     sample: Path | None = None
     golden: Path | None = None
     tolerance_absolute: float = 1e-3
     duration_max_s: float = 60.0
+    memory_max_bytes: int | None = None
+    is_unconfined: bool = False
+    schema: DataSchema | None = None
+    processing: Processing | None = None
+    script: Path | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,11 +370,62 @@ class ProvenArtifact:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What the proof found. Paths are private copies, so that what was proven is what is stored."""
+    """What the proof found. Paths are private copies, so that what was proven is what is stored.
+
+    `schema` is the declared one, or what model and sample tell.
+    """
 
     artifacts: tuple[ProvenArtifact, ...]
     golden: Path | None = None
     samples: int = 0
+    sample: tuple[Path, SampleKind] | None = None
+    schema: DataSchema | None = None
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SubmittedFacts:
+    """What the files of a submission say about the model themselves."""
+
+    description: str = ""
+    labels: tuple[str, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+    properties: Mapping[str, str] = field(default_factory=dict)
+    framework: str = ""
+    processing: Processing | None = None
+    schema: DataSchema | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What was given to be registered, taken apart. `source` are the files of a directory by their path in it.
+
+    A Python model has one artifact, its scoring script; a model of another format may have a `script` beside it, and
+    `renamed` tells where it is stored by another name than it had. `check_unchanged` raises RefusedModelError where a
+    file is another one now than when it was looked at.
+    """
+
+    artifacts: tuple[tuple[ModelFormat, Path], ...]
+    source: tuple[tuple[str, Path], ...] = ()
+    sample: Path | None = None
+    golden: Path | None = None
+    script: Path | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    facts: SubmittedFacts = field(default_factory=SubmittedFacts)
+    check_unchanged: Callable[[], None] = lambda: None
+
+
+class ModelIntake(Protocol):
+    def open(
+        self, paths: Sequence[Path], on_progress: ProgressListener | None = None
+    ) -> AbstractContextManager[Submission]:
+        """Take model files, one directory or one archive apart. Private copies go when it is left.
+
+        Raises:
+            UsageError: the paths do not make one version.
+            RefusedModelError: the directory or archive holds what is not taken.
+        """
+        ...
 
 
 class ModelProver(Protocol):
