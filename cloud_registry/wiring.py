@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from cloud_registry.ports import (
         BackupPlace,
+        BlobReferences,
         Clock,
         FleetHub,
         RegistryTransport,
@@ -130,6 +131,7 @@ def open_local_models(config: RegistryConfig) -> "LocalModels":
         artifacts=FsspecArtifacts(config.artifacts_url),
         prover=SubprocessProver(open_scratch(config)),
         intake=FileIntake(open_scratch(config)),
+        blob_users=_blob_users(config),
         now=_now,
         module_id=config.module_id,
         open_hub=(lambda: open_hub(config)) if config.hub_connection_string is not None else None,
@@ -147,8 +149,18 @@ def open_upkeep(config: RegistryConfig) -> "Upkeep":
     check_local(config, "this is done")
     engine = open_engine(config.database_url)
     return Upkeep(
-        SqlCatalog(engine), FsspecArtifacts(config.artifacts_url), SqlDump(engine), open_scratch(config), now=_now
+        catalog=SqlCatalog(engine),
+        artifacts=FsspecArtifacts(config.artifacts_url),
+        dump=SqlDump(engine),
+        scratch=open_scratch(config),
+        now=_now,
+        blob_users=_blob_users(config),
     )
+
+
+def _blob_users(config: RegistryConfig) -> "Sequence[BlobReferences]":  # noqa: ARG001
+    """Who stores blobs that no version names as its files. Whoever is missing here loses them in a clean-up."""
+    return ()
 
 
 def open_backups(config: RegistryConfig, url: str) -> "BackupPlace":
