@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cloud_registry.core.images.records import ImageRecord
     from cloud_registry.ports import (
         BackupPlace,
+        BlobReferences,
         Clock,
         FleetHub,
         ImageReferences,
@@ -142,8 +143,9 @@ def open_local_models(config: RegistryConfig) -> "LocalModels":
     return LocalModels(
         catalog=SqlCatalog(open_engine(config.database_url)),
         artifacts=FsspecArtifacts(config.artifacts_url),
-        prover=SubprocessProver(),
-        intake=FileIntake(),
+        prover=SubprocessProver(open_scratch(config)),
+        intake=FileIntake(open_scratch(config)),
+        blob_users=_blob_users(config),
         now=_now,
         module_id=config.module_id,
         open_hub=(lambda: open_hub(config)) if config.hub_connection_string is not None else None,
@@ -157,7 +159,7 @@ def open_benchmark(config: RegistryConfig) -> "BenchmarkService":
     from cloud_registry.adapters.model_probe import SubprocessProver
     from cloud_registry.service.benchmark import BenchmarkService
 
-    return BenchmarkService(open_models(config), SubprocessProver())
+    return BenchmarkService(open_models(config), SubprocessProver(open_scratch(config)))
 
 
 def read_lineage(model: "Path", *, datasets: Sequence[str], parent: str, framework: str, author: str) -> "Lineage":
@@ -213,8 +215,18 @@ def open_upkeep(config: RegistryConfig) -> "Upkeep":
     check_local(config, "this is done")
     engine = open_engine(config.database_url)
     return Upkeep(
-        SqlCatalog(engine), FsspecArtifacts(config.artifacts_url), SqlDump(engine), open_scratch(config), now=_now
+        catalog=SqlCatalog(engine),
+        artifacts=FsspecArtifacts(config.artifacts_url),
+        dump=SqlDump(engine),
+        scratch=open_scratch(config),
+        now=_now,
+        blob_users=_blob_users(config),
     )
+
+
+def _blob_users(config: RegistryConfig) -> "Sequence[BlobReferences]":  # noqa: ARG001
+    """Who stores blobs that no version names as its files. Whoever is missing here loses them in a clean-up."""
+    return ()
 
 
 def open_backups(config: RegistryConfig, url: str) -> "BackupPlace":

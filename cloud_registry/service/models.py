@@ -18,6 +18,7 @@ from cloud_registry.errors import ConflictError, NotFoundError
 from cloud_registry.ports import (
     AliasMove,
     ArtifactStore,
+    BlobReferences,
     FleetHub,
     ImageReferences,
     ModelCatalogStore,
@@ -48,6 +49,8 @@ class ModelService:
     intake: ModelIntake
     now: Callable[[], datetime]
     module_id: str = "slipway"
+    # Whose blobs a clean-up leaves alone.
+    blob_users: Sequence[BlobReferences] = ()
 
     # --- writing -------------------------------------------------------------
 
@@ -156,7 +159,7 @@ class ModelService:
 
     def remove_orphans(self, age_min: timedelta = ORPHAN_AGE_MIN) -> Removed:
         """Remove files that no version names: of deleted versions, and of registrations that never ended."""
-        return remove_unnamed(self.catalog, self.artifacts, self.now() - age_min)
+        return remove_unnamed(self.catalog, self.artifacts, self.now() - age_min, self.blob_users)
 
     # --- reading -------------------------------------------------------------
 
