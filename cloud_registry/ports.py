@@ -1,15 +1,16 @@
 """What the registry needs of the world, as protocols. Adapters satisfy them by shape."""
 
 import enum
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from manifests.identity import ModelReference
-from manifests.model import ModelFormat, ModelManifest, Signature
+from manifests.model import DataSchema, ModelFormat, ModelManifest, Signature, Verdict
+from manifests.processing import Processing
 from manifests.telemetry import Envelope
 from manifests.twin import ReportedSection, read_reported
 
@@ -173,6 +174,11 @@ class ModelCatalogStore(Protocol):
         """Every digest that some version names."""
         ...
 
+    def unnamed(self, digests: Collection[str]) -> AbstractContextManager[frozenset[str]]:
+        """Those of the digests that no version names. While it is open, no version can be added: `add` waits before
+        it builds its manifest, so what is removed meanwhile is seen to be gone by then."""
+        ...
+
 
 # Told (what is being done, bytes done, bytes in all) as work goes on.
 ProgressListener = Callable[[str, int, int], None]
@@ -180,16 +186,50 @@ ProgressListener = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class StoredBlob:
+    """`sent_bytes` is what had to travel to store it: less than its size where an earlier upload was cut, or whole."""
+
     digest: str
     size_bytes: int
     modified_at: datetime | None = None
+    sent_bytes: int = field(default=0, compare=False)
+
+
+class BlobContent(Protocol):
+    """Bytes that are to be stored under their digest."""
+
+    @property
+    def name(self) -> str:
+        """What they are called in messages."""
+        ...
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    def chunks(self, start: int = 0) -> Iterator[bytes]:
+        """The bytes from `start` in bounded chunks. May be asked for again, and may have changed since."""
+        ...
 
 
 class ArtifactStore(Protocol):
-    """Files by the digest of their content. A blob is there in full or not at all."""
+    """Files by the digest of their content. A blob is there in full or not at all.
 
-    def put(self, path: Path, on_progress: ProgressListener | None = None) -> StoredBlob:
-        """Store a local file; its digest is taken from the bytes that were written."""
+    An upload that was cut goes on where it stopped when the same bytes are stored again, by whichever process. Bytes
+    that are there already do not travel again.
+    """
+
+    def put(self, path: Path, on_progress: ProgressListener | None = None, *, digest: str | None = None) -> StoredBlob:
+        """Store a local file under its digest, or under the one given: then its bytes must be those.
+
+        Raises:
+            RegistryError: the file changes while it is read, there is no room for it, or the store refuses.
+        """
+        ...
+
+    def store(self, content: BlobContent, on_progress: ProgressListener | None = None) -> StoredBlob:
+        """As `put`, for bytes from anywhere."""
         ...
 
     def size_bytes(self, digest: str) -> int | None:
@@ -209,14 +249,29 @@ class ArtifactStore(Protocol):
         ...
 
 
+SampleKind = Literal["npz", "csv", "json", "image"]
+
+
 @dataclass(frozen=True, slots=True)
 class ProofTerms:
-    """How a model is put to the proof: with golden answers given, or recorded from a sample, or on zeros alone."""
+    """How a model is put to the proof: with golden answers given, or recorded from a sample, or on zeros alone.
+
+    `schema` is what its owner declares, to be held against the model; `processing` tells how a picture becomes numbers.
+    `memory_max_bytes` is chosen by the machine where it is None. `is_unconfined` runs the model even where the system
+    lets us keep no network from it. `script` is a scoring script to be parsed beside the model, and `renamed` tells the
+    names of files that it would look for in vain, with those that they are stored by.
+    """
 
     sample: Path | None = None
     golden: Path | None = None
     tolerance_absolute: float = 1e-3
     duration_max_s: float = 60.0
+    memory_max_bytes: int | None = None
+    is_unconfined: bool = False
+    schema: DataSchema | None = None
+    processing: Processing | None = None
+    script: Path | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,11 +286,62 @@ class ProvenArtifact:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What the proof found. Paths are private copies, so that what was proven is what is stored."""
+    """What the proof found. Paths are private copies, so that what was proven is what is stored.
+
+    `schema` is the declared one, or what model and sample tell.
+    """
 
     artifacts: tuple[ProvenArtifact, ...]
     golden: Path | None = None
     samples: int = 0
+    sample: tuple[Path, SampleKind] | None = None
+    schema: DataSchema | None = None
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SubmittedFacts:
+    """What the files of a submission say about the model themselves."""
+
+    description: str = ""
+    labels: tuple[str, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+    properties: Mapping[str, str] = field(default_factory=dict)
+    framework: str = ""
+    processing: Processing | None = None
+    schema: DataSchema | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What was given to be registered, taken apart. `source` are the files of a directory by their path in it.
+
+    A Python model has one artifact, its scoring script; a model of another format may have a `script` beside it, and
+    `renamed` tells where it is stored by another name than it had. `check_unchanged` raises RefusedModelError where a
+    file is another one now than when it was looked at.
+    """
+
+    artifacts: tuple[tuple[ModelFormat, Path], ...]
+    source: tuple[tuple[str, Path], ...] = ()
+    sample: Path | None = None
+    golden: Path | None = None
+    script: Path | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    facts: SubmittedFacts = field(default_factory=SubmittedFacts)
+    check_unchanged: Callable[[], None] = lambda: None
+
+
+class ModelIntake(Protocol):
+    def open(
+        self, paths: Sequence[Path], on_progress: ProgressListener | None = None
+    ) -> AbstractContextManager[Submission]:
+        """Take model files, one directory or one archive apart. Private copies go when it is left.
+
+        Raises:
+            UsageError: the paths do not make one version.
+            RefusedModelError: the directory or archive holds what is not taken.
+        """
+        ...
 
 
 class ModelProver(Protocol):

@@ -1,6 +1,6 @@
 """The one place that knows concrete classes: puts the services together from the settings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cloud_registry.service.telemetry import TelemetryService
     from cloud_registry.service.trust import TrustService
     from cloud_registry.service.verbs import DeviceVerbs, ModelVerbs, RolloutVerbs, TelemetryVerbs
+    from manifests.model import Lineage
 
 # Whoever was quiet for so long may make up for it at once.
 BURST_S = 10.0
@@ -112,6 +113,7 @@ def check_local(config: RegistryConfig, what: str) -> None:
 
 def open_local_models(config: RegistryConfig) -> "LocalModels":
     from cloud_registry.adapters.fsspec_artifacts import FsspecArtifacts
+    from cloud_registry.adapters.model_intake import FileIntake
     from cloud_registry.adapters.model_probe import SubprocessProver
     from cloud_registry.adapters.sql_catalog import SqlCatalog
     from cloud_registry.service.local import LocalModels
@@ -121,11 +123,19 @@ def open_local_models(config: RegistryConfig) -> "LocalModels":
         catalog=SqlCatalog(open_engine(config.database_url)),
         artifacts=FsspecArtifacts(config.artifacts_url),
         prover=SubprocessProver(),
+        intake=FileIntake(),
         now=_now,
         module_id=config.module_id,
         open_hub=(lambda: open_hub(config)) if config.hub_connection_string is not None else None,
         open_rollouts=lambda: open_local_rollouts(config),
     )
+
+
+def read_lineage(model: "Path", *, datasets: Sequence[str], parent: str, framework: str, author: str) -> "Lineage":
+    """Where what lies at `model` comes from, with what its owner says of it."""
+    from cloud_registry.adapters.model_lineage import lineage_of
+
+    return lineage_of(model, datasets=datasets, parent=parent, framework=framework, author=author)
 
 
 def open_telemetry(config: RegistryConfig) -> "TelemetryService":

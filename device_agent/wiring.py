@@ -395,7 +395,14 @@ def update_tools(config: AgentConfig, state: SqliteState, slots: FileSlots, by_f
     return Tools(
         store=state,
         slots=slots,
-        fetcher=Fetcher(slots, downloader(config), asyncio.to_thread, trust=trust_of(config), patch=apply_delta),
+        # Threads of their own: a download that was superseded holds one until its server answers or its time is over.
+        fetcher=Fetcher(
+            slots,
+            downloader(config),
+            _in(background_threads(BACKGROUND_THREADS)),
+            trust=trust_of(config),
+            patch=apply_delta,
+        ),
         engines=by_format,
         serving=Serving(),
         machine=machine_of(config),

@@ -11,9 +11,27 @@ from typing import Any
 
 from cloud_registry.core.search import facts_of, meets, parse_condition, pattern_matches
 from cloud_registry.errors import UsageError
-from cloud_registry.ports import ModelQuery, ModuleTwin, Proof, ProvenArtifact, RolloutReference, StoredBlob
+from cloud_registry.ports import (
+    ModelQuery,
+    ModuleTwin,
+    Proof,
+    ProvenArtifact,
+    RolloutReference,
+    SampleKind,
+    StoredBlob,
+)
 from manifests.identity import ModelReference, check_model_name
-from manifests.model import FORMAT_SUFFIXES, Artifact, GoldenSet, ModelFormat, ModelManifest
+from manifests.model import (
+    FORMAT_SUFFIXES,
+    Artifact,
+    DataSchema,
+    GoldenSet,
+    Lineage,
+    ModelFormat,
+    ModelManifest,
+    SourceFile,
+    StoredSample,
+)
 from manifests.processing import LabelFile, Processing
 
 TAG_KEY_LENGTH_MAX = 128
@@ -107,7 +125,8 @@ def matches(manifest: ModelManifest, query: ModelQuery) -> bool:
 
 def model_target(reference: ModelReference, format_: ModelFormat) -> str:
     """The path of a model file below the artifact server's root."""
-    return f"{reference.name}/{reference.version}/model{FORMAT_SUFFIXES[format_]}"
+    file = "score.py" if format_ == "python" else f"model{FORMAT_SUFFIXES[format_]}"
+    return f"{reference.name}/{reference.version}/{file}"
 
 
 def source_target(reference: ModelReference, path: str) -> str:
@@ -136,6 +155,9 @@ class ModelFacts:
     metrics: Mapping[str, float] | None = None
     tags: Mapping[str, str] | None = None
     processing: Processing | None = None
+    properties: Mapping[str, str] | None = None
+    lineage: Lineage | None = None
+    schema: DataSchema | None = None
 
     def checked(self) -> "ModelFacts":
         """Itself; raises UsageError where something is too long or cannot be shown."""
@@ -144,7 +166,15 @@ class ModelFacts:
             raise UsageError(f"{len(self.labels):,} labels were given; at most {LABELS_MAX:,} are kept")
         for label in self.labels:
             check_text(label, "a label", TAG_VALUE_LENGTH_MAX)
+        for what, texts in (("tag", self.tags or {}), ("property", self.properties or {})):
+            for key, value in texts.items():
+                check_tag_key(key)
+                check_text(value, f"the value of {what} {key!r}", TAG_VALUE_LENGTH_MAX)
         edited_tags({}, self.tags or {}, ())
+        if len(self.properties or {}) > TAGS_MAX:
+            raise UsageError(f"a model version carries at most {TAGS_MAX} properties")
+        for text in (self.lineage.framework, self.lineage.author) if self.lineage else ():
+            check_text(text, "what is said of its origin", TAG_VALUE_LENGTH_MAX)
         return self
 
 
@@ -159,15 +189,25 @@ class GoldenFile:
     tolerance_absolute: float
 
 
+@dataclass(frozen=True, slots=True)
+class StoredParts:
+    """The files of a version beside its artifacts; `labels` are those of its processing, where they are a file."""
+
+    golden: GoldenFile | None = None
+    labels: StoredBlob | None = None
+    sample: tuple[StoredBlob, SampleKind, str] | None = None
+    source: tuple[SourceFile, ...] = ()
+
+
 def new_manifest(
     reference: ModelReference,
     proof: Proof,
-    golden: GoldenFile | None,
-    labels: StoredBlob | None,
+    stored: StoredParts,
     facts: ModelFacts,
     now: datetime,
 ) -> ModelManifest:
-    """The manifest of a version that was just given its number; `labels` are those of its processing, as a file."""
+    """The manifest of a version that was just given its number."""
+    golden, labels = stored.golden, stored.labels
     return ModelManifest(
         name=reference.name,
         version=reference.version,
@@ -187,7 +227,21 @@ def new_manifest(
         processing=_processing(reference, facts.processing, labels),
         metrics=dict(sorted((facts.metrics or {}).items())),
         tags=dict(sorted((facts.tags or {}).items())),
+        properties=dict(sorted((facts.properties or {}).items())),
+        lineage=facts.lineage if facts.lineage != Lineage() else None,
+        sample=_sample(reference, stored),
+        schema=proof.schema,
+        source=stored.source,
+        verdict=proof.verdict,
     )
+
+
+def _sample(reference: ModelReference, stored: StoredParts) -> StoredSample | None:
+    if stored.sample is None:
+        return None
+    blob, kind, suffix = stored.sample
+    target = f"{reference.name}/{reference.version}/sample{suffix}"
+    return StoredSample(digest=blob.digest, size_bytes=blob.size_bytes, target=target, kind=kind)
 
 
 def _processing(

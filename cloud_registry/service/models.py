@@ -11,6 +11,7 @@ from cloud_registry.ports import (
     ArtifactStore,
     FleetHub,
     ModelCatalogStore,
+    ModelIntake,
     ModelProver,
     ModelQuery,
     ProgressListener,
@@ -40,6 +41,7 @@ class ModelService:
     catalog: ModelCatalogStore
     artifacts: ArtifactStore
     prover: ModelProver
+    intake: ModelIntake
     now: Callable[[], datetime]
     module_id: str = "slipway"
 
@@ -47,7 +49,7 @@ class ModelService:
 
     def register(self, registration: Registration, on_progress: ProgressListener | None = None) -> Registered:
         """Prove the files, store them, and give them the next version of the name: see `RegistrationService`."""
-        service = RegistrationService(self.catalog, self.artifacts, self.prover, self.now)
+        service = RegistrationService(self.catalog, self.artifacts, self.prover, self.intake, self.now)
         return service.register(registration, on_progress)
 
     def tag(self, reference: ModelReference, changes: Mapping[str, str], removed: Iterable[str]) -> ModelManifest:

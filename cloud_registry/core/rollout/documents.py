@@ -9,7 +9,7 @@ from manifests.document import Document
 from manifests.identity import Generation, ModelName, ModelVersion
 from manifests.model import Artifact, ByteCount, Digest, GoldenSet, ModelFormat, ModelManifest
 from manifests.processing import Processing
-from manifests.release import DeltaOffer, Release, TrialTerms
+from manifests.release import DeltaOffer, Release, Requirements, TrialTerms
 
 RolloutKind = Literal["release", "rollback"]
 OnStop = Literal["rollback", "pause"]
@@ -29,6 +29,7 @@ class ReleaseContent(Document, frozen=True, kw_only=True, omit_defaults=False):
     target: str
     golden: GoldenSet | None = None
     processing: Processing | None = None
+    requires: Requirements | None = None
     # Shorter ways to it for devices that hold an earlier version.
     delta: tuple[DeltaOffer, ...] = ()
 
@@ -47,6 +48,7 @@ class ReleaseContent(Document, frozen=True, kw_only=True, omit_defaults=False):
             target=artifact.target,
             golden=manifest.golden,
             processing=manifest.processing,
+            requires=requirements_of(manifest, artifact),
         )
 
     @classmethod
@@ -61,6 +63,19 @@ class ReleaseContent(Document, frozen=True, kw_only=True, omit_defaults=False):
             processing=release.processing,
             delta=release.delta,
         )
+
+
+def requirements_of(manifest: ModelManifest, artifact: Artifact) -> Requirements | None:
+    """What a device must have to run the artifact, by what registration saw; None where that is not known.
+
+    A verdict is of the version's first file. Another format needs another engine, and other memory.
+    """
+    verdict = manifest.verdict
+    if verdict is None or artifact != manifest.artifacts[0]:
+        return None
+    # Either engine of a TFLite file will do; an ONNX file has one.
+    engine = verdict.engine if artifact.format == "onnx" else None
+    return Requirements(opset=verdict.opset, memory_bytes=verdict.memory_peak_bytes, engine=engine)
 
 
 class RolloutTerms(Document, frozen=True, kw_only=True, omit_defaults=False):
