@@ -252,6 +252,27 @@ def test_a_program_signs_again_when_half_of_a_life_is_over(publisher):
     assert publisher.service.refresh().published == {"snapshot": 3, "timestamp": 4}
 
 
+def test_a_server_keeps_it_fresh_and_logs_what_is_due_once_a_day(publisher, caplog):
+    publisher.later(days=4)
+    publisher.service.keep_fresh()
+    assert publisher.read("timestamp").signed.version == 2
+    for _ in range(51):
+        publisher.later(days=3)
+        publisher.service.keep_fresh()
+        publisher.service.keep_fresh()
+    assert publisher.service.state().problems == ()
+    said = [record.message.partition(", at")[0] for record in caplog.records if record.levelname == "WARNING"]
+    assert said == ["targets expires in 25 days", "targets expires in 22 days"]
+    caplog.clear()
+    (publisher.store.directory / "keys" / "timestamp-1.pem").unlink()
+    for _ in range(3):
+        publisher.later(days=4)
+        publisher.service.keep_fresh()
+    assert len([record for record in caplog.records if "timestamp cannot be signed" in record.message]) == 1
+    empty = TrustService(type(publisher.store)(publisher.safe / "nowhere"), publisher.keys, lambda: publisher.now)
+    empty.keep_fresh()
+
+
 def test_what_a_person_must_sign_again_is_announced_weeks_ahead(publisher):
     publisher.sign(ONE)
     for _ in range(15):
