@@ -113,6 +113,19 @@ def test_a_wrong_pin_signs_nothing_and_is_not_repeated(tmp_path, token, pin, wor
     assert publisher.files == before
 
 
+def test_a_server_that_knows_no_pin_leaves_the_token_alone_and_goes_on(tmp_path, token):
+    asked = Asked()
+    publisher = repository(tmp_path, token, asked)
+    asked.pin = None
+    outcome = publisher.sign(model_file("digits:1", b"one"))
+    assert set(outcome.unavailable) == {"the token slipway wants a PIN"}
+    assert [one.role for one in outcome.waiting] == ["targets", "model-digits"]
+    publisher.later(days=4)
+    assert publisher.service.refresh().published == {"timestamp": 2}
+    asked.pin = PIN
+    assert publisher.service.sign().published["model-digits"] == 1
+
+
 def test_what_is_not_on_the_token_is_told_with_how_to_make_it(tmp_path, token):
     publisher = repository(tmp_path, token, Asked())
     with pytest.raises(TrustError, match="key 09 of token slipway cannot be used: could not find") as err:
