@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # Downloads that are under way at a stop may go on for this long; a device resumes what is cut.
 GRACE_S = 5
 BACKLOG = 1024
+# How often it is looked whether metadata must be signed again; it lives for days.
+TRUST_INTERVAL_S = 3600.0
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -97,6 +99,7 @@ def serve(
     listener = _listen(address, port)
     bound_port = listener.getsockname()[1]
     controller = None if no_controller else _controller(context, tick_s, fleet_look_s)
+    refresher = _refresher(context)
     scheme = "https" if certificate else "http"
     if not limits["is_public"] and not wiring.open_keys(context.config).is_asked_for:
         context.say("Nobody has a key yet, so model files are open. Make one with: slipway key create")
@@ -106,6 +109,7 @@ def serve(
     def is_ready() -> None:
         shown = f"[{address}]" if ":" in address else address
         click.echo(f"Serving artifacts on {scheme}://{shown}:{bound_port}/artifacts/")
+        refresher.start()
         if controller is not None:
             controller.start()
             context.say(f"Driving rollouts, with a look at them every {tick_s:g} s.")
@@ -114,6 +118,7 @@ def serve(
         _run(app, listener, certificate, key, is_ready)
     finally:
         listener.close()
+        refresher.stop()
         if controller is not None and not controller.stop():
             context.say("The controller was still waiting for the hub; its rollouts go on with the next start.")
     context.say("Stopped.")
@@ -167,6 +172,13 @@ def _controller(context: CommandContext, tick_s: float, fleet_look_s: float) -> 
         watch.tick()
 
     return ControllerThread(tick, rollouts.release_all, tick_s)
+
+
+def _refresher(context: CommandContext) -> "ControllerThread":
+    """Keeps the signed metadata fresh, from the moment on when there is any."""
+    from cloud_registry.web.controller import ControllerThread
+
+    return ControllerThread(wiring.open_trust(context.config).keep_fresh, lambda: None, TRUST_INTERVAL_S)
 
 
 def _run(app: Any, listener: socket.socket, certificate: Path | None, key: Path | None, is_ready: Any) -> None:
