@@ -35,7 +35,7 @@ def collect(context: CommandContext, follow: bool, as_json: bool) -> None:
     Example:
       slipway telemetry collect --follow
     """
-    source = wiring.open_telemetry_source(context.config, context.say)
+    sources = wiring.open_telemetry_sources(context.config, context.say)
     service = wiring.open_telemetry(context.config)
     total = StoreCounts()
 
@@ -51,9 +51,9 @@ def collect(context: CommandContext, follow: bool, as_json: bool) -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     if follow:
-        context.say(f"Collecting telemetry from {source.name}. Ctrl-C stops.")
+        context.say(f"Collecting telemetry from {', '.join(source.name for source in sources)}. Ctrl-C stops.")
     try:
-        service.collect(source, follow=follow, on_batch=count)
+        service.collect_all(sources, follow=follow, on_batch=count)
     except _StopAskedError:
         context.say("Stopped.")
     value = dataclasses.asdict(total)
