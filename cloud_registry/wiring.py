@@ -97,7 +97,7 @@ def open_telemetry_verbs(config: RegistryConfig, say: Callable[[str], None] = la
     if config.registry_url is None:
         from cloud_registry.service.local import LocalTelemetry
 
-        return LocalTelemetry(open_telemetry(config), lambda: open_telemetry_source(config, say))
+        return LocalTelemetry(open_telemetry(config), lambda: open_telemetry_sources(config, say))
     from cloud_registry.service.remote import RemoteTelemetry
 
     return cast("TelemetryVerbs", RemoteTelemetry(_transport(config)))
@@ -286,12 +286,29 @@ def _open_tokens(config: RegistryConfig) -> "TokenReader | None":
     return EntraTokens(terms, time.monotonic)
 
 
+def open_telemetry_sources(config: RegistryConfig, say: Callable[[str], None]) -> "list[TelemetrySource]":
+    """The hub's telemetry: one HTTP stream, or each partition of an Event Hubs endpoint.
+
+    Raises:
+        UsageError: the settings name neither. What else opening an endpoint may meet, event_hub_partitions says.
+    """
+    if config.telemetry_url is None and config.event_hub_connection_string is not None:
+        from cloud_registry.adapters.eventhub_telemetry import event_hub_partitions, read_endpoint
+
+        endpoint = read_endpoint(config.event_hub_connection_string, config.consumer_group, config.ca_file)
+        return list(event_hub_partitions(endpoint, say))
+    return [open_telemetry_source(config, say)]
+
+
 def open_telemetry_source(config: RegistryConfig, say: Callable[[str], None]) -> "TelemetrySource":
     """The hub's telemetry; raises UsageError where the settings name none. `say` is told when it comes and goes."""
     from cloud_registry.adapters.http_telemetry import HttpTelemetry
 
     if config.telemetry_url is None:
-        raise UsageError("no telemetry stream is configured", hint="Set SLIPWAY_TELEMETRY_URL to the hub's stream.")
+        raise UsageError(
+            "no telemetry stream is configured",
+            hint="Set EVENTHUB_CONNECTION_STRING to the hub's built-in endpoint, or SLIPWAY_TELEMETRY_URL to a stream.",
+        )
     if config.hub_connection_string is None:
         raise UsageError(
             "no hub is configured, and its key opens the telemetry stream",

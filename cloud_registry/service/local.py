@@ -58,13 +58,13 @@ class LocalTelemetry:
     """Satisfies TelemetryVerbs."""
 
     service: TelemetryService
-    open_source: Callable[[], TelemetrySource]
+    open_sources: Callable[[], Sequence[TelemetrySource]]
 
     def source_name(self) -> str:
-        return self.open_source().name
+        return ", ".join(source.name for source in self.open_sources())
 
     def collect(self, *, follow: bool, on_batch: Callable[[StoreCounts], None] | None = None) -> StoreCounts:
-        return self.service.collect(self.open_source(), follow=follow, on_batch=on_batch)
+        return self.service.collect_all(self.open_sources(), follow=follow, on_batch=on_batch)
 
     def summary(self) -> dict[str, Any]:
         return self.service.summary()

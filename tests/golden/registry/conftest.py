@@ -26,7 +26,13 @@ _CHANGING = (
 @pytest.fixture
 def replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], tuple[str, str]]:
     """Runs a session; gives the transcript as it is and as it was written down."""
-    for name in ("IOTHUB_CONNECTION_STRING", "SLIPWAY_TELEMETRY_URL", "SLIPWAY_DATABASE", "SLIPWAY_ARTIFACTS"):
+    for name in (
+        "IOTHUB_CONNECTION_STRING",
+        "SLIPWAY_TELEMETRY_URL",
+        "EVENTHUB_CONNECTION_STRING",
+        "SLIPWAY_DATABASE",
+        "SLIPWAY_ARTIFACTS",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLIPWAY_HOME", str(tmp_path / "home"))
     work = tmp_path / "work"
