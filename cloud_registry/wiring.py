@@ -14,12 +14,22 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from starlette.applications import Starlette
 
-    from cloud_registry.ports import Clock, FleetHub, RegistryTransport, TelemetrySource, TokenReader
+    from cloud_registry.ports import (
+        BackupPlace,
+        BlobReferences,
+        Clock,
+        FleetHub,
+        RegistryTransport,
+        ScratchFolders,
+        TelemetrySource,
+        TokenReader,
+    )
     from cloud_registry.service.keys import KeyService
     from cloud_registry.service.local import LocalModels
     from cloud_registry.service.rollouts import RolloutService
     from cloud_registry.service.running import FleetWatch, RunningLog
     from cloud_registry.service.telemetry import TelemetryService
+    from cloud_registry.service.upkeep import Upkeep
     from cloud_registry.service.verbs import DeviceVerbs, ModelVerbs, RolloutVerbs, TelemetryVerbs
     from manifests.model import Lineage
 
@@ -120,14 +130,58 @@ def open_local_models(config: RegistryConfig) -> "LocalModels":
     return LocalModels(
         catalog=SqlCatalog(open_engine(config.database_url)),
         artifacts=FsspecArtifacts(config.artifacts_url),
-        prover=SubprocessProver(),
-        intake=FileIntake(),
+        prover=SubprocessProver(open_scratch(config)),
+        intake=FileIntake(open_scratch(config)),
+        blob_users=_blob_users(config),
         now=_now,
         module_id=config.module_id,
         open_hub=(lambda: open_hub(config)) if config.hub_connection_string is not None else None,
         open_rollouts=lambda: open_local_rollouts(config),
         running=open_running(config),
     )
+
+
+def open_upkeep(config: RegistryConfig) -> "Upkeep":
+    """Clean-up, verification, backup and restore of the registry on this machine."""
+    from cloud_registry.adapters.fsspec_artifacts import FsspecArtifacts
+    from cloud_registry.adapters.sql_catalog import SqlCatalog
+    from cloud_registry.adapters.sql_dump import SqlDump
+    from cloud_registry.service.upkeep import Upkeep
+
+    check_local(config, "this is done")
+    engine = open_engine(config.database_url)
+    return Upkeep(
+        catalog=SqlCatalog(engine),
+        artifacts=FsspecArtifacts(config.artifacts_url),
+        dump=SqlDump(engine),
+        scratch=open_scratch(config),
+        now=_now,
+        blob_users=_blob_users(config),
+    )
+
+
+def _blob_users(config: RegistryConfig) -> "Sequence[BlobReferences]":  # noqa: ARG001
+    """Who stores blobs that no version names as its files. Whoever is missing here loses them in a clean-up."""
+    return ()
+
+
+def open_backups(config: RegistryConfig, url: str) -> "BackupPlace":
+    """Where backups are kept; raises UsageError where that is the registry's own store."""
+    from cloud_registry.adapters.fsspec_backups import FsspecBackups
+
+    place = FsspecBackups(url)
+    if place.artifacts.is_same_place(config.artifacts_url):
+        raise UsageError(
+            "the registry's own artifact store cannot hold its backup", hint="Name another folder, bucket or container."
+        )
+    return place
+
+
+def open_scratch(config: RegistryConfig) -> "ScratchFolders":
+    """Folders for work in progress, on the disk of the registry's home."""
+    from cloud_registry.adapters.scratch_folders import LockedFolders
+
+    return LockedFolders(config.home / "scratch")
 
 
 def read_lineage(model: "Path", *, datasets: Sequence[str], parent: str, framework: str, author: str) -> "Lineage":

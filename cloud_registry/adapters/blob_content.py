@@ -1,4 +1,4 @@
-"""Bytes on their way into an artifact store: of a local file, or of another store."""
+"""A local file on its way into an artifact store."""
 
 import hashlib
 from collections.abc import Iterator
@@ -6,18 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cloud_registry.errors import NotFoundError, RegistryError
-from cloud_registry.ports import ArtifactStore, BlobContent, ProgressListener
+from cloud_registry.ports import BlobContent, ProgressListener
 
 CHUNK_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class FileContent:
-    """A BlobContent of a local file as it was when its digest was taken."""
+    """A BlobContent of a local file as it was when its digest was taken. One that `may_be_taken` is nobody else's."""
 
     path: Path
     digest: str
     size_bytes: int
+    may_be_taken: bool = False
 
     @property
     def name(self) -> str:
@@ -28,22 +29,6 @@ class FileContent:
             file.seek(start)
             while chunk := file.read(CHUNK_BYTES):
                 yield chunk
-
-
-@dataclass(frozen=True, slots=True)
-class StoreContent:
-    """A BlobContent that another store holds."""
-
-    store: ArtifactStore
-    digest: str
-    size_bytes: int
-
-    @property
-    def name(self) -> str:
-        return self.digest
-
-    def chunks(self, start: int = 0) -> Iterator[bytes]:
-        return self.store.read(self.digest, start)
 
 
 def file_content(path: Path, digest: str | None, on_progress: ProgressListener | None) -> FileContent:

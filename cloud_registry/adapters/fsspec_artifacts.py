@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -54,8 +55,21 @@ class FsspecArtifacts:
         self._is_local = isinstance(self._filesystem, LocalFileSystem)
         self._uploads = _uploads_for(self._filesystem, self._root, part_bytes)
 
-    def put(self, path: Path, on_progress: ProgressListener | None = None, *, digest: str | None = None) -> StoredBlob:
-        return self.store(file_content(path, digest, on_progress), on_progress)
+    def is_same_place(self, url: str) -> bool:
+        """Whether a URL names this very store."""
+        filesystem, root = fsspec.core.url_to_fs(url)
+        return bool(filesystem.protocol == self._filesystem.protocol and str(root).rstrip("/") == self._root)
+
+    def put(
+        self,
+        path: Path,
+        on_progress: ProgressListener | None = None,
+        *,
+        digest: str | None = None,
+        may_take: bool = False,
+    ) -> StoredBlob:
+        content = file_content(path, digest, on_progress)
+        return self.store(replace(content, may_be_taken=may_take), on_progress)
 
     def store(self, content: BlobContent, on_progress: ProgressListener | None = None) -> StoredBlob:
         final = self._blob_path(content.digest)

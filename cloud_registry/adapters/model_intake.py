@@ -7,7 +7,6 @@ and looked at again before the version becomes visible.
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ from cloud_registry.core.model_imports import ImportedFacts, imported
 from cloud_registry.core.processing import read_processing
 from cloud_registry.core.scoring_script import SCRIPT_NAME
 from cloud_registry.errors import RefusedModelError, UsageError
-from cloud_registry.ports import ProgressListener, Submission, SubmittedFacts
+from cloud_registry.ports import ProgressListener, ScratchFolders, Submission, SubmittedFacts
 from manifests.model import FORMAT_SUFFIXES, ModelFormat
 
 # Larger files would need their size in free space once more.
@@ -38,12 +37,15 @@ COPIED_BYTES_MAX = 64 * 1024 * 1024
 
 
 class FileIntake:
-    """A ModelIntake."""
+    """A ModelIntake. What it unpacks and makes is in folders of `scratch`."""
+
+    def __init__(self, scratch: ScratchFolders) -> None:
+        self._scratch = scratch
 
     def open(
         self, paths: Sequence[Path], on_progress: ProgressListener | None = None
     ) -> AbstractContextManager[Submission]:
-        return _submission(paths, on_progress)
+        return _submission(self._scratch, paths, on_progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +121,11 @@ class _Tree:
 
 
 @contextmanager
-def _submission(paths: Sequence[Path], on_progress: ProgressListener | None) -> Iterator[Submission]:
+def _submission(
+    scratch: ScratchFolders, paths: Sequence[Path], on_progress: ProgressListener | None
+) -> Iterator[Submission]:
     if len(paths) == 1 and (paths[0].is_dir() or is_archive(paths[0])):
-        with tempfile.TemporaryDirectory(prefix="slipway-intake-") as folder:
-            workspace = Path(folder)
+        with scratch.open("intake") as workspace:
             root = paths[0]
             if not root.is_dir():
                 root = workspace / "unpacked"

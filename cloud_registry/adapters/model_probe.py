@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from typing import Any, BinaryIO
 from cloud_registry.adapters.model_confinement import BARRIERS
 from cloud_registry.core.model_files import first_look, memory_bound_bytes, sample_kind
 from cloud_registry.errors import NotFoundError, RefusedModelError
-from cloud_registry.ports import ProgressListener, Proof, ProofTerms, ProvenArtifact
+from cloud_registry.ports import ProgressListener, Proof, ProofTerms, ProvenArtifact, ScratchFolders
 from manifests.model import FORMAT_SUFFIXES, DataSchema, ModelFormat, Signature, Verdict
 
 COPY_CHUNK_BYTES = 1024 * 1024
@@ -32,12 +31,15 @@ _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPD
 
 
 class SubprocessProver:
-    """A ModelProver."""
+    """A ModelProver. What it copies and writes is in folders of `scratch`."""
+
+    def __init__(self, scratch: ScratchFolders) -> None:
+        self._scratch = scratch
 
     def prove(
         self, files: Sequence[tuple[ModelFormat, Path]], terms: ProofTerms, on_progress: ProgressListener | None = None
     ) -> AbstractContextManager[Proof]:
-        return _proof(files, terms, on_progress)
+        return _proof(self._scratch, files, terms, on_progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +54,12 @@ class _Copy:
 
 @contextmanager
 def _proof(
-    files: Sequence[tuple[ModelFormat, Path]], terms: ProofTerms, on_progress: ProgressListener | None
+    scratch: ScratchFolders,
+    files: Sequence[tuple[ModelFormat, Path]],
+    terms: ProofTerms,
+    on_progress: ProgressListener | None,
 ) -> Iterator[Proof]:
-    with tempfile.TemporaryDirectory(prefix="slipway-proof-") as name:
-        folder = Path(name)
+    with scratch.open("proof") as folder:
         copies = [_copied(format_, path, folder, on_progress) for format_, path in files]
         sample, golden = _arrays_copied(terms.sample, folder), _arrays_copied(terms.golden, folder)
         is_run = copies[0].format != "python"
@@ -127,8 +131,8 @@ def _check_room(size_bytes: int, folder: Path, name: str) -> None:
     free_bytes = shutil.disk_usage(folder).free
     if size_bytes > free_bytes:
         raise RefusedModelError(
-            f"{name} has {size_bytes:,} bytes, and the disk for temporary files has {free_bytes:,} free",
-            hint="It is copied before it is proven. Free some space, or set TMPDIR to a larger disk.",
+            f"{name} has {size_bytes:,} bytes, and the disk of the registry's home has {free_bytes:,} free",
+            hint="It is copied before it is proven. Free some space, or set --home to a larger disk.",
         )
 
 

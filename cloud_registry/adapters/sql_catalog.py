@@ -227,6 +227,12 @@ class SqlCatalog:
         with reading(self._engine) as connection:
             return frozenset(connection.scalars(select(model_files.c.digest).distinct()))
 
+    def files(self) -> Iterator[StoredFile]:
+        with reading(self._engine) as connection:
+            statement = select(model_files).order_by(model_files.c.target).execution_options(yield_per=_ROWS_EACH)
+            for row in connection.execute(statement):
+                yield StoredFile(ModelReference(row.name, row.version), row.target, row.digest, row.size_bytes)
+
     @contextmanager
     def unnamed(self, digests: Collection[str]) -> Iterator[frozenset[str]]:
         with writing(self._engine) as connection:

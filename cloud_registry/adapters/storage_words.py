@@ -12,11 +12,16 @@ REASON_LENGTH_MAX = 300
 
 @contextmanager
 def storage_words(url: str) -> Iterator[None]:
-    """Turn what an object store's client raises into our errors; FileNotFoundError stays, for its owner to read."""
+    """Turn what an object store's client raises into our errors. A file that may be absent is asked for inside."""
     try:
         yield
-    except (RegistryError, FileNotFoundError):
+    except RegistryError:
         raise
+    except FileNotFoundError as err:
+        raise RegistryError(
+            f"the artifact store at {url} is not there: {_reason(err)}",
+            hint="Create the bucket or container, or check SLIPWAY_ARTIFACTS.",
+        ) from err
     except PermissionError as err:
         raise RegistryError(
             f"the artifact store at {url} refused access: {_reason(err)}",

@@ -16,6 +16,7 @@ COMMANDS = {
     "manifest": "cloud_registry.cli.manifest",
     "telemetry": "cloud_registry.cli.telemetry",
     "device": "cloud_registry.cli.device",
+    "registry": "cloud_registry.cli.registry",
     "serve": "cloud_registry.cli.serve",
     "key": "cloud_registry.cli.key",
     "completion": "cloud_registry.cli.completion",

@@ -18,6 +18,7 @@ from cloud_registry.errors import ConflictError, NotFoundError
 from cloud_registry.ports import (
     AliasMove,
     ArtifactStore,
+    BlobReferences,
     FleetHub,
     ImageReferences,
     ModelCatalogStore,
@@ -27,6 +28,7 @@ from cloud_registry.ports import (
     ProgressListener,
     RolloutReferences,
 )
+from cloud_registry.service.clean_up import Removed, remove_unnamed
 from cloud_registry.service.model_download import write_version
 from cloud_registry.service.registration import Registered, Registration, RegistrationService
 from manifests.identity import ModelReference, check_model_name
@@ -35,13 +37,6 @@ from manifests.model import ModelManifest
 # A registration that takes longer than this is none any more; its blobs may go.
 ORPHAN_AGE_MIN = timedelta(hours=1)
 HOLDERS_NAMED_MAX = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Removed:
-    blobs: int = 0
-    size_bytes: int = 0
-    unfinished: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +49,8 @@ class ModelService:
     intake: ModelIntake
     now: Callable[[], datetime]
     module_id: str = "slipway"
+    # Whose blobs a clean-up leaves alone.
+    blob_users: Sequence[BlobReferences] = ()
 
     # --- writing -------------------------------------------------------------
 
@@ -162,15 +159,7 @@ class ModelService:
 
     def remove_orphans(self, age_min: timedelta = ORPHAN_AGE_MIN) -> Removed:
         """Remove files that no version names: of deleted versions, and of registrations that never ended."""
-        before = self.now() - age_min
-        unfinished = self.artifacts.remove_unfinished(before)
-        old = [blob for blob in self.artifacts.blobs() if blob.modified_at is None or blob.modified_at < before]
-        # Asked after the blobs were listed: a version that was added meanwhile keeps what it names.
-        used = self.catalog.digests()
-        orphans = [blob for blob in old if blob.digest not in used]
-        for blob in orphans:
-            self.artifacts.remove(blob.digest)
-        return Removed(len(orphans), sum(blob.size_bytes for blob in orphans), unfinished)
+        return remove_unnamed(self.catalog, self.artifacts, self.now() - age_min, self.blob_users)
 
     # --- reading -------------------------------------------------------------
 

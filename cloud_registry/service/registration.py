@@ -11,7 +11,7 @@ import msgspec
 from cloud_registry.core.catalog import GoldenFile, ModelFacts, StoredParts, new_manifest
 from cloud_registry.core.processing import check_tensors_named, label_file_of
 from cloud_registry.core.scoring_script import SCRIPT_NAME
-from cloud_registry.errors import RefusedModelError, RegistryError
+from cloud_registry.errors import RefusedModelError
 from cloud_registry.ports import (
     ArtifactStore,
     ModelCatalogStore,
@@ -25,6 +25,7 @@ from cloud_registry.ports import (
     Submission,
     SubmittedFacts,
 )
+from cloud_registry.service.clean_up import add_version
 from manifests.identity import ModelReference, check_model_name
 from manifests.model import Lineage, ModelManifest, SourceFile
 from manifests.processing import Processing
@@ -88,7 +89,9 @@ class RegistrationService:
                 )
             submission.check_unchanged()
         same_bytes = self._same_as(proof, stored.source)
-        manifest = self.catalog.add(
+        manifest = add_version(
+            self.catalog,
+            self.artifacts,
             registration.name,
             lambda version: new_manifest(ModelReference(registration.name, version), proof, stored, facts, self.now()),
         )
@@ -118,12 +121,8 @@ class RegistrationService:
         return tuple(files)
 
     def _store(self, path: Path, digest: str, on_progress: ProgressListener | None) -> None:
-        stored = self.artifacts.put(path, on_progress)
-        if stored.digest != digest:
-            raise RegistryError(
-                f"{path.name} was stored as {stored.digest}, and what was proven is {digest}",
-                hint="This machine's disk or memory gives other bytes than it was given. Check it before going on.",
-            )
+        # What is stored is what was proven, or nothing. The copy that was proven has served its purpose.
+        self.artifacts.put(path, on_progress, digest=digest, may_take=True)
 
     def _store_golden(self, proof: Proof, terms: ProofTerms, on_progress: ProgressListener | None) -> GoldenFile | None:
         if proof.golden is None:

@@ -17,7 +17,7 @@ from cloud_registry.core.rollout.state import Rollout
 from cloud_registry.core.rollout.view import event_as_json, plan_as_json, status_as_json
 from cloud_registry.core.running import PeriodQuery, RunningPeriod
 from cloud_registry.ports import AliasMove, ModelQuery, ProgressListener, Role, StoreCounts
-from cloud_registry.service.models import Removed
+from cloud_registry.service.clean_up import Removed
 from cloud_registry.service.registration import Registered, Registration
 from cloud_registry.service.rollout_driver import Tick
 from cloud_registry.service.rollouts import Begun, RollbackRequest, RolloutRequest

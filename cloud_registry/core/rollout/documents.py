@@ -31,6 +31,11 @@ class ReleaseContent(Document, frozen=True, kw_only=True, omit_defaults=False):
     processing: Processing | None = None
     requires: Requirements | None = None
 
+    @property
+    def key(self) -> str:
+        """What a plan knows it by. Two versions may share their bytes, and differ in what is done around the model."""
+        return f"{self.version}@{self.digest}"
+
     @classmethod
     def of_artifact(cls, manifest: ModelManifest, artifact: Artifact) -> "ReleaseContent":
         return cls(
@@ -100,14 +105,14 @@ class RolloutTerms(Document, frozen=True, kw_only=True, omit_defaults=False):
 
 
 class DevicePlan(Document, frozen=True, kw_only=True, omit_defaults=False):
-    """One device: its wave, what it is offered and what it goes back to, as digests of the plan's contents.
+    """One device: its wave, what it is offered and what it goes back to, as keys of the plan's contents.
 
     A null `offer` or `restore` means that the device runs no version of the model then.
     """
 
     wave: Annotated[int, msgspec.Meta(ge=1)]
-    offer: Digest | None
-    restore: Digest | None
+    offer: str | None
+    restore: str | None
 
 
 class SkippedDevice(Document, frozen=True, kw_only=True, omit_defaults=False):
@@ -143,9 +148,9 @@ class RolloutPlan(Document, frozen=True, kw_only=True, omit_defaults=False):
     schema_version: str = "1.0"
 
     def offer(self, device: str) -> ReleaseContent | None:
-        digest = self.devices[device].offer
-        return None if digest is None else self.contents[digest]
+        key = self.devices[device].offer
+        return None if key is None else self.contents[key]
 
     def restore(self, device: str) -> ReleaseContent | None:
-        digest = self.devices[device].restore
-        return None if digest is None else self.contents[digest]
+        key = self.devices[device].restore
+        return None if key is None else self.contents[key]

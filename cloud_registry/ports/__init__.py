@@ -8,11 +8,52 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from cloud_registry.ports.storage import (
+    ArtifactStore,
+    BackupPlace,
+    BlobContent,
+    BlobReferences,
+    DatabaseDump,
+    DumpFacts,
+    ProgressListener,
+    ScratchFolders,
+    StoredBlob,
+)
+from cloud_registry.ports.telemetry import (
+    StoreCounts,
+    StreamPosition,
+    TelemetryArchive,
+    TelemetryBatch,
+    TelemetryEvent,
+    TelemetryRow,
+    TelemetrySource,
+    UnreadableEvent,
+)
 from manifests.identity import ModelReference
 from manifests.model import DataSchema, ModelFormat, ModelManifest, Signature, Verdict
 from manifests.processing import Processing
-from manifests.telemetry import Envelope
 from manifests.twin import ReportedSection, read_reported
+
+# What has modules of its own here and is asked for by this name.
+__all__ = [
+    "ArtifactStore",
+    "BackupPlace",
+    "BlobContent",
+    "BlobReferences",
+    "DatabaseDump",
+    "DumpFacts",
+    "ProgressListener",
+    "ScratchFolders",
+    "StoreCounts",
+    "StoredBlob",
+    "StreamPosition",
+    "TelemetryArchive",
+    "TelemetryBatch",
+    "TelemetryEvent",
+    "TelemetryRow",
+    "TelemetrySource",
+    "UnreadableEvent",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,78 +215,13 @@ class ModelCatalogStore(Protocol):
         """Every digest that some version names."""
         ...
 
+    def files(self) -> Iterator[StoredFile]:
+        """Every file of every version, by target."""
+        ...
+
     def unnamed(self, digests: Collection[str]) -> AbstractContextManager[frozenset[str]]:
         """Those of the digests that no version names. While it is open, no version can be added: `add` waits before
         it builds its manifest, so what is removed meanwhile is seen to be gone by then."""
-        ...
-
-
-# Told (what is being done, bytes done, bytes in all) as work goes on.
-ProgressListener = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class StoredBlob:
-    """`sent_bytes` is what had to travel to store it: less than its size where an earlier upload was cut, or whole."""
-
-    digest: str
-    size_bytes: int
-    modified_at: datetime | None = None
-    sent_bytes: int = field(default=0, compare=False)
-
-
-class BlobContent(Protocol):
-    """Bytes that are to be stored under their digest."""
-
-    @property
-    def name(self) -> str:
-        """What they are called in messages."""
-        ...
-
-    @property
-    def digest(self) -> str: ...
-
-    @property
-    def size_bytes(self) -> int: ...
-
-    def chunks(self, start: int = 0) -> Iterator[bytes]:
-        """The bytes from `start` in bounded chunks. May be asked for again, and may have changed since."""
-        ...
-
-
-class ArtifactStore(Protocol):
-    """Files by the digest of their content. A blob is there in full or not at all.
-
-    An upload that was cut goes on where it stopped when the same bytes are stored again, by whichever process. Bytes
-    that are there already do not travel again.
-    """
-
-    def put(self, path: Path, on_progress: ProgressListener | None = None, *, digest: str | None = None) -> StoredBlob:
-        """Store a local file under its digest, or under the one given: then its bytes must be those.
-
-        Raises:
-            RegistryError: the file changes while it is read, there is no room for it, or the store refuses.
-        """
-        ...
-
-    def store(self, content: BlobContent, on_progress: ProgressListener | None = None) -> StoredBlob:
-        """As `put`, for bytes from anywhere."""
-        ...
-
-    def size_bytes(self, digest: str) -> int | None:
-        """The blob's size, or None where it is not there."""
-        ...
-
-    def read(self, digest: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """The bytes from `start` up to `stop` in bounded chunks; raises NotFoundError at once where it is absent."""
-        ...
-
-    def blobs(self) -> Iterator[StoredBlob]: ...
-
-    def remove(self, digest: str) -> None: ...
-
-    def remove_unfinished(self, before: datetime) -> int:
-        """Remove uploads that were begun before this instant and never ended; returns how many."""
         ...
 
 
@@ -378,110 +354,6 @@ class ImageReference:
 
 class ImageReferences(Protocol):
     def references(self) -> Sequence[ImageReference]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class TelemetryEvent:
-    """One device-to-cloud message as the hub logged it. `sequence` counts hub-wide from 1."""
-
-    sequence: int
-    enqueued_time: str
-    device_id: str
-    module_id: str
-    body: bytes
-    message_id: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class StreamPosition:
-    """How far a stream was read: the last event's sequence, and a mark of its content.
-
-    The mark tells a stream that goes on from one that was begun anew behind the same address.
-    """
-
-    sequence: int = 0
-    mark: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class TelemetryBatch:
-    """Events in order, and where the stream stands after them."""
-
-    events: tuple[TelemetryEvent, ...]
-    position: StreamPosition
-
-
-class TelemetrySource(Protocol):
-    @property
-    def name(self) -> str:
-        """What the position is kept under; holds no secret."""
-        ...
-
-    def batches(self, after: StreamPosition, follow: bool) -> Iterator[TelemetryBatch]:
-        """What came after a position, as it arrives; with `follow` it never ends by itself and reconnects."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class TelemetryRow:
-    """The facts of one stored envelope that a summary is made of."""
-
-    device: str
-    module: str
-    boot: str
-    sequence: int
-    model: str
-    version: int
-    kind: str
-    confidence: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class UnreadableEvent:
-    """A message that is no envelope of the device it came from. It is counted, never silently dropped."""
-
-    sequence: int
-    device: str
-    module: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class StoreCounts:
-    stored: int = 0
-    duplicates: int = 0
-    unreadable: int = 0
-
-
-class TelemetryArchive(Protocol):
-    def position(self, source: str) -> StreamPosition: ...
-
-    def store(
-        self,
-        source: str,
-        expected: StreamPosition,
-        reached: StreamPosition,
-        envelopes: Sequence[tuple[TelemetryEvent, Envelope]],
-        unreadable: Sequence[UnreadableEvent],
-    ) -> StoreCounts:
-        """Store a batch and move the position in one transaction; ConflictError where another collector moved it."""
-        ...
-
-    def rows(self) -> Iterator[TelemetryRow]:
-        """Every stored envelope by device, module and sequence."""
-        ...
-
-    def duplicates(self) -> Mapping[tuple[str, str, str], int]:
-        """How many copies arrived beside the first, by device, module and boot."""
-        ...
-
-    def unreadable(self) -> Mapping[tuple[str, str], int]:
-        """How many messages were no envelopes, by device and module."""
-        ...
-
-    def envelopes(self, device: str | None = None, limit: int | None = None) -> Iterator[Envelope]:
-        """Stored envelopes in the order of their arrival; with a limit the newest of them."""
-        ...
 
 
 class Role(enum.StrEnum):
