@@ -193,6 +193,7 @@ def test_a_registry_that_stays_broken_is_told_of_and_the_tag_stays_where_it_was(
 
 def test_a_registry_that_wants_a_login_is_answered_with_how_to_give_one(yard, registry):
     registry.token, registry.login = "secret-token", base64.b64encode(b"user:pass").decode()
+    yard.build()
     with pytest.raises(TrustError, match="does not let us at") as caught:
         push(yard, registry)
     assert f"docker login {registry.host}" in caught.value.hint
