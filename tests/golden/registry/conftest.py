@@ -24,7 +24,7 @@ _CHANGING = (
 
 
 @pytest.fixture
-def replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], tuple[str, str]]:
+def replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str]]:
     """Runs a session; gives the transcript as it is and as it was written down."""
     for name in (
         "IOTHUB_CONNECTION_STRING",
@@ -44,7 +44,9 @@ def replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], 
     (work / "cut.onnx").write_bytes((work / "digits.onnx").read_bytes()[:100])
     save_arrays(work / "sample.npz", input_x=ROWS)
 
-    def run(session: Path) -> tuple[str, str]:
+    def run(session: Path, database_url: str | None = None) -> tuple[str, str]:
+        if database_url is not None:
+            monkeypatch.setenv("SLIPWAY_DATABASE", database_url)
         runner = CliRunner()
         lines = []
         for line in session.read_text().splitlines():
