@@ -1,7 +1,7 @@
 """The one place that knows concrete classes: puts the services together from the settings."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cloud_registry.service.local import LocalModels
     from cloud_registry.service.rollouts import RolloutService
     from cloud_registry.service.running import FleetWatch, RunningLog
+    from cloud_registry.service.served import ServedModels
     from cloud_registry.service.telemetry import TelemetryService
     from cloud_registry.service.verbs import DeviceVerbs, ModelVerbs, RolloutVerbs, TelemetryVerbs
     from manifests.model import Lineage
@@ -264,7 +265,7 @@ def open_server(config: RegistryConfig, limits: ServerLimits) -> "Starlette":
     return create_app(
         ServerParts(
             services={
-                ModelVerbs: models,
+                ModelVerbs: _for_strangers(models),
                 RolloutVerbs: rollouts,
                 TelemetryVerbs: open_telemetry_verbs(config),
                 DeviceVerbs: open_devices(config),
@@ -282,6 +283,16 @@ def open_server(config: RegistryConfig, limits: ServerLimits) -> "Starlette":
             metadata=config.home / "trust" / "metadata",
         )
     )
+
+
+def _for_strangers(models: "LocalModels") -> "ServedModels":
+    import os
+
+    from cloud_registry.service.served import ServedModels
+
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    given = {each.name: getattr(models, each.name) for each in fields(models)}
+    return ServedModels(**given, proof_memory_bytes_max=memory_bytes // 2)
 
 
 def open_deployment_schema() -> dict[str, Any]:
