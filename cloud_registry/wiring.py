@@ -1,7 +1,7 @@
 """The one place that knows concrete classes: puts the services together from the settings."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from pathlib import Path
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from cloud_registry.service.recipes import RecipeService
     from cloud_registry.service.rollouts import RolloutService
     from cloud_registry.service.running import FleetWatch, RunningLog
+    from cloud_registry.service.served import ServedModels
     from cloud_registry.service.telemetry import TelemetryService
     from cloud_registry.service.trust import TrustService
     from cloud_registry.service.upkeep import Upkeep
@@ -469,7 +470,7 @@ def open_server(config: RegistryConfig, limits: ServerLimits) -> "Starlette":
     return create_app(
         ServerParts(
             services={
-                ModelVerbs: models,
+                ModelVerbs: _for_strangers(models),
                 RolloutVerbs: rollouts,
                 TelemetryVerbs: open_telemetry_verbs(config),
                 DeviceVerbs: open_devices(config),
@@ -487,6 +488,16 @@ def open_server(config: RegistryConfig, limits: ServerLimits) -> "Starlette":
             metadata=config.trust_directory / "metadata",
         )
     )
+
+
+def _for_strangers(models: "LocalModels") -> "ServedModels":
+    import os
+
+    from cloud_registry.service.served import ServedModels
+
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    given = {each.name: getattr(models, each.name) for each in fields(models)}
+    return ServedModels(**given, proof_memory_bytes_max=memory_bytes // 2)
 
 
 def open_trust(config: RegistryConfig, secret: "Secret | None" = None) -> "TrustService":
