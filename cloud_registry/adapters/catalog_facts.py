@@ -8,6 +8,7 @@ import hashlib
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from sqlalchemy import (
@@ -21,6 +22,7 @@ from sqlalchemy import (
     String,
     Table,
     and_,
+    func,
     or_,
     select,
     union,
@@ -163,11 +165,18 @@ def _contains(narrowing: _Narrowing, name: Any, version: Any) -> ColumnElement[b
     match narrowing:
         case _Rows(table, tests):
             rows = table.alias()
-            return select(rows.c.name).where(rows.c.name == name, rows.c.version == version, *tests(rows.c)).exists()
+            looked_up = _without_index(rows.c) if table is model_facts else rows.c
+            of_version = (rows.c.name == name, rows.c.version == version)
+            return select(rows.c.name).where(*of_version, *tests(looked_up)).exists()
         case _Every(parts):
             return and_(*(_contains(part, name, version) for part in parts))
         case _Either(parts):
             return or_(*(_contains(part, name, version) for part in parts))
+
+
+def _without_index(rows: Any) -> Any:
+    """The same columns, so that the row is found by its version: SQLite would rather walk along the field's index."""
+    return SimpleNamespace(field=func.coalesce(rows.field, ""), number=rows.number, word=rows.word)
 
 
 def _narrowing(condition: Condition, columns: dict[str, Table], *, is_negated: bool) -> _Narrowing | None:

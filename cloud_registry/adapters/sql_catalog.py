@@ -24,12 +24,14 @@ from sqlalchemy import (
     Table,
     Text,
     and_,
+    column,
     delete,
     false,
     insert,
     or_,
     select,
     update,
+    values,
 )
 from sqlalchemy.exc import IntegrityError
 
@@ -347,32 +349,40 @@ def _candidates(connection: Connection, query: ModelQuery) -> Iterator[ModelMani
         every = every.where(model_versions.c.name.like(_like_pattern(query.name), escape="\\"))
     if keys is None:
         yield from _read(connection, every.order_by(model_versions.c.name, model_versions.c.version))
-    elif query.limit is None:
-        # Not ordered by the database, which would then rather walk through all versions in their order.
-        yield from sorted(_read(connection, _among(every, keys.subquery())), key=lambda each: each.reference)
     else:
-        yield from _first(connection, every, keys, query.limit)
+        # Two steps: an index alone tells who may meet the conditions, and only those are read then. In one step a
+        # planner that guesses their number wrongly walks through all versions.
+        for wanted in _pages(connection, keys, query.limit):
+            yield from _read(connection, _among(every, wanted))
 
 
-def _first(connection: Connection, every: Select[Any], keys: Keys, count: int) -> Iterator[ModelManifest]:
-    """As many as are asked for, page by page, so that a limit spares reading what nobody looks at."""
+def _pages(connection: Connection, keys: Keys, limit: int | None) -> Iterator[list[_Key]]:
+    """The keys in order, a page at a time; with a limit no more of them are asked for than are looked at."""
+    if limit is None:
+        found: Any = connection.execute(keys)
+        wanted = sorted({(name, version) for name, version in found})
+        yield from (wanted[start : start + _KEYS_EACH] for start in range(0, len(wanted), _KEYS_EACH))
+        return
     table = keys.subquery()
-    after: tuple[str, int] | None = None
+    page = select(table).order_by(table.c.name, table.c.version).limit(min(max(limit, _PAGE_MIN), _KEYS_EACH))
+    after: _Key | None = None
     while True:
-        page = select(table).order_by(table.c.name, table.c.version).limit(max(count, _PAGE_MIN))
+        beyond = page
         if after is not None:
-            page = page.where(or_(table.c.name > after[0], and_(table.c.name == after[0], table.c.version > after[1])))
-        found: Any = connection.execute(page)
+            is_later = and_(table.c.name == after[0], table.c.version > after[1])
+            beyond = page.where(or_(table.c.name > after[0], is_later))
+        found = connection.execute(beyond)
         wanted = [(name, version) for name, version in found]
         if not wanted:
             return
+        yield wanted
         after = wanted[-1]
-        yield from sorted(_read(connection, _among(every, page.subquery())), key=lambda each: each.reference)
 
 
-def _among(every: Select[Any], keys: Any) -> Select[Any]:
-    both = and_(model_versions.c.name == keys.c.name, model_versions.c.version == keys.c.version)
-    return every.join(keys, both)
+def _among(every: Select[Any], keys: list[_Key]) -> Select[Any]:
+    wanted = values(column("name", String), column("version", Integer), name="wanted").data(keys).cte()
+    both = and_(model_versions.c.name == wanted.c.name, model_versions.c.version == wanted.c.version)
+    return every.join(wanted, both).order_by(model_versions.c.name, model_versions.c.version)
 
 
 def _keys_of(query: ModelQuery) -> Keys | None:
