@@ -13,11 +13,12 @@ CHUNK_BYTES = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class FileContent:
-    """A BlobContent of a local file as it was when its digest was taken."""
+    """A BlobContent of a local file as it was when its digest was taken. One that `may_be_taken` is nobody else's."""
 
     path: Path
     digest: str
     size_bytes: int
+    may_be_taken: bool = False
 
     @property
     def name(self) -> str:

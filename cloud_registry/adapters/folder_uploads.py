@@ -10,13 +10,14 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from cloud_registry.adapters.blob_content import CHUNK_BYTES, changed
+from cloud_registry.adapters.blob_content import CHUNK_BYTES, FileContent, changed
 from cloud_registry.errors import RegistryError
 from cloud_registry.ports import BlobContent, ProgressListener
 
@@ -34,6 +35,8 @@ class FolderUploads:
         if _is_whole(target, content):
             return _made_young(target)
         self._uploads.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, FileContent) and content.may_be_taken and self._take(content, target, on_progress):
+            return 0
         with self._unfinished(content.digest) as (path, file):
             # Another process may have stored the same bytes while this one waited.
             if _is_whole(target, content):
@@ -49,10 +52,7 @@ class FolderUploads:
             except RegistryError:
                 path.unlink()
                 raise
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(target)
-            for folder in (target.parent, target.parent.parent):
-                _sync_folder(folder)
+            _name(path, target)
         return sent_bytes
 
     def remove_unfinished(self, before: datetime) -> int:
@@ -84,6 +84,24 @@ class FolderUploads:
             file = path.open("xb+")
         with file:
             yield path, file
+
+    def _take(self, content: FileContent, target: Path, on_progress: ProgressListener | None) -> bool:
+        """Move a file of the caller's own into the store; False where it has to be copied, as from another disk."""
+        facts = content.path.lstat()
+        if not stat.S_ISREG(facts.st_mode) or facts.st_nlink > 1 or facts.st_dev != self._uploads.stat().st_dev:
+            return False
+        seen, done_bytes = hashlib.sha256(), 0
+        for chunk in content.chunks():
+            seen.update(chunk)
+            done_bytes += len(chunk)
+            if on_progress is not None:
+                on_progress(f"storing {content.name}", done_bytes, content.size_bytes)
+        if "sha256:" + seen.hexdigest() != content.digest:
+            raise changed(content, seen.hexdigest())
+        with content.path.open("rb") as file:
+            os.fsync(file.fileno())
+        _name(content.path, target)
+        return True
 
     def _fill(self, file: BinaryIO, content: BlobContent, on_progress: ProgressListener | None) -> int:
         """Write what is missing of the content behind what is there, and sync it; how many bytes were written."""
@@ -159,6 +177,14 @@ def _is_whole(path: Path, content: BlobContent) -> bool:
             return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest() == content.digest
     except FileNotFoundError:
         return False
+
+
+def _name(path: Path, target: Path) -> None:
+    """Give whole and synced bytes their name, for good."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path.replace(target)
+    for folder in (target.parent, target.parent.parent):
+        _sync_folder(folder)
 
 
 def _made_young(path: Path) -> int:

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,8 +23,8 @@ from cloud_registry.errors import NotFoundError, RegistryError, UsageError
 from cloud_registry.ports import BlobContent, ProgressListener, StoredBlob
 from manifests.canonical import is_digest
 
-# Chunks of a download are small where they cost nothing: many of them are in memory at once.
-READ_CHUNK_BYTES = 256 * 1024
+# Chunks of a download are small where they cost nothing: hundreds of them are in memory at once.
+READ_CHUNK_BYTES = 64 * 1024
 # From an object store each chunk is a request.
 REMOTE_CHUNK_BYTES = 4 * 1024 * 1024
 
@@ -59,8 +60,16 @@ class FsspecArtifacts:
         filesystem, root = fsspec.core.url_to_fs(url)
         return bool(filesystem.protocol == self._filesystem.protocol and str(root).rstrip("/") == self._root)
 
-    def put(self, path: Path, on_progress: ProgressListener | None = None, *, digest: str | None = None) -> StoredBlob:
-        return self.store(file_content(path, digest, on_progress), on_progress)
+    def put(
+        self,
+        path: Path,
+        on_progress: ProgressListener | None = None,
+        *,
+        digest: str | None = None,
+        may_take: bool = False,
+    ) -> StoredBlob:
+        content = file_content(path, digest, on_progress)
+        return self.store(replace(content, may_be_taken=may_take), on_progress)
 
     def store(self, content: BlobContent, on_progress: ProgressListener | None = None) -> StoredBlob:
         final = self._blob_path(content.digest)

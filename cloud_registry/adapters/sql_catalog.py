@@ -27,8 +27,8 @@ from sqlalchemy import (
     delete,
     false,
     insert,
+    or_,
     select,
-    tuple_,
     update,
 )
 from sqlalchemy.exc import IntegrityError
@@ -97,6 +97,8 @@ model_alias_moves = Table(
 _COLUMNS = {"name": model_versions, "version": model_versions, "alias": model_aliases}
 # Databases bound the number of parameters in one statement.
 _KEYS_EACH = 200
+# The least that a page of a limited search reads: some of it may not meet the query after all.
+_PAGE_MIN = 50
 # Versions that are in memory at once while a search walks through all of them.
 _ROWS_EACH = 500
 
@@ -338,20 +340,39 @@ def _read(connection: Connection, statement: Select[Any]) -> Iterator[ModelManif
 def _candidates(connection: Connection, query: ModelQuery) -> Iterator[ModelManifest]:
     """Every version that may meet the query, by name, then version."""
     keys = _keys_of(query)
-    every = select(model_versions).order_by(model_versions.c.name, model_versions.c.version)
+    every = select(model_versions)
     if query.archived is not None:
         every = every.where(model_versions.c.archived == query.archived)
     if query.name is not None:
         every = every.where(model_versions.c.name.like(_like_pattern(query.name), escape="\\"))
     if keys is None:
-        yield from _read(connection, every)
-        return
-    # Two steps: what meets the conditions is known from the index alone, and only that is then read.
-    found: Any = connection.execute(keys)
-    wanted = sorted({(name, version) for name, version in found})
-    both = tuple_(model_versions.c.name, model_versions.c.version)
-    for start in range(0, len(wanted), _KEYS_EACH):
-        yield from _read(connection, every.where(both.in_(wanted[start : start + _KEYS_EACH])))
+        yield from _read(connection, every.order_by(model_versions.c.name, model_versions.c.version))
+    elif query.limit is None:
+        # Not ordered by the database, which would then rather walk through all versions in their order.
+        yield from sorted(_read(connection, _among(every, keys.subquery())), key=lambda each: each.reference)
+    else:
+        yield from _first(connection, every, keys, query.limit)
+
+
+def _first(connection: Connection, every: Select[Any], keys: Keys, count: int) -> Iterator[ModelManifest]:
+    """As many as are asked for, page by page, so that a limit spares reading what nobody looks at."""
+    table = keys.subquery()
+    after: tuple[str, int] | None = None
+    while True:
+        page = select(table).order_by(table.c.name, table.c.version).limit(max(count, _PAGE_MIN))
+        if after is not None:
+            page = page.where(or_(table.c.name > after[0], and_(table.c.name == after[0], table.c.version > after[1])))
+        found: Any = connection.execute(page)
+        wanted = [(name, version) for name, version in found]
+        if not wanted:
+            return
+        after = wanted[-1]
+        yield from sorted(_read(connection, _among(every, page.subquery())), key=lambda each: each.reference)
+
+
+def _among(every: Select[Any], keys: Any) -> Select[Any]:
+    both = and_(model_versions.c.name == keys.c.name, model_versions.c.version == keys.c.version)
+    return every.join(keys, both)
 
 
 def _keys_of(query: ModelQuery) -> Keys | None:

@@ -121,8 +121,8 @@ class RegistrationService:
         return tuple(files)
 
     def _store(self, path: Path, digest: str, on_progress: ProgressListener | None) -> None:
-        # What is stored is what was proven, or nothing.
-        self.artifacts.put(path, on_progress, digest=digest)
+        # What is stored is what was proven, or nothing. The copy that was proven has served its purpose.
+        self.artifacts.put(path, on_progress, digest=digest, may_take=True)
 
     def _store_golden(self, proof: Proof, terms: ProofTerms, on_progress: ProgressListener | None) -> GoldenFile | None:
         if proof.golden is None:

@@ -100,6 +100,28 @@ def test_only_what_is_missing_is_written(story: str, store: FsspecArtifacts, roo
     assert store.put(model).sent_bytes == sent_bytes
 
 
+def test_a_file_that_may_be_taken_is_moved_and_takes_no_second_place(store: FsspecArtifacts, root: Path, model: Path):
+    content = model.read_bytes()
+    number = model.stat().st_ino
+    stored = store.put(model, digest=digest_of_file(model), may_take=True)
+    assert (stored.sent_bytes, model.exists()) == (0, False)
+    assert [path.stat().st_ino for path in files_below(root)] == [number]
+    assert b"".join(store.read(stored.digest)) == content
+
+
+def test_what_must_not_be_moved_is_copied(store: FsspecArtifacts, root: Path, model: Path, tmp_path: Path):
+    # Under its other name it could be changed later.
+    (tmp_path / "other-name").hardlink_to(model)
+    assert store.put(model, digest=digest_of_file(model), may_take=True).sent_bytes == SIZE_BYTES
+    assert model.exists()
+    different = tmp_path / "different"
+    different.write_bytes(b"different")
+    with pytest.raises(RegistryError, match="changed while it was read"):
+        store.put(different, digest="sha256:" + "0" * 64, may_take=True)
+    assert different.exists()
+    assert len(files_below(root)) == 1
+
+
 def test_a_damaged_blob_is_healed_by_storing_it_again(store: FsspecArtifacts, root: Path, model: Path):
     stored = store.put(model)
     (blob,) = files_below(root / "blobs")

@@ -38,7 +38,13 @@ class Said:
 @pytest.fixture
 def slipway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
     """Runs a command line in this process, in a folder of its own, with no hub."""
-    for name in ("IOTHUB_CONNECTION_STRING", "SLIPWAY_TELEMETRY_URL", "SLIPWAY_DATABASE", "SLIPWAY_ARTIFACTS"):
+    for name in (
+        "IOTHUB_CONNECTION_STRING",
+        "SLIPWAY_TELEMETRY_URL",
+        "EVENTHUB_CONNECTION_STRING",
+        "SLIPWAY_DATABASE",
+        "SLIPWAY_ARTIFACTS",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLIPWAY_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
@@ -279,8 +285,8 @@ def test_a_full_disk_is_said_to_be_full_and_nothing_is_visible(small_disk: Path,
     subprocess.run([*SLIPWAY, "model", "register", "small", str(small)], env=environment(home), check=True)
     said = subprocess.run(register_command(large_model), env=environment(home), capture_output=True, text=True)
     assert said.returncode == 1
-    assert "Error: there is no room for model.onnx in " in said.stderr
-    assert "Free some space and run the command again: nothing was left half done." in said.stderr
+    assert "Error: large.onnx has 4,0" in said.stderr
+    assert "Free some space" in said.stderr
     assert versions(home) == [("small", 1)]
     assert list((home / "artifacts" / "uploads").iterdir()) == []
 
@@ -361,3 +367,5 @@ def test_a_killed_registration_leaves_nothing_visible_and_nothing_running(work_s
     small = linear_onnx(tmp_path / "small.onnx", IDENTITY)
     subprocess.run([*SLIPWAY, "model", "register", "large", str(small)], env=environment(home), check=True)
     assert versions(home) == [("large", 1)]
+    # What the killed one was working on went with the next registration.
+    assert [path.name for path in (home / "scratch").iterdir()] == [".lock"]

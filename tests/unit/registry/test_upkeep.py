@@ -315,6 +315,10 @@ def test_a_registry_that_holds_something_is_not_restored_over(
     before = filled.dumped()
     with pytest.raises(ConflictError, match="not empty"):
         filled.upkeep.restore(backups, made)
+    # The database looks once more, in the transaction that would fill it.
+    filled.dump.write(filled.folder / "mine")
+    with pytest.raises(ConflictError, match="the database is not empty: model_"):
+        filled.dump.load(filled.folder / "mine")
     assert filled.dumped() == before
 
 
