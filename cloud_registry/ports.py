@@ -1,7 +1,7 @@
 """What the registry needs of the world, as protocols. Adapters satisfy them by shape."""
 
 import enum
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -174,6 +174,11 @@ class ModelCatalogStore(Protocol):
         """Every digest that some version names."""
         ...
 
+    def unnamed(self, digests: Collection[str]) -> AbstractContextManager[frozenset[str]]:
+        """Those of the digests that no version names. While it is open, no version can be added: `add` waits before
+        it builds its manifest, so what is removed meanwhile is seen to be gone by then."""
+        ...
+
 
 # Told (what is being done, bytes done, bytes in all) as work goes on.
 ProgressListener = Callable[[str, int, int], None]
@@ -181,16 +186,50 @@ ProgressListener = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class StoredBlob:
+    """`sent_bytes` is what had to travel to store it: less than its size where an earlier upload was cut, or whole."""
+
     digest: str
     size_bytes: int
     modified_at: datetime | None = None
+    sent_bytes: int = field(default=0, compare=False)
+
+
+class BlobContent(Protocol):
+    """Bytes that are to be stored under their digest."""
+
+    @property
+    def name(self) -> str:
+        """What they are called in messages."""
+        ...
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    def chunks(self, start: int = 0) -> Iterator[bytes]:
+        """The bytes from `start` in bounded chunks. May be asked for again, and may have changed since."""
+        ...
 
 
 class ArtifactStore(Protocol):
-    """Files by the digest of their content. A blob is there in full or not at all."""
+    """Files by the digest of their content. A blob is there in full or not at all.
 
-    def put(self, path: Path, on_progress: ProgressListener | None = None) -> StoredBlob:
-        """Store a local file; its digest is taken from the bytes that were written."""
+    An upload that was cut goes on where it stopped when the same bytes are stored again, by whichever process. Bytes
+    that are there already do not travel again.
+    """
+
+    def put(self, path: Path, on_progress: ProgressListener | None = None, *, digest: str | None = None) -> StoredBlob:
+        """Store a local file under its digest, or under the one given: then its bytes must be those.
+
+        Raises:
+            RegistryError: the file changes while it is read, there is no room for it, or the store refuses.
+        """
+        ...
+
+    def store(self, content: BlobContent, on_progress: ProgressListener | None = None) -> StoredBlob:
+        """As `put`, for bytes from anywhere."""
         ...
 
     def size_bytes(self, digest: str) -> int | None:

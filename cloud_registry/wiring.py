@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cloud_registry.service.keys import KeyService
     from cloud_registry.service.local import LocalModels
     from cloud_registry.service.rollouts import RolloutService
+    from cloud_registry.service.running import FleetWatch, RunningLog
     from cloud_registry.service.telemetry import TelemetryService
     from cloud_registry.service.verbs import DeviceVerbs, ModelVerbs, RolloutVerbs, TelemetryVerbs
     from manifests.model import Lineage
@@ -126,6 +127,7 @@ def open_local_models(config: RegistryConfig) -> "LocalModels":
         module_id=config.module_id,
         open_hub=(lambda: open_hub(config)) if config.hub_connection_string is not None else None,
         open_rollouts=lambda: open_local_rollouts(config),
+        running=open_running(config),
     )
 
 
@@ -222,8 +224,10 @@ def open_local_rollouts(config: RegistryConfig) -> "RolloutService":
 
     from cloud_registry.adapters.sql_rollouts import SqlRollouts
     from cloud_registry.service.rollouts import RolloutService
+    from cloud_registry.service.running import RunningRecorder
 
     check_local(config, "rollouts are driven")
+    recorder = RunningRecorder(open_running(config), _now)
     return RolloutService(
         log=SqlRollouts(open_engine(config.database_url)),
         models=open_local_models(config),
@@ -231,7 +235,22 @@ def open_local_rollouts(config: RegistryConfig) -> "RolloutService":
         clock=open_clock(),
         owner=f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}",
         module_id=config.module_id,
+        on_twins=recorder.saw,
     )
+
+
+def open_running(config: RegistryConfig) -> "RunningLog":
+    from cloud_registry.adapters.sql_running import SqlRunning
+
+    return SqlRunning(open_engine(config.database_url))
+
+
+def open_fleet_watch(config: RegistryConfig, interval_s: float) -> "FleetWatch":
+    """Records what the whole fleet runs; its `tick` is to be called more often than `interval_s` seconds."""
+    from cloud_registry.service.running import FleetWatch, RunningRecorder
+
+    recorder = RunningRecorder(open_running(config), _now)
+    return FleetWatch(lambda: open_hub(config), config.module_id, recorder, open_clock(), interval_s)
 
 
 def open_server(config: RegistryConfig, limits: ServerLimits) -> "Starlette":

@@ -1,6 +1,7 @@
 """The catalog in a SQL database. Plain SQL only, so that SQLite and PostgreSQL hold it alike."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
@@ -224,6 +225,14 @@ class SqlCatalog:
         with reading(self._engine) as connection:
             return frozenset(connection.scalars(select(model_files.c.digest).distinct()))
 
+    @contextmanager
+    def unnamed(self, digests: Collection[str]) -> Iterator[frozenset[str]]:
+        with writing(self._engine) as connection:
+            # SQLite has one writer at a time anyway. Elsewhere counting a version up waits for this lock.
+            if connection.dialect.name == "postgresql":
+                connection.exec_driver_sql("LOCK TABLE model_names IN SHARE ROW EXCLUSIVE MODE")
+            yield frozenset(digests) - _named(connection, sorted(digests))
+
     def _edit(self, reference: ModelReference, edit: Callable[[ModelManifest], ModelManifest]) -> bool:
         """Change what may change of a version, and its facts with it."""
         with writing(self._engine) as connection:
@@ -358,6 +367,14 @@ def _aliases_of(connection: Connection, keys: Sequence[_Key]) -> dict[_Key, list
         for name, version, alias in connection.execute(statement.order_by(table.alias)):
             aliases.setdefault((name, version), []).append(alias)
     return aliases
+
+
+def _named(connection: Connection, digests: Sequence[str]) -> frozenset[str]:
+    named: set[str] = set()
+    for start in range(0, len(digests), _KEYS_EACH):
+        chunk = digests[start : start + _KEYS_EACH]
+        named.update(connection.scalars(select(model_files.c.digest).where(model_files.c.digest.in_(chunk))))
+    return frozenset(named)
 
 
 def _is(table: Table, reference: ModelReference) -> ColumnElement[bool]:

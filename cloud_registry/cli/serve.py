@@ -59,6 +59,15 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     metavar="SECONDS",
     help="How often the controller looks at the rollouts.",
 )
+@click.option(
+    "--fleet-look",
+    "fleet_look_s",
+    default=60.0,
+    show_default=True,
+    type=click.FloatRange(0.05, 86400),
+    metavar="SECONDS",
+    help="How often it records what the whole fleet runs (slipway model history).",
+)
 @pass_context
 def serve(
     context: CommandContext,
@@ -69,6 +78,7 @@ def serve(
     key: Path | None,
     no_controller: bool,
     tick_s: float,
+    fleet_look_s: float,
     **limits: Any,
 ) -> None:
     """Serve the registry over HTTPS: its API, model files and metadata to devices; and drive the rollouts under way.
@@ -86,7 +96,7 @@ def serve(
     app = wiring.open_server(context.config, wiring.ServerLimits(**limits))
     listener = _listen(address, port)
     bound_port = listener.getsockname()[1]
-    controller = None if no_controller else _controller(context, tick_s)
+    controller = None if no_controller else _controller(context, tick_s, fleet_look_s)
     scheme = "https" if certificate else "http"
     if not limits["is_public"] and not wiring.open_keys(context.config).is_asked_for:
         context.say("Nobody has a key yet, so model files are open. Make one with: slipway key create")
@@ -143,14 +153,20 @@ def _listen(address: str, port: int) -> socket.socket:
     return listener
 
 
-def _controller(context: CommandContext, tick_s: float) -> "ControllerThread | None":
+def _controller(context: CommandContext, tick_s: float, fleet_look_s: float) -> "ControllerThread | None":
     from cloud_registry.web.controller import ControllerThread
 
     if context.config.hub_connection_string is None:
         context.say("No hub is configured (IOTHUB_CONNECTION_STRING), so no rollouts are driven.")
         return None
     rollouts = wiring.open_local_rollouts(context.config)
-    return ControllerThread(rollouts.tick_all, rollouts.release_all, tick_s)
+    watch = wiring.open_fleet_watch(context.config, fleet_look_s)
+
+    def tick() -> None:
+        rollouts.tick_all()
+        watch.tick()
+
+    return ControllerThread(tick, rollouts.release_all, tick_s)
 
 
 def _run(app: Any, listener: socket.socket, certificate: Path | None, key: Path | None, is_ready: Any) -> None:

@@ -17,7 +17,9 @@ class ModelCatalog(Protocol):
 
     def manifest(self, reference: ModelReference) -> ModelManifest: ...
 
-    def latest(self, name: str) -> ModelManifest: ...
+    def resolve(self, text: str) -> ModelManifest:
+        """The version that a person means by ``name:version``, ``name@alias`` or ``name``."""
+        ...
 
 
 class RolloutLog(Protocol):

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from cloud_registry.core.catalog import parse_reference
 from cloud_registry.core.rollout import events as ev
 from cloud_registry.core.rollout.documents import RolloutPlan, RolloutTerms
 from cloud_registry.core.rollout.drafting import (
@@ -23,7 +22,7 @@ from cloud_registry.core.rollout.planning import rollback_event
 from cloud_registry.core.rollout.state import Rollout, RolloutState
 from cloud_registry.core.waves import DEFAULT_WAVES, parse_waves
 from cloud_registry.errors import ConflictError, GateRefusedError, NotFoundError, RegistryError
-from cloud_registry.ports import Clock, FleetHub, RolloutReference
+from cloud_registry.ports import Clock, FleetHub, ModuleTwin, RolloutReference
 from cloud_registry.service.fleet import Fleet, observations_of
 from cloud_registry.service.rollout_driver import RolloutDriver, Tick
 from cloud_registry.service.rollout_log import ModelCatalog, RolloutLog, RolloutReader
@@ -83,10 +82,12 @@ class RolloutService:
         clock: Clock,
         owner: str,
         module_id: str = "slipway",
+        on_twins: Callable[[Iterable[ModuleTwin]], None] = lambda _twins: None,
     ) -> None:
+        """`on_twins` is handed every module twin that is read on the way."""
         self._events = log
         self._models = models
-        self._fleet = Fleet(hub, module_id)
+        self._fleet = Fleet(hub, module_id, on_twins)
         self._clock = clock
         self._reader = RolloutReader(log)
         self._driver = RolloutDriver(log, self._reader, self._fleet, clock, owner)
@@ -101,8 +102,13 @@ class RolloutService:
             NotFoundError: no such model version, a named device is unknown, or no device meets the condition.
             HubUnreachableError, TrustError: the fleet cannot be read.
         """
-        name, version = parse_reference(request.reference)
-        manifest = self._version(name, version)
+        manifest = self._models.resolve(request.reference)
+        name = manifest.name
+        if manifest.archived:
+            raise ConflictError(
+                f"{manifest.reference} is archived, so that nobody is offered it",
+                hint=f"Take it out again first: slipway model restore {manifest.reference}",
+            )
         shares = parse_waves(request.waves)
         candidates = self._fleet.named(request.devices) if request.devices else self._fleet.meeting(request.condition)
         head = Head(
@@ -150,9 +156,6 @@ class RolloutService:
             )
         stored = self._events.create(drafted, drafted.generation - 1, self._clock.now())
         return self.status(stored.id)
-
-    def _version(self, name: str, version: int | None) -> ModelManifest:
-        return self._models.latest(name) if version is None else self._models.manifest(ModelReference(name, version))
 
     def _known(self, model: str, candidates: Iterable[Candidate]) -> dict[int, ModelManifest]:
         """Manifests of the versions now running, as far as the registry still has them."""
@@ -306,12 +309,13 @@ class RolloutService:
                 ) from err
 
     def _version_to(self, text: str, model: str) -> ModelManifest:
-        name, version = parse_reference(text)
-        if name != model:
+        manifest = self._models.resolve(text)
+        if manifest.name != model:
             raise ConflictError(
-                f"the rollout carries {model}, not {name}", hint=f"Name a version of {model}, such as --to {model}:1"
+                f"the rollout carries {model}, not {manifest.name}",
+                hint=f"Name a version of {model}, such as --to {model}:1",
             )
-        return self._version(name, version)
+        return manifest
 
     def _command(self, rollout_id: str, decide: Callable[[Rollout], ev.RolloutEvent | None]) -> Rollout:
         """Append what an operator decided, on the latest state, whatever a controller writes meanwhile."""

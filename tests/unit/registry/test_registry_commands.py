@@ -279,7 +279,7 @@ def test_a_full_disk_is_said_to_be_full_and_nothing_is_visible(small_disk: Path,
     subprocess.run([*SLIPWAY, "model", "register", "small", str(small)], env=environment(home), check=True)
     said = subprocess.run(register_command(large_model), env=environment(home), capture_output=True, text=True)
     assert said.returncode == 1
-    assert "No space left on device" in said.stderr
+    assert "Error: there is no room for model.onnx in " in said.stderr
     assert "Free some space and run the command again: nothing was left half done." in said.stderr
     assert versions(home) == [("small", 1)]
     assert list((home / "artifacts" / "uploads").iterdir()) == []
