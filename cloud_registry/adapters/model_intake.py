@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from cloud_registry.adapters.model_archives import is_archive, unpack
 from cloud_registry.adapters.model_weights import files_beside, merged
+from cloud_registry.adapters.scratch_folders import scratch_folder
 from cloud_registry.core.data_schema import read_schema
 from cloud_registry.core.dependencies import TEXT_BYTES_MAX, conda_requirements, requirements_in
 from cloud_registry.core.model_directory import (
@@ -120,8 +121,7 @@ class _Tree:
 @contextmanager
 def _submission(paths: Sequence[Path], on_progress: ProgressListener | None) -> Iterator[Submission]:
     if len(paths) == 1 and (paths[0].is_dir() or is_archive(paths[0])):
-        with tempfile.TemporaryDirectory(prefix="slipway-intake-") as folder:
-            workspace = Path(folder)
+        with scratch_folder() as workspace:
             root = paths[0]
             if not root.is_dir():
                 root = workspace / "unpacked"

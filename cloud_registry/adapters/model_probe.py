@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cloud_registry.adapters.model_confinement import BARRIERS
+from cloud_registry.adapters.scratch_folders import scratch_folder
 from cloud_registry.core.data_schema import completed
 from cloud_registry.core.model_files import first_look, memory_bound_bytes, sample_kind
 from cloud_registry.errors import NotFoundError, RefusedModelError
@@ -38,8 +38,8 @@ class SubprocessProver:
     """A ModelProver and a ModelBench."""
 
     def measure(self, format_: ModelFormat, path: Path, golden: Path | None, terms: SpeedTerms) -> Speed:
-        with tempfile.TemporaryDirectory(prefix="slipway-proof-") as name:
-            copy = _copied(format_, path, Path(name), None)
+        with scratch_folder() as folder:
+            copy = _copied(format_, path, folder, None)
             proof_terms = ProofTerms(
                 golden=golden,
                 duration_max_s=LOADING_MAX_S + terms.duration_s,
@@ -80,8 +80,7 @@ class _Copy:
 def _proof(
     files: Sequence[tuple[ModelFormat, Path]], terms: ProofTerms, on_progress: ProgressListener | None
 ) -> Iterator[Proof]:
-    with tempfile.TemporaryDirectory(prefix="slipway-proof-") as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         copies = [_copied(format_, path, folder, on_progress) for format_, path in files]
         sample, golden = _arrays_copied(terms.sample, folder), _arrays_copied(terms.golden, folder)
         is_run = copies[0].format != "python"
