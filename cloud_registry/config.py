@@ -26,15 +26,24 @@ class RegistryConfig:
     token_issuer: str | None = None
     token_audience: str | None = None
     token_keys_url: str | None = None
+    # Signed metadata; None stands for the folder `trust` of the home.
+    trust: Path | None = None
+
+    @property
+    def trust_directory(self) -> Path:
+        """Where the trust repository is, or would be; what devices read of it is in its folder `metadata`."""
+        return self.trust or self.home / "trust"
 
 
 def read_config(home: Path, environment: Mapping[str, str]) -> RegistryConfig:
     """Settings from the environment; every variable is optional.
 
     SLIPWAY_DATABASE, SLIPWAY_ARTIFACTS (URLs), IOTHUB_CONNECTION_STRING (service policy), SLIPWAY_CA_FILE or
-    REQUESTS_CA_BUNDLE, SLIPWAY_TELEMETRY_URL, SLIPWAY_MODULE; SLIPWAY_REGISTRY and SLIPWAY_API_KEY for a registry that
-    is a server; SLIPWAY_TOKEN_ISSUER, _AUDIENCE and _KEYS for a server that takes an issuer's tokens.
+    REQUESTS_CA_BUNDLE, SLIPWAY_TELEMETRY_URL, SLIPWAY_MODULE, SLIPWAY_TRUST (a folder); SLIPWAY_REGISTRY and
+    SLIPWAY_API_KEY for a registry that is a server; SLIPWAY_TOKEN_ISSUER, _AUDIENCE and _KEYS for a server that takes
+    an issuer's tokens.
     """
+    trust = environment.get("SLIPWAY_TRUST")
     ca_file = environment.get("SLIPWAY_CA_FILE") or environment.get("REQUESTS_CA_BUNDLE")
     return RegistryConfig(
         home=home,
@@ -49,4 +58,5 @@ def read_config(home: Path, environment: Mapping[str, str]) -> RegistryConfig:
         token_issuer=environment.get("SLIPWAY_TOKEN_ISSUER") or None,
         token_audience=environment.get("SLIPWAY_TOKEN_AUDIENCE") or None,
         token_keys_url=environment.get("SLIPWAY_TOKEN_KEYS") or None,
+        trust=Path(trust).absolute() if trust else None,
     )

@@ -1,9 +1,9 @@
 """The one place that knows concrete classes: puts the services together from the settings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,20 +14,31 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from starlette.applications import Starlette
 
+    from cloud_registry.adapters.oci_store import OciStore
+    from cloud_registry.adapters.signing_keys import Secret
+    from cloud_registry.core.images.documents import Compression
+    from cloud_registry.core.images.records import ImageRecord
     from cloud_registry.ports import (
         BackupPlace,
-        BlobReferences,
         Clock,
         FleetHub,
+        ImageReferences,
+        ProgressListener,
         RegistryTransport,
         ScratchFolders,
         TelemetrySource,
         TokenReader,
     )
+    from cloud_registry.service.docker_builds import DockerBuilds
+    from cloud_registry.service.image_test import ImageTest
+    from cloud_registry.service.images import ImageService
     from cloud_registry.service.keys import KeyService
     from cloud_registry.service.local import LocalModels
+    from cloud_registry.service.publication import MadeDelta, Publication
+    from cloud_registry.service.recipes import RecipeService
     from cloud_registry.service.rollouts import RolloutService
     from cloud_registry.service.telemetry import TelemetryService
+    from cloud_registry.service.trust import TrustService
     from cloud_registry.service.upkeep import Upkeep
     from cloud_registry.service.verbs import DeviceVerbs, ModelVerbs, RolloutVerbs, TelemetryVerbs
     from manifests.model import Lineage
@@ -131,12 +142,54 @@ def open_local_models(config: RegistryConfig) -> "LocalModels":
         artifacts=FsspecArtifacts(config.artifacts_url),
         prover=SubprocessProver(open_scratch(config)),
         intake=FileIntake(open_scratch(config)),
-        blob_users=_blob_users(config),
         now=_now,
         module_id=config.module_id,
         open_hub=(lambda: open_hub(config)) if config.hub_connection_string is not None else None,
         open_rollouts=lambda: open_local_rollouts(config),
     )
+
+
+def read_lineage(model: "Path", *, datasets: Sequence[str], parent: str, framework: str, author: str) -> "Lineage":
+    """Where what lies at `model` comes from, with what its owner says of it."""
+    from cloud_registry.adapters.model_lineage import lineage_of
+
+    return lineage_of(model, datasets=datasets, parent=parent, framework=framework, author=author)
+
+
+def open_recipes(config: RegistryConfig) -> "RecipeService":
+    """Recipes of images."""
+    from cloud_registry.adapters.fsspec_artifacts import FsspecArtifacts
+    from cloud_registry.adapters.module_source import module_requirements
+    from cloud_registry.adapters.sql_recipes import SqlRecipes
+    from cloud_registry.service.recipes import RecipeService
+
+    return RecipeService(
+        models=open_local_models(config),
+        artifacts=FsspecArtifacts(config.artifacts_url),
+        recipes=SqlRecipes(open_engine(config.database_url)),
+        module_requirements=module_requirements,
+        now=_now,
+    )
+
+
+def open_docker_builds(config: RegistryConfig) -> "DockerBuilds":
+    """Builds by the engine of this machine; it is asked only when something is built."""
+    from cloud_registry.adapters.container_engine import DockerEngine
+    from cloud_registry.adapters.module_source import module_files
+    from cloud_registry.service.docker_builds import DockerBuilds
+
+    return DockerBuilds(models=open_local_models(config), engine=DockerEngine(), module_files=module_files)
+
+
+def open_image_test() -> "ImageTest":
+    """Tests of images on the engine of this machine."""
+    import time
+
+    from cloud_registry.adapters.container_engine import DockerEngine
+    from cloud_registry.adapters.http_scoring import HttpScoring
+    from cloud_registry.service.image_test import ImageTest
+
+    return ImageTest(engine=DockerEngine(), connect=HttpScoring, monotonic_s=time.monotonic, sleep=time.sleep)
 
 
 def open_upkeep(config: RegistryConfig) -> "Upkeep":
@@ -154,13 +207,7 @@ def open_upkeep(config: RegistryConfig) -> "Upkeep":
         dump=SqlDump(engine),
         scratch=open_scratch(config),
         now=_now,
-        blob_users=_blob_users(config),
     )
-
-
-def _blob_users(config: RegistryConfig) -> "Sequence[BlobReferences]":  # noqa: ARG001
-    """Who stores blobs that no version names as its files. Whoever is missing here loses them in a clean-up."""
-    return ()
 
 
 def open_backups(config: RegistryConfig, url: str) -> "BackupPlace":
@@ -180,13 +227,6 @@ def open_scratch(config: RegistryConfig) -> "ScratchFolders":
     from cloud_registry.adapters.scratch_folders import LockedFolders
 
     return LockedFolders(config.home / "scratch")
-
-
-def read_lineage(model: "Path", *, datasets: Sequence[str], parent: str, framework: str, author: str) -> "Lineage":
-    """Where what lies at `model` comes from, with what its owner says of it."""
-    from cloud_registry.adapters.model_lineage import lineage_of
-
-    return lineage_of(model, datasets=datasets, parent=parent, framework=framework, author=author)
 
 
 def open_telemetry(config: RegistryConfig) -> "TelemetryService":
@@ -276,7 +316,84 @@ def open_local_rollouts(config: RegistryConfig) -> "RolloutService":
         clock=open_clock(),
         owner=f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}",
         module_id=config.module_id,
+        trust=open_trust(config),
+        publication=open_publication(config),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class ImageOptions:
+    """How one command builds images: see the options of `slipway image build`."""
+
+    compression: "Compression" = "gzip"
+    epoch_s: int = 0
+    wheelhouse: Path | None = None
+    is_index_used: bool = True
+    is_renewed: bool = False
+    plain_http: bool = False
+
+
+def open_images(config: RegistryConfig, options: ImageOptions) -> "ImageService":
+    from cloud_registry.adapters.module_source import module_files, module_version
+    from cloud_registry.adapters.oci_bases import BaseImages
+    from cloud_registry.adapters.oci_layers import FileLayers, LayerTerms, compressor_words
+    from cloud_registry.adapters.oci_registry import open_registry
+    from cloud_registry.adapters.oci_wheels import WheelLayers
+    from cloud_registry.adapters.sql_images import SqlImages
+    from cloud_registry.service.images import ImageService
+
+    store, terms = _image_store(config), LayerTerms(options.compression, options.epoch_s)
+    clock, artifacts = open_clock(), open_local_models(config).artifacts
+    registry = partial(open_registry, sleep=clock.sleep, ca_file=config.ca_file, plain_http=options.plain_http)
+    return ImageService(
+        blobs=store,
+        bases=BaseImages(store, registry),
+        packages=WheelLayers(
+            store,
+            terms,
+            wheelhouse=options.wheelhouse,
+            is_index_used=options.is_index_used,
+            is_renewed=options.is_renewed,
+        ),
+        layers=FileLayers(store, terms, artifacts.read),
+        table=SqlImages(open_engine(config.database_url)),
+        open_registry=registry,
+        own_packages=module_files,
+        versions=lambda: {"slipway": module_version(), "compressor": compressor_words(options.compression)},
+        now=_now,
+    )
+
+
+def open_image_references(config: RegistryConfig) -> "ImageReferences":
+    """Which images hold which model versions."""
+    from cloud_registry.adapters.sql_images import SqlImages
+
+    return SqlImages(open_engine(config.database_url))
+
+
+def write_image(
+    config: RegistryConfig, record: "ImageRecord", kind: str, place: str, on_progress: "ProgressListener"
+) -> None:
+    """Write a built image to ``oci`` (a folder), ``tar`` (a file) or the ``engine``."""
+    from cloud_registry.adapters.oci_outputs import load_into_engine, write_layout, write_tar
+
+    store = _image_store(config)
+    if kind == "engine":
+        load_into_engine(store, record, on_progress)
+    elif kind == "oci":
+        write_layout(store, record, Path(place), on_progress)
+    else:
+        write_tar(store, record, Path(place), on_progress)
+
+
+def remove_unfinished_images(config: RegistryConfig, before: datetime) -> int:
+    return _image_store(config).remove_unfinished(before)
+
+
+def _image_store(config: RegistryConfig) -> "OciStore":
+    from cloud_registry.adapters.oci_store import OciStore
+
+    return OciStore(config.home / "images")
 
 
 def open_server(config: RegistryConfig, limits: ServerLimits) -> "Starlette":
@@ -314,16 +431,55 @@ def open_server(config: RegistryConfig, limits: ServerLimits) -> "Starlette":
             monotonic_s=time.monotonic,
             rate=RequestRate(limits.requests_per_second, limits.requests_per_second * BURST_S),
             is_public=limits.is_public,
-            metadata=config.home / "trust" / "metadata",
+            metadata=config.trust_directory / "metadata",
         )
     )
 
 
-def open_deployment_schema() -> dict[str, Any]:
-    """The public JSON schema of IoT Edge deployment manifests."""
-    from cloud_registry.adapters.deployment_schema import read_deployment_schema
+def open_trust(config: RegistryConfig, secret: "Secret | None" = None) -> "TrustService":
+    """The trust repository, whether or not there is one; `secret` is asked for passphrases and PINs."""
+    import os
 
-    return read_deployment_schema()
+    from cloud_registry.adapters.signing_keys import SigningKeys
+    from cloud_registry.adapters.tuf_repository import TufFolder
+    from cloud_registry.service.trust import TrustService
+
+    check_local(config, "metadata is signed")
+    keys = SigningKeys(secret or (lambda _what, _is_new: None), os.environ.get("SLIPWAY_PKCS11_MODULE"))
+    return TrustService(TufFolder(config.trust_directory), keys, _now)
+
+
+def open_publication(config: RegistryConfig) -> "Publication":
+    """Deltas of model versions; the codec is loaded at the first that is made."""
+    from cloud_registry.adapters.sql_deltas import SqlDeltas
+    from cloud_registry.service.publication import Publication
+
+    def make(base: Path, target: Path, output: Path) -> "MadeDelta":
+        from cloud_registry.adapters.delta_maker import make_proven_delta
+
+        return make_proven_delta(base, target, output)
+
+    models = open_local_models(config)
+    return Publication(models.catalog, models.artifacts, SqlDeltas(open_engine(config.database_url)), make)
+
+
+def open_deployment_schemas() -> dict[str, dict[str, Any]]:
+    """The public JSON schemas of IoT Edge deployment manifests, by the names of their files."""
+    from cloud_registry.adapters.deployment_schema import read_deployment_schemas
+
+    return read_deployment_schemas()
+
+
+def open_template_values(
+    template: Path, env_file: Path | None, given: dict[str, str], platform: str, names: Iterable[str]
+) -> dict[str, str]:
+    """Values for the placeholders of a template: what is given wins over the environment, that over ``.env``."""
+    import os
+
+    from cloud_registry.adapters.template_folder import read_module_images, read_variables
+
+    variables = {**read_variables(env_file, template), **os.environ, **given}
+    return {**read_module_images(names, template, platform, variables), **variables}
 
 
 def _now() -> datetime:

@@ -4,6 +4,8 @@ https://learn.microsoft.com/azure/iot-edge/module-composition
 """
 
 import json
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -13,21 +15,26 @@ from manifests.errors import ManifestError
 
 AGENT_SCHEMA_VERSION = "1.1"
 HUB_SCHEMA_VERSION = "1.1"
+DESIRED = "properties.desired"
 
 # Twin strings were limited to 512 bytes once; the runtime still reads options in numbered pieces, 100 at most.
 CREATE_OPTIONS_PIECE_LENGTH = 512
 CREATE_OPTIONS_PIECES_MAX = 100
+# Where iotedgedev stops.
+CREATE_OPTIONS_PIECES_TOOLS_MAX = 8
 ROUTE_PRIORITY_MAX = 9
 
 MODULE_ID_PATTERN = r"^[a-zA-Z0-9_-]+$"
+_PIECE = re.compile(r"createoptions(\d*)", re.IGNORECASE | re.ASCII)
 ModuleId = Annotated[str, msgspec.Meta(pattern=MODULE_ID_PATTERN, max_length=128)]
 RestartPolicy = Literal["never", "on-failure", "on-unhealthy", "always"]
 
 
-def split_create_options(options: dict[str, Any]) -> dict[str, str]:
+def split_create_options(options: dict[str, Any], *, former_pieces: int = 0) -> dict[str, str | None]:
     """Docker's options for a container as the keys ``createOptions``, ``createOptions01`` … of a module's settings.
 
-    The JSON text is cut by characters, so a piece by itself need not be JSON.
+    The JSON text is cut by characters, so a piece by itself need not be JSON. Twins merge by key: a piece that the twin
+    has from before, and that is not needed any more, is named with null, or it would stay and spoil the text.
 
     Raises:
         ManifestError: they need more pieces than the runtime reads.
@@ -39,19 +46,39 @@ def split_create_options(options: dict[str, Any]) -> dict[str, str]:
             f"createOptions of {len(text):,} characters do not fit into {CREATE_OPTIONS_PIECES_MAX} pieces of "
             f"{CREATE_OPTIONS_PIECE_LENGTH}"
         )
-    return {_piece_key(number): piece for number, piece in enumerate(pieces or [""])}
+    written: dict[str, str | None] = {_piece_key(number): piece for number, piece in enumerate(pieces or [""])}
+    return written | {_piece_key(number): None for number in range(len(written), former_pieces)}
 
 
-def join_create_options(settings: dict[str, Any]) -> dict[str, Any]:
+def create_options_pieces(settings: Mapping[str, Any]) -> list[str]:
+    """The pieces of a module's options in their order; those set to null are gone.
+
+    Raises:
+        ManifestError: their numbers have a gap, one comes twice, or there are more than the runtime reads.
+    """
+    pieces: dict[int, str] = {}
+    for key, value in settings.items():
+        match = _PIECE.fullmatch(key)
+        if match is None or value is None:
+            continue
+        number = int(match[1] or 0)
+        if number in pieces:
+            raise ManifestError(f"createOptions has piece {number} twice")
+        pieces[number] = str(value)
+    for expected, number in enumerate(sorted(pieces)):
+        if number != expected:
+            raise ManifestError(f"createOptions are numbered with a gap: {_piece_key(expected)} is missing")
+    if len(pieces) > CREATE_OPTIONS_PIECES_MAX:
+        raise ManifestError(f"createOptions has {len(pieces)} pieces; the runtime reads {CREATE_OPTIONS_PIECES_MAX}")
+    return [pieces[number] for number in sorted(pieces)]
+
+
+def join_create_options(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The options that a module's settings hold in pieces; raises ManifestError for a gap, or text that is no JSON."""
-    pieces = {key.lower(): value for key, value in settings.items() if key.lower().startswith("createoptions")}
-    keys = [_piece_key(number).lower() for number in range(len(pieces))]
-    if set(keys) != set(pieces):
-        raise ManifestError(f"createOptions are numbered with a gap: {', '.join(sorted(pieces))}")
-    text = "".join(str(pieces[key]) for key in keys)
+    text = "".join(create_options_pieces(settings))
     try:
-        options = json.loads(text) if text else None
-    except ValueError as err:
+        options = json.loads(text) if text.strip() else None
+    except (ValueError, RecursionError) as err:
         raise ManifestError(f"createOptions are not JSON: {err}") from err
     if options is not None and not isinstance(options, dict):
         raise ManifestError(f"createOptions are {type(options).__name__}, not an object")
@@ -75,14 +102,17 @@ class EdgeModule(Document, frozen=True, kw_only=True):
     environment: dict[str, str | int | float | bool] = {}
     create_options: dict[str, Any] = {}
 
-    def to_wire(self) -> dict[str, Any]:
-        """The module as ``$edgeAgent`` spells it; what the schema asks for is written even at its default."""
+    def to_wire(self, *, former_pieces: int = 0) -> dict[str, Any]:
+        """The module as ``$edgeAgent`` spells it; what the schema asks for is written even at its default.
+
+        `former_pieces` is how many pieces of options the twin has from before; those beyond the new ones become null.
+        """
         entry: dict[str, Any] = {
             "type": "docker",
             "status": self.status,
             "restartPolicy": self.restart_policy,
             "imagePullPolicy": self.image_pull_policy,
-            "settings": {"image": self.image, **split_create_options(self.create_options)},
+            "settings": {"image": self.image, **split_create_options(self.create_options, former_pieces=former_pieces)},
         }
         if self.version is not None:
             entry["version"] = self.version
@@ -119,13 +149,22 @@ class DeploymentManifest(Document, frozen=True, kw_only=True):
     store_and_forward_s: int = 7200
     desired: dict[ModuleId, dict[str, Any]] = {}
 
-    def to_wire(self) -> dict[str, Any]:
-        """The plain shape, ``{"modulesContent": …}``, which the portal, the SDK and ``az iot edge`` all take."""
+    def to_wire(self, *, former_pieces: Mapping[str, int] | None = None) -> dict[str, Any]:
+        """The plain shape, ``{"modulesContent": …}``, which the portal, the SDK and ``az iot edge`` all take.
+
+        `former_pieces` tells for each module of the deployment that this one replaces how many pieces its options had.
+        """
+        former = former_pieces or {}
         agent = {
             "schemaVersion": AGENT_SCHEMA_VERSION,
             "runtime": {"type": "docker", "settings": {"minDockerVersion": "v1.25", "loggingOptions": ""}},
-            "systemModules": {"edgeAgent": _agent_entry(self.edge_agent), "edgeHub": self.edge_hub.to_wire()},
-            "modules": {name: module.to_wire() for name, module in self.modules.items()},
+            "systemModules": {
+                "edgeAgent": _agent_entry(self.edge_agent, former.get("edgeAgent", 0)),
+                "edgeHub": self.edge_hub.to_wire(former_pieces=former.get("edgeHub", 0)),
+            },
+            "modules": {
+                name: module.to_wire(former_pieces=former.get(name, 0)) for name, module in self.modules.items()
+            },
         }
         hub = {
             "schemaVersion": HUB_SCHEMA_VERSION,
@@ -134,10 +173,33 @@ class DeploymentManifest(Document, frozen=True, kw_only=True):
             "storeAndForwardConfiguration": {"timeToLiveSecs": self.store_and_forward_s},
         }
         twins = {"$edgeAgent": agent, "$edgeHub": hub, **self.desired}
-        return {"modulesContent": {name: {"properties.desired": section} for name, section in twins.items()}}
+        return {"modulesContent": {name: {DESIRED: section} for name, section in twins.items()}}
+
+    def to_layer(self) -> dict[str, Any]:
+        """The custom modules and their routes alone, as a layer upon a base that some other deployment is.
+
+        A layer names what it sets by dotted paths, so that it leaves everything else as it is. A module's own desired
+        properties are named two levels deep: one entry of a map, not the whole map.
+        """
+        content: dict[str, dict[str, Any]] = {
+            "$edgeAgent": {f"{DESIRED}.modules.{name}": module.to_wire() for name, module in self.modules.items()},
+            "$edgeHub": {f"{DESIRED}.routes.{name}": route.to_wire() for name, route in self.routes.items()},
+        }
+        for module, section in self.desired.items():
+            content[module] = {}
+            for name, value in section.items():
+                inner = value.items() if isinstance(value, dict) else ()
+                content[module].update({f"{DESIRED}.{name}.{key}": item for key, item in inner})
+                if not inner:
+                    content[module][f"{DESIRED}.{name}"] = value
+        return {"modulesContent": content}
+
+    def to_twin_patch(self, module: str) -> dict[str, Any]:
+        """What a module is to do, as the body of a patch of its twin."""
+        return {"properties": {"desired": self.desired.get(module, {})}}
 
 
-def _agent_entry(module: EdgeModule) -> dict[str, Any]:
+def _agent_entry(module: EdgeModule, former_pieces: int) -> dict[str, Any]:
     """edgeAgent runs always and starts first, so it takes neither a status nor a policy of its own."""
-    entry = module.to_wire()
+    entry = module.to_wire(former_pieces=former_pieces)
     return {key: value for key, value in entry.items() if key not in ("status", "restartPolicy", "startupOrder")}

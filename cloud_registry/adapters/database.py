@@ -60,7 +60,7 @@ def _postgresql(location: URL) -> Engine:
     except (ModuleNotFoundError, NoSuchModuleError) as err:
         raise UsageError(
             f"the driver {location.get_driver_name()} of the database is not installed",
-            hint="Install Slipway with the extra [cloud], which brings psycopg.",
+            hint="Install it: pip install 'slipway[cloud,postgresql]'.",
         ) from err
 
 

@@ -26,6 +26,8 @@ READ_TIMEOUT_S = 120.0
 UPLOAD_CHUNK_BYTES = 8 * 1024 * 1024
 READ_CHUNK_BYTES = 256 * 1024
 ATTEMPTS_MAX = 8
+# For whoever waits for an answer; a transfer that gets on has more patience.
+LINE_ATTEMPTS_MAX = 3
 DELAY_MAX_S = 10.0
 _BUSY = (429, 503)
 _NETWORK_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError)
@@ -151,12 +153,16 @@ class HttpRegistry:
     def _json(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
-        is_repeatable = method != "PATCH"
-        with self._asked(method, API_ROOT + path, body=body, headers=headers, is_repeatable=is_repeatable) as answer:
+        with self._asked(
+            method,
+            API_ROOT + path,
+            body=body,
+            headers=headers,
+            is_repeatable=method != "PATCH",
+            is_read_at_once=True,
+        ) as answer:
             try:
                 value: dict[str, Any] = msgspec.json.decode(answer.content)
-            except _NETWORK_ERRORS as err:
-                raise self._cut_off(err) from err
             except msgspec.DecodeError as err:
                 raise self._no_registry(answer) from err
         return value
@@ -171,12 +177,19 @@ class HttpRegistry:
         form: str = STATE_FORM,
         headers: Mapping[str, str] | None = None,
         is_repeatable: bool = True,
+        is_read_at_once: bool = False,
     ) -> requests.Response:
-        """The answer to a request, where it is one of success; the body is still to be read."""
+        """The answer to a request, where it is one of success; its body is read by the caller, or `is_read_at_once`.
+
+        What is repeatable is asked again where the line breaks.
+        """
         sent = {"Accept": form, "Accept-Encoding": "identity", "Content-Type": "application/json", **(headers or {})}
         for attempt in range(1, ATTEMPTS_MAX + 1):
             try:
-                return self._once(method, path, query, body, sent)
+                answer = self._once(method, path, query, body, sent)
+                if is_read_at_once:
+                    # Within the attempt, so that a line that breaks in the middle of it counts as one that broke.
+                    _ = answer.content
             except _CutError as err:
                 if attempt == ATTEMPTS_MAX:
                     raise ServerUnreachableError(
@@ -184,9 +197,11 @@ class HttpRegistry:
                     ) from err
                 self._sleep(_delay_s(attempt) if err.delay_s is None else min(err.delay_s, DELAY_MAX_S))
             except _NETWORK_ERRORS as err:
-                if not is_repeatable or attempt >= 3 or isinstance(err, requests.exceptions.SSLError):
+                if not is_repeatable or attempt >= LINE_ATTEMPTS_MAX or isinstance(err, requests.exceptions.SSLError):
                     raise self._cut_off(err) from err
                 self._sleep(_delay_s(attempt))
+            else:
+                return answer
         raise AssertionError("the loop returns or raises")
 
     def _once(

@@ -15,7 +15,16 @@ from cloud_registry.errors import RegistryError
 
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
 # Whoever declares tables; a new adapter with tables is named here and brings a revision.
-TABLE_MODULES = ("sql_catalog", "sql_deployments", "sql_keys", "sql_rollouts", "sql_telemetry")
+TABLE_MODULES = (
+    "sql_catalog",
+    "sql_deltas",
+    "sql_deployments",
+    "sql_images",
+    "sql_keys",
+    "sql_recipes",
+    "sql_rollouts",
+    "sql_telemetry",
+)
 # Any number that nobody else locks in the same database.
 _LOCK = 5_193_771_202
 

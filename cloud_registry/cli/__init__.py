@@ -12,6 +12,8 @@ from cloud_registry.config import read_config
 # Noun -> module that holds its click command. Loaded on use, so that `slipway --help` starts fast.
 COMMANDS = {
     "model": "cloud_registry.cli.model",
+    "image": "cloud_registry.cli.image",
+    "trust": "cloud_registry.cli.trust",
     "rollout": "cloud_registry.cli.rollout",
     "manifest": "cloud_registry.cli.manifest",
     "telemetry": "cloud_registry.cli.telemetry",

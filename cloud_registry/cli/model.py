@@ -7,6 +7,7 @@ import click
 
 from cloud_registry import wiring
 from cloud_registry.cli.context import CommandContext, json_option, pass_context
+from cloud_registry.cli.model_manifest import manifest
 from cloud_registry.cli.model_register import register
 from cloud_registry.cli.progress import progress
 from cloud_registry.cli.tables import fields, size_words, table
@@ -23,6 +24,7 @@ def model() -> None:
 
 
 model.add_command(register)
+model.add_command(manifest)
 
 
 @model.command("list")

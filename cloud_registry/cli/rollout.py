@@ -7,6 +7,7 @@ import click
 from rich.console import Console
 
 from cloud_registry.cli.context import CommandContext, json_option, pass_context
+from cloud_registry.cli.progress import progress
 from cloud_registry.cli.rollout_follow import follow_in_foreground
 from cloud_registry.cli.rollout_options import read_terms, request_options
 from cloud_registry.cli.rollout_words import conflicts_in_words, plan_in_words, sentence, title_of, tree_of
@@ -69,7 +70,8 @@ def start(context: CommandContext, /, as_json: bool, detach: bool, dry_run: bool
     if dry_run:
         _show_plan(context, service, service.plan(_request(options)), as_json=as_json)
         return
-    begun = service.begin(_request(options))
+    with progress() as on_progress:
+        begun = service.begin(_request(options), on_progress)
     drafted, started = begun.plan, begun.rollout
     if started is None:
         context.say(f"All {len(drafted.skipped)} devices run {drafted.model}:{drafted.version} already: nothing to do.")

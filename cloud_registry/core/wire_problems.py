@@ -5,6 +5,7 @@ import msgspec
 from cloud_registry import errors
 from cloud_registry.errors import RegistryError
 from manifests.errors import ManifestError
+from manifests.exit_codes import ExitCode
 
 # The nearest of these is what an error travels as. HTTP's own meanings come first, then our exit codes tell more.
 _STATUS: dict[type[Exception], int] = {
@@ -61,4 +62,7 @@ def error_of(problem: Problem) -> Exception:
         return kind(problem.error, hint=problem.hint, status=problem.hub_status)
     if kind is not None and issubclass(kind, RegistryError):
         return kind(problem.error, hint=problem.hint)
-    return RegistryError(problem.error, hint=problem.hint)
+    unknown = RegistryError(problem.error, hint=problem.hint)
+    if problem.exit_code in set(ExitCode):
+        unknown.exit_code = ExitCode(problem.exit_code)
+    return unknown

@@ -33,7 +33,7 @@ def write_version(
         _check_free([*paths.values(), manifest_path])
     folder.mkdir(parents=True, exist_ok=True)
     for file in files:
-        _fetch(file, read, paths[file.digest], on_progress)
+        fetch_blob(read(file), file.digest, file.size_bytes, paths[file.digest], on_progress)
     manifest_path.write_bytes(manifest.to_json() + b"\n")
     return (*paths.values(), manifest_path)
 
@@ -48,22 +48,23 @@ def _file_name(target: str) -> str:
     return name
 
 
-def _fetch(
-    file: File, read: Callable[[File], Iterator[bytes]], path: Path, on_progress: ProgressListener | None
+def fetch_blob(
+    chunks: Iterator[bytes], digest: str, size_bytes: int, path: Path, on_progress: ProgressListener | None
 ) -> None:
+    """Write a stored file, whole and verified or not at all; raises RegistryError for bytes that changed."""
     unfinished = path.with_name(path.name + ".part")
     seen, done_bytes = hashlib.sha256(), 0
     try:
         with unfinished.open("wb") as target:
-            for chunk in read(file):
+            for chunk in chunks:
                 seen.update(chunk)
                 target.write(chunk)
                 done_bytes += len(chunk)
                 if on_progress is not None:
-                    on_progress(f"fetching {path.name}", done_bytes, file.size_bytes)
-        if "sha256:" + seen.hexdigest() != file.digest:
+                    on_progress(f"fetching {path.name}", done_bytes, size_bytes)
+        if "sha256:" + seen.hexdigest() != digest:
             raise RegistryError(
-                f"the stored bytes of {path.name} are not the registered ones: expected {file.digest}, "
+                f"the stored bytes of {path.name} are not the registered ones: expected {digest}, "
                 f"saw sha256:{seen.hexdigest()}",
                 hint="The artifact store is damaged. Restore it, or register the model again.",
             )

@@ -9,7 +9,6 @@ from cloud_registry.core.catalog import Holder, edited_tags, holders, parse_refe
 from cloud_registry.errors import ConflictError, NotFoundError
 from cloud_registry.ports import (
     ArtifactStore,
-    BlobReferences,
     FleetHub,
     ModelCatalogStore,
     ModelIntake,
@@ -19,7 +18,7 @@ from cloud_registry.ports import (
     RolloutReferences,
 )
 from cloud_registry.service.clean_up import Removed, remove_unnamed
-from cloud_registry.service.model_download import write_version
+from cloud_registry.service.model_download import fetch_blob, write_version
 from cloud_registry.service.registration import Registered, Registration, RegistrationService
 from manifests.identity import ModelReference, check_model_name
 from manifests.model import ModelManifest
@@ -39,8 +38,6 @@ class ModelService:
     intake: ModelIntake
     now: Callable[[], datetime]
     module_id: str = "slipway"
-    # Whose blobs a clean-up leaves alone.
-    blob_users: Sequence[BlobReferences] = ()
 
     # --- writing -------------------------------------------------------------
 
@@ -87,7 +84,7 @@ class ModelService:
 
     def remove_orphans(self, age_min: timedelta = ORPHAN_AGE_MIN) -> Removed:
         """Remove files that no version names: of deleted versions, and of registrations that never ended."""
-        return remove_unnamed(self.catalog, self.artifacts, self.now() - age_min, self.blob_users)
+        return remove_unnamed(self.catalog, self.artifacts, self.now() - age_min)
 
     # --- reading -------------------------------------------------------------
 
@@ -146,6 +143,10 @@ class ModelService:
             f"{reason}; the latest version is {latest.reference}",
             hint=f"See its versions with: slipway model search --name {reference.name}",
         )
+
+    def fetch(self, digest: str, size_bytes: int, path: Path, on_progress: ProgressListener | None) -> None:
+        """Write a stored file, whole and verified or not at all; raises RegistryError for bytes that changed."""
+        fetch_blob(self.artifacts.read(digest), digest, size_bytes, path, on_progress)
 
 
 def _holder_lines(found: Sequence[Holder]) -> str:

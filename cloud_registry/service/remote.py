@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from cloud_registry.errors import UsageError
 from cloud_registry.ports import ProgressListener, RegistryTransport, StoreCounts
 from cloud_registry.service.model_download import write_version
 from cloud_registry.service.verbs import VERBS, DeviceVerbs, ModelVerbs, RolloutVerbs, TelemetryVerbs, Verb
@@ -68,8 +69,15 @@ class RemoteVerbs:
         if not path.is_dir():
             return {"upload": self._transport.upload(path, on_progress), "name": path.name}
         files = sorted(each for each in path.rglob("*") if not each.is_dir())
+        root = path.resolve()
+        for each in files:
+            # Here, where the link means something: at the server it would be a file like any other.
+            if not each.resolve().is_relative_to(root):
+                raise UsageError(
+                    f"{each} leads out of {path}", hint="Put the file itself into the folder, or take the link away."
+                )
         return {
-            "folder": path.resolve().name,
+            "folder": root.name,
             "files": [
                 {"upload": self._transport.upload(each, on_progress), "name": each.relative_to(path).as_posix()}
                 for each in files

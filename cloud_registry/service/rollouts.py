@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from cloud_registry.core.catalog import parse_reference
+from cloud_registry.core.publication import digests_before, formats_offered, with_deltas
 from cloud_registry.core.rollout import events as ev
 from cloud_registry.core.rollout.documents import RolloutPlan, RolloutTerms
 from cloud_registry.core.rollout.drafting import (
@@ -21,12 +22,13 @@ from cloud_registry.core.rollout.drafting import (
 )
 from cloud_registry.core.rollout.planning import rollback_event
 from cloud_registry.core.rollout.state import Rollout, RolloutState
+from cloud_registry.core.trust_files import files_of_content, files_of_deltas
 from cloud_registry.core.waves import DEFAULT_WAVES, parse_waves
 from cloud_registry.errors import ConflictError, GateRefusedError, NotFoundError, RegistryError
-from cloud_registry.ports import Clock, FleetHub, RolloutReference
+from cloud_registry.ports import Clock, FleetHub, ProgressListener, RolloutReference
 from cloud_registry.service.fleet import Fleet, observations_of
 from cloud_registry.service.rollout_driver import RolloutDriver, Tick
-from cloud_registry.service.rollout_log import ModelCatalog, RolloutLog, RolloutReader
+from cloud_registry.service.rollout_log import ModelCatalog, ReleaseDeltas, ReleaseTrust, RolloutLog, RolloutReader
 from manifests.identity import ModelReference
 from manifests.model import ModelManifest
 
@@ -83,7 +85,11 @@ class RolloutService:
         clock: Clock,
         owner: str,
         module_id: str = "slipway",
+        trust: ReleaseTrust | None = None,
+        publication: ReleaseDeltas | None = None,
     ) -> None:
+        self._trust = trust
+        self._publication = publication
         self._events = log
         self._models = models
         self._fleet = Fleet(hub, module_id)
@@ -128,28 +134,54 @@ class RolloutService:
                 held.setdefault(rollout_id, []).append(device)
         return held
 
-    def begin(self, request: RolloutRequest) -> Begun:
+    def begin(self, request: RolloutRequest, on_progress: ProgressListener | None = None) -> Begun:
         """Plan and start at once; nothing is started where every device runs the version already."""
         drafted = self.plan(request)
         if not drafted.devices and drafted.skipped and all(_has_it(skipped.reason) for skipped in drafted.skipped):
             return Begun(drafted)
-        started = self.start(drafted)
+        started = self.start(drafted, on_progress)
         return Begun(started.plan, started)
 
-    def start(self, drafted: RolloutPlan) -> Rollout:
-        """Store a plan as a rollout. Nothing is written to any device yet: the first tick does that.
+    def start(self, drafted: RolloutPlan, on_progress: ProgressListener | None = None) -> Rollout:
+        """Store a plan as a rollout, with deltas from what its devices run.
+
+        Nothing is written to any device yet: the first tick does that.
 
         Raises:
             ConflictError: a device takes part in an unfinished rollout of the model.
             RegistryError: no device is left to offer the version to.
+            TrustError: devices would refuse it, or what they would go back to: it is not signed.
         """
         if not drafted.devices:
             raise RegistryError(
                 f"there is no device to offer {drafted.model}:{drafted.version} to\n{_skipped_lines(drafted)}",
                 hint="See who would take part with: slipway rollout plan",
             )
+        if self._trust is not None:
+            contents = drafted.contents.values()
+            self._trust.check(file for content in contents for file in files_of_content(drafted.model, content))
+        if drafted.kind == "release":
+            drafted = self._with_deltas(drafted, on_progress)
         stored = self._events.create(drafted, drafted.generation - 1, self._clock.now())
         return self.status(stored.id)
+
+    def _with_deltas(self, drafted: RolloutPlan, on_progress: ProgressListener | None) -> RolloutPlan:
+        """The plan with what shortens its downloads; where a trust repository exists, only what is signed does."""
+        if self._publication is None or drafted.version is None:
+            return drafted
+        reference, running = ModelReference(drafted.model, drafted.version), digests_before(drafted)
+        is_signing = self._trust is not None and self._trust.exists()
+        if running and not is_signing:
+            self._publication.publish(self._models.manifest(reference), running, on_progress)
+        found = self._publication.release_for(reference, formats_offered(drafted), running)
+        if self._trust is not None and is_signing:
+            offered = [offer for offers in found.values() for offer in offers]
+            unsigned = {file.target for file in self._trust.unsigned(files_of_deltas(reference, offered))}
+            found = {
+                digest: tuple(offer for offer in offers if offer.target not in unsigned)
+                for digest, offers in found.items()
+            }
+        return with_deltas(drafted, found)
 
     def _version(self, name: str, version: int | None) -> ModelManifest:
         return self._models.latest(name) if version is None else self._models.manifest(ModelReference(name, version))

@@ -71,8 +71,8 @@ class RolloutVerbs(Protocol):
         """Unfinished rollouts with the devices of a plan that they hold."""
         ...
 
-    def begin(self, request: RolloutRequest) -> Begun:
-        """Plan a rollout and store it, unless every device runs the version already."""
+    def begin(self, request: RolloutRequest, on_progress: ProgressListener | None = None) -> Begun:
+        """Plan a rollout, make its deltas and store it, unless every device runs the version already."""
         ...
 
     def status(self, rollout_id: str) -> Rollout:

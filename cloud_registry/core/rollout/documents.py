@@ -9,7 +9,7 @@ from manifests.document import Document
 from manifests.identity import Generation, ModelName, ModelVersion
 from manifests.model import Artifact, ByteCount, Digest, GoldenSet, ModelFormat, ModelManifest
 from manifests.processing import Processing
-from manifests.release import Release, Requirements, TrialTerms
+from manifests.release import DeltaOffer, Release, Requirements, TrialTerms
 
 RolloutKind = Literal["release", "rollback"]
 OnStop = Literal["rollback", "pause"]
@@ -30,6 +30,8 @@ class ReleaseContent(Document, frozen=True, kw_only=True, omit_defaults=False):
     golden: GoldenSet | None = None
     processing: Processing | None = None
     requires: Requirements | None = None
+    # Shorter ways to it for devices that hold an earlier version.
+    delta: tuple[DeltaOffer, ...] = ()
 
     @property
     def key(self) -> str:
@@ -59,6 +61,7 @@ class ReleaseContent(Document, frozen=True, kw_only=True, omit_defaults=False):
             target=release.target,
             golden=release.golden,
             processing=release.processing,
+            delta=release.delta,
         )
 
 

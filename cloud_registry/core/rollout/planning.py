@@ -378,6 +378,7 @@ def desired_entry(rollout: Rollout, device: str, now: datetime) -> dict[str, Any
         processing=content.processing,
         # What a device goes back to ran there before.
         requires=content.requires if rollout.rollback is None else None,
+        delta=content.delta,
         trial=_trial(rollout.plan, is_rollback=rollout.rollback is not None),
         not_after=None if valid_s is None else (now + timedelta(seconds=valid_s)).isoformat(),
         # The way back waits for no window: what it takes back is running now.

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from cloud_registry import wiring
-from cloud_registry.core.packaging import (
+from cloud_registry.core.deployment.model_module import (
     ModulePlan,
     check_deployment,
     check_image,
     configuration_for,
     deployment_for,
     device_condition,
+    former_pieces,
 )
 from cloud_registry.errors import RegistryError, UsageError
 from manifests.deployment import (
@@ -29,7 +30,7 @@ from manifests.model import ModelManifest
 from manifests.release import Release
 
 EXAMPLES = Path(__file__).parents[3] / "manifests" / "examples"
-SCHEMA = wiring.open_deployment_schema()
+SCHEMAS = wiring.open_deployment_schemas()
 
 
 def example(name: str) -> Any:
@@ -53,7 +54,9 @@ def test_with_a_release_the_module_is_told_what_to_run():
 
 
 def test_for_named_devices_it_is_a_configuration_of_the_hub():
-    written = configuration_for(MODEL, deployment_for(MODEL, ModulePlan()), device_condition(["dev-01", "dev-02"]))
+    written = configuration_for(
+        MODEL, deployment_for(MODEL, ModulePlan()).to_wire(), device_condition(["dev-01", "dev-02"])
+    )
     assert written == {
         "id": "slipway-digits-3",
         "schemaVersion": "1.0",
@@ -73,7 +76,7 @@ def test_a_condition_names_devices_whatever_their_ids_hold():
 
 @pytest.mark.parametrize("name", ["deployment.json", "deployment-with-release.json"])
 def test_both_validators_accept_what_we_write(name: str):
-    check_deployment(example(name), SCHEMA)
+    check_deployment(example(name), SCHEMAS)
 
 
 IMAGES = {
@@ -81,6 +84,7 @@ IMAGES = {
     "registry.example.com:5000/edge/slipway:3": True,
     "registry.example.com/slipway@sha256:" + "0" * 64: True,
     "$upstream:443/slipway:3": True,
+    "slipway:latest": False,
     "": False,
     " ": False,
     "slipway": False,
@@ -169,7 +173,7 @@ SPOILT = {
         {"agent__desired__modules__slipway__settings__createOptions": "{"},
         "createOptions are not JSON",
     ),
-    "no routes": ({"hub__desired": {"schemaVersion": "1.1"}}, "'routes' is a required property"),
+    "no routes": ({"hub__desired": {"schemaVersion": "1.1"}}, "'routes' is missing"),
     "more than a twin holds": (
         {"agent__desired__modules__slipway__env": {"A": {"value": "x" * 40_000}}},
         "a twin holds 32,768",
@@ -181,7 +185,7 @@ SPOILT = {
 def test_what_either_validator_would_refuse_is_refused_before_it_is_written(story: str):
     changes, words = SPOILT[story]
     with pytest.raises(RegistryError) as refused:
-        check_deployment(changed(**changes), SCHEMA)
+        check_deployment(changed(**changes), SCHEMAS)
     assert words in refused.value.message
 
 
@@ -204,7 +208,64 @@ def test_a_deployment_of_many_modules_names_each():
         },
         routes={"up": Route(route="FROM /* INTO $upstream")},
     ).to_wire()
-    check_deployment(manifest, SCHEMA)
+    check_deployment(manifest, SCHEMAS)
     modules = manifest["modulesContent"]["$edgeAgent"]["properties.desired"]["modules"]
     assert (modules["one"]["status"], modules["two"]["env"]) == ("stopped", {"N": {"value": 2}})
     assert list(manifest["modulesContent"]) == ["$edgeAgent", "$edgeHub"]
+
+
+def test_a_layer_sets_the_module_and_its_route_and_nothing_of_the_base():
+    plan = ModulePlan(release=release())
+    layer = deployment_for(MODEL, plan).to_layer()
+    base = deployment_for(MODEL, plan).to_wire()["modulesContent"]
+    agent, hub = (base[name]["properties.desired"] for name in ("$edgeAgent", "$edgeHub"))
+    assert layer == {
+        "modulesContent": {
+            "$edgeAgent": {"properties.desired.modules.slipway": agent["modules"]["slipway"]},
+            "$edgeHub": {"properties.desired.routes.slipwayToCloud": hub["routes"]["slipwayToCloud"]},
+            "slipway": {"properties.desired.models.digits": release().to_wire()},
+        }
+    }
+    check_deployment(layer, SCHEMAS)
+
+
+def test_a_layer_ranks_above_the_base_unless_somebody_says_otherwise():
+    deployment = deployment_for(MODEL, ModulePlan())
+    layer, base = (configuration_for(MODEL, form, "*") for form in (deployment.to_layer(), deployment.to_wire()))
+    assert (layer["id"], layer["priority"] > base["priority"]) == ("slipway-digits-3-layer", True)
+    assert configuration_for(MODEL, deployment.to_layer(), "*", priority=7)["priority"] == 7
+
+
+def test_a_patch_tells_a_running_module_which_model_it_is_to_run():
+    deployment = deployment_for(MODEL, ModulePlan(release=release()))
+    assert deployment.to_twin_patch("slipway") == {
+        "properties": {"desired": {"models": {"digits": release().to_wire()}}}
+    }
+
+
+def test_pieces_that_are_not_needed_any_more_are_deleted_by_name():
+    long = {"Env": [f"NAME{number}={'x' * 40}" for number in range(40)]}
+    before = deployment_for(MODEL, ModulePlan(create_options=long)).to_wire()
+    assert former_pieces(before) == {"edgeAgent": 1, "edgeHub": 1, "slipway": 4}
+    shorter = deployment_for(MODEL, ModulePlan(create_options={"Env": ["A=1"]}))
+    after = shorter.to_wire(former_pieces=former_pieces(before))
+    settings = after["modulesContent"]["$edgeAgent"]["properties.desired"]["modules"]["slipway"]["settings"]
+    # What the twin merges: the former pieces, and over them the new ones, null deleting.
+    former = before["modulesContent"]["$edgeAgent"]["properties.desired"]["modules"]["slipway"]["settings"]
+    merged = {name: value for name, value in {**former, **settings}.items() if value is not None}
+    assert join_create_options(merged) == {"Env": ["A=1"]}
+    assert [name for name, value in settings.items() if value is None] == [
+        f"createOptions{number:02d}" for number in range(1, 4)
+    ]
+    with pytest.raises(ManifestError):
+        join_create_options({**former, "createOptions": settings["createOptions"]})
+    check_deployment(after, SCHEMAS)
+
+
+def test_options_of_more_pieces_than_other_tools_read_are_asked_for():
+    plan = ModulePlan(create_options={"Env": ["x" * 5000]})
+    document = deployment_for(MODEL, plan).to_wire()
+    with pytest.raises(RegistryError, match="need 10 pieces; iotedgedev reads 8"):
+        check_deployment(document, SCHEMAS)
+    sizes = check_deployment(document, SCHEMAS, has_many_pieces=True)
+    assert [size.module for size in sizes] == ["$edgeAgent", "$edgeHub"]

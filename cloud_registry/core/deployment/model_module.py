@@ -9,23 +9,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jsonschema
-
+from cloud_registry.core.deployment.image_reference import has_moving_tag, refusal_of_image, without_tag
+from cloud_registry.core.deployment.json_text import JsonText
+from cloud_registry.core.deployment.manifest_shape import ShapeError, read_deployment
+from cloud_registry.core.deployment.schema_rules import Schemas
+from cloud_registry.core.deployment.twin_rules import TwinSize, without_nulls
+from cloud_registry.core.deployment.validation import validate_content
 from cloud_registry.errors import RegistryError, UsageError
-from manifests.canonical import canonical_json
-from manifests.deployment import MODULE_ID_PATTERN, DeploymentManifest, EdgeModule, Route, join_create_options
+from manifests.deployment import (
+    CREATE_OPTIONS_PIECES_TOOLS_MAX,
+    MODULE_ID_PATTERN,
+    DeploymentManifest,
+    EdgeModule,
+    Route,
+    create_options_pieces,
+)
 from manifests.errors import ManifestError
 from manifests.model import ModelManifest
 from manifests.release import Release
-from manifests.twin import TWIN_SECTION_BYTES_MAX
 
 EDGE_AGENT_IMAGE = "mcr.microsoft.com/azureiotedge-agent:1.5"
 EDGE_HUB_IMAGE = "mcr.microsoft.com/azureiotedge-hub:1.5"
 STATE_FOLDER = "/var/lib/slipway"
 CONFIGURATION_ID_LENGTH_MAX = 128
+BASE_PRIORITY, LAYER_PRIORITY = 10, 20
 
-# Azure/iotedge, DockerConfig.cs: what edgeAgent takes for an image. One colon: either a tag or a digest.
-_IMAGE = re.compile(r"^(?P<repository>([^/]*/)*)(?P<name>[^/:]+)(?P<tag>:[^/:]+)?$")
 _VARIABLE = re.compile(r"^[^+#$\s.]+$")
 
 
@@ -46,20 +54,17 @@ def default_image(model: ModelManifest) -> str:
 
 
 def check_image(image: str) -> str:
-    """The reference as edgeAgent will read it; raises UsageError for one that it refuses."""
+    """The reference as edgeAgent will read it; raises UsageError for one that it refuses, or that says no version."""
     reference = image.strip()
-    if "@" in reference and _IMAGE.match(reference) is None:
-        raise UsageError(
-            f"{image!r} names both a tag and a digest, and edgeAgent refuses that",
-            hint="Write either repository/name:tag or repository/name@sha256:<digest>.",
-        )
-    if not reference or re.search(r"\s", reference) or _IMAGE.match(reference) is None:
+    refusal = refusal_of_image(reference)
+    if refusal is not None:
+        raise UsageError(refusal.reason, hint=refusal.mend)
+    if re.search(r"\s", reference):
         raise UsageError(f"{image!r} is not an image reference", hint="Write [registry/]name:tag.")
-    if reference.startswith("$upstream") and not re.match(r"^\$upstream:\d+/", reference):
-        raise UsageError(f"{image!r} needs a port", hint="Write $upstream:443/name:tag.")
-    if "@" not in reference and _IMAGE.match(reference)["tag"] is None:  # type: ignore[index]
-        # edgeAgent would add :latest, and a tag that moves is never noticed on a device.
-        raise UsageError(f"{image!r} has no tag", hint=f"Name a version, for example {reference}:1.")
+    if has_moving_tag(reference):
+        # edgeAgent adds :latest to a bare name, and a tag that moves is never noticed on a device.
+        seen = "has a tag that moves" if reference.endswith(":latest") else "has no tag"
+        raise UsageError(f"{image!r} {seen}", hint=f"Name a version, for example {without_tag(reference)}:1.")
     return reference
 
 
@@ -110,20 +115,37 @@ def _hub_options() -> dict[str, Any]:
     return {"HostConfig": {"PortBindings": {port: [{"HostPort": port.split("/")[0]}] for port in ports}}}
 
 
-def configuration_for(model: ModelManifest, deployment: DeploymentManifest, condition: str) -> dict[str, Any]:
+def configuration_for(
+    model: ModelManifest, content: Mapping[str, Any], condition: str, *, priority: int | None = None
+) -> dict[str, Any]:
     """The deployment as a hub configuration (an automatic deployment) for the devices that meet a condition.
 
     https://learn.microsoft.com/rest/api/iothub/service/configuration/create-or-update
     """
-    identifier = f"slipway-{model.name}-{model.version}"[:CONFIGURATION_ID_LENGTH_MAX]
+    is_layer = read_deployment(content).kind == "layered"
+    identifier = f"slipway-{model.name}-{model.version}{'-layer' if is_layer else ''}"[:CONFIGURATION_ID_LENGTH_MAX]
+    # A layer counts only above the base that it lies upon.
+    usual = LAYER_PRIORITY if is_layer else BASE_PRIORITY
     return {
         "id": identifier,
         "schemaVersion": "1.0",
         "labels": {"slipwayModel": model.name, "slipwayVersion": str(model.version)},
-        "content": deployment.to_wire(),
+        "content": dict(content),
         "targetCondition": condition,
-        "priority": 10,
+        "priority": usual if priority is None else priority,
     }
+
+
+def former_pieces(document: Any) -> dict[str, int]:
+    """How many pieces of options each module of a manifest has; raises UsageError for what is no manifest."""
+    try:
+        return {
+            name: len(create_options_pieces(entry["settings"]))
+            for _, name, entry in read_deployment(document).agent_modules()
+            if isinstance(entry, dict) and isinstance(entry.get("settings"), dict)
+        }
+    except (ShapeError, ManifestError) as err:
+        raise UsageError(f"the manifest to replace is none: {err}") from err
 
 
 def device_condition(device_ids: Sequence[str]) -> str:
@@ -135,38 +157,38 @@ def device_condition(device_ids: Sequence[str]) -> str:
     return f"deviceId = {quoted[0]}" if len(quoted) == 1 else f"deviceId IN [{', '.join(quoted)}]"
 
 
-def check_deployment(manifest: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
-    """Raise RegistryError with every problem that the public schema or the runtime would find.
+def check_deployment(document: Any, schemas: Schemas, *, has_many_pieces: bool = False) -> tuple[TwinSize, ...]:
+    """The sizes of the twins that a manifest of ours writes.
 
     The schema alone is not enough: it takes options that are no JSON, and hubs without a store-and-forward section.
+
+    Args:
+        document: the manifest; names set to null, which only a merge needs, are left out of the look.
+        has_many_pieces: whether options of more pieces than other tools read are wanted.
+
+    Raises:
+        RegistryError: with every problem that the public schema or the runtime would find.
     """
-    validator = jsonschema.validators.validator_for(schema)(schema)
-    problems = [f"{_path(error)}: {error.message}" for error in validator.iter_errors(manifest)]
-    problems += _runtime_problems(manifest)
+    content = JsonText(without_nulls(document), {})
+    report = validate_content(content, schemas, is_template=False, values={})
+    problems = dict.fromkeys(
+        f"{problem.place}: {problem.reason}" for problem in (*report.schema.problems, *report.runtime.problems)
+    )
     if problems:
         raise RegistryError(
-            "the deployment manifest would be refused:\n" + "\n".join(f"  {problem}" for problem in problems[:20]),
+            "the deployment manifest would be refused:\n" + "\n".join(f"  {told}" for told in list(problems)[:20]),
             hint="Change --create-options, --env or --image.",
         )
+    if not has_many_pieces:
+        _check_pieces(document)
+    return report.twins
 
 
-def _path(error: Any) -> str:
-    return "/".join(str(part) for part in error.absolute_path) or "the manifest"
-
-
-def _runtime_problems(manifest: Mapping[str, Any]) -> list[str]:
-    problems = []
-    for name, twin in manifest["modulesContent"].items():
-        section = twin["properties.desired"]
-        size_bytes = len(canonical_json(section))
-        if size_bytes > TWIN_SECTION_BYTES_MAX:
-            problems.append(
-                f"{name}: {size_bytes:,} bytes of desired properties; a twin holds {TWIN_SECTION_BYTES_MAX:,}"
+def _check_pieces(document: Any) -> None:
+    for _, name, entry in read_deployment(document).agent_modules():
+        count = len(create_options_pieces(entry.get("settings", {})))
+        if count > CREATE_OPTIONS_PIECES_TOOLS_MAX:
+            raise RegistryError(
+                f"createOptions of {name} need {count} pieces; iotedgedev reads {CREATE_OPTIONS_PIECES_TOOLS_MAX}",
+                hint="Shorten them, or say --long-options where only the runtime has to read them.",
             )
-    agent = manifest["modulesContent"]["$edgeAgent"]["properties.desired"]
-    for name, module in {**agent["systemModules"], **agent["modules"]}.items():
-        try:
-            join_create_options(module["settings"])
-        except ManifestError as err:
-            problems.append(f"{name}: {err}")
-    return problems
