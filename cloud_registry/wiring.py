@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from cloud_registry.core.images.records import ImageRecord
     from cloud_registry.ports import (
         BackupPlace,
-        BlobReferences,
         Clock,
         FleetHub,
         ImageReferences,
@@ -146,7 +145,6 @@ def open_local_models(config: RegistryConfig) -> "LocalModels":
         artifacts=FsspecArtifacts(config.artifacts_url),
         prover=SubprocessProver(open_scratch(config)),
         intake=FileIntake(open_scratch(config)),
-        blob_users=_blob_users(config),
         now=_now,
         module_id=config.module_id,
         open_hub=(lambda: open_hub(config)) if config.hub_connection_string is not None else None,
@@ -155,6 +153,7 @@ def open_local_models(config: RegistryConfig) -> "LocalModels":
     )
 
 
+<<<<<<< HEAD
 def open_benchmark(config: RegistryConfig) -> "BenchmarkService":
     """Measures on this machine, wherever the registry is."""
     from cloud_registry.adapters.model_probe import SubprocessProver
@@ -163,6 +162,8 @@ def open_benchmark(config: RegistryConfig) -> "BenchmarkService":
     return BenchmarkService(open_models(config), SubprocessProver(open_scratch(config)))
 
 
+=======
+>>>>>>> storage
 def read_lineage(model: "Path", *, datasets: Sequence[str], parent: str, framework: str, author: str) -> "Lineage":
     """Where what lies at `model` comes from, with what its owner says of it."""
     from cloud_registry.adapters.model_lineage import lineage_of
@@ -221,13 +222,7 @@ def open_upkeep(config: RegistryConfig) -> "Upkeep":
         dump=SqlDump(engine),
         scratch=open_scratch(config),
         now=_now,
-        blob_users=_blob_users(config),
     )
-
-
-def _blob_users(config: RegistryConfig) -> "Sequence[BlobReferences]":  # noqa: ARG001
-    """Who stores blobs that no version names as its files. Whoever is missing here loses them in a clean-up."""
-    return ()
 
 
 def open_backups(config: RegistryConfig, url: str) -> "BackupPlace":

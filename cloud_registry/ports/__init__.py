@@ -47,7 +47,6 @@ from cloud_registry.ports.storage import (
     ArtifactStore,
     BackupPlace,
     BlobContent,
-    BlobReferences,
     DatabaseDump,
     DumpFacts,
     ProgressListener,
@@ -65,7 +64,13 @@ from cloud_registry.ports.telemetry import (
     UnreadableEvent,
 )
 from manifests.identity import ModelReference
+<<<<<<< HEAD
 from manifests.model import ModelManifest
+=======
+from manifests.model import DataSchema, ModelFormat, ModelManifest, Signature, Verdict
+from manifests.processing import Processing
+from manifests.recipe import ImageRecipe
+>>>>>>> storage
 from manifests.twin import ReportedSection, read_reported
 
 # What has modules of its own here and is asked for by this name.
@@ -76,9 +81,12 @@ __all__ = [
     "AuditLog",
     "BackupPlace",
     "BlobContent",
+<<<<<<< HEAD
     "BlobReferences",
     "ContainerEngine",
     "ContainerFacts",
+=======
+>>>>>>> storage
     "DatabaseDump",
     "DumpFacts",
     "EndpointAnswer",
@@ -290,6 +298,217 @@ class ModelCatalogStore(Protocol):
         ...
 
 
+<<<<<<< HEAD
+=======
+class RecipeStore(Protocol):
+    """Recipes of images. Each method is one transaction."""
+
+    def history(self, reference: ModelReference) -> Sequence[ImageRecipe]:
+        """Every revision, oldest first; the newest one counts."""
+        ...
+
+    def append(self, reference: ModelReference, recipes: Sequence[ImageRecipe]) -> None:
+        """Store revisions; raises ConflictError where one of that number is there, or the version is not."""
+        ...
+
+
+SampleKind = Literal["npz", "csv", "json", "image"]
+
+
+@dataclass(frozen=True, slots=True)
+class ProofTerms:
+    """How a model is put to the proof: with golden answers given, or recorded from a sample, or on zeros alone.
+
+    `schema` is what its owner declares, to be held against the model; `processing` tells how a picture becomes numbers.
+    `memory_max_bytes` is chosen by the machine where it is None. `is_unconfined` runs the model even where the system
+    lets us keep no network from it. `script` is a scoring script to be parsed beside the model, and `renamed` tells the
+    names of files that it would look for in vain, with those that they are stored by.
+    """
+
+    sample: Path | None = None
+    golden: Path | None = None
+    tolerance_absolute: float = 1e-3
+    duration_max_s: float = 60.0
+    memory_max_bytes: int | None = None
+    is_unconfined: bool = False
+    schema: DataSchema | None = None
+    processing: Processing | None = None
+    script: Path | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ProvenArtifact:
+    format: ModelFormat
+    path: Path
+    size_bytes: int
+    digest: str
+    signature: Signature
+    latency_median_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What the proof found. Paths are private copies, so that what was proven is what is stored.
+
+    `schema` is the declared one, or what model and sample tell.
+    """
+
+    artifacts: tuple[ProvenArtifact, ...]
+    golden: Path | None = None
+    samples: int = 0
+    sample: tuple[Path, SampleKind] | None = None
+    schema: DataSchema | None = None
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SubmittedFacts:
+    """What the files of a submission say about the model themselves."""
+
+    description: str = ""
+    labels: tuple[str, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+    properties: Mapping[str, str] = field(default_factory=dict)
+    framework: str = ""
+    processing: Processing | None = None
+    schema: DataSchema | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What was given to be registered, taken apart. `source` are the files of a directory by their path in it.
+
+    A Python model has one artifact, its scoring script; a model of another format may have a `script` beside it, and
+    `renamed` tells where it is stored by another name than it had. `check_unchanged` raises RefusedModelError where a
+    file is another one now than when it was looked at.
+    """
+
+    artifacts: tuple[tuple[ModelFormat, Path], ...]
+    source: tuple[tuple[str, Path], ...] = ()
+    sample: Path | None = None
+    golden: Path | None = None
+    script: Path | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    facts: SubmittedFacts = field(default_factory=SubmittedFacts)
+    check_unchanged: Callable[[], None] = lambda: None
+
+
+class ModelIntake(Protocol):
+    def open(
+        self, paths: Sequence[Path], on_progress: ProgressListener | None = None
+    ) -> AbstractContextManager[Submission]:
+        """Take model files, one directory or one archive apart. Private copies go when it is left.
+
+        Raises:
+            UsageError: the paths do not make one version.
+            RefusedModelError: the directory or archive holds what is not taken.
+        """
+        ...
+
+
+class ModelProver(Protocol):
+    def prove(
+        self, files: Sequence[tuple[ModelFormat, Path]], terms: ProofTerms, on_progress: ProgressListener | None = None
+    ) -> AbstractContextManager[Proof]:
+        """Load and run each file in a process of its own; raises RefusedModelError. The copies go when it is left."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """An image as an engine knows it. `health_check` is the command that Docker runs, empty where there is none."""
+
+    identifier: str
+    platform: str
+    size_bytes: int
+    labels: Mapping[str, str]
+    user: str
+    environment: Mapping[str, str]
+    health_check: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerFacts:
+    """A container at this moment. `exit_code` is None while it runs; the peak of memory is what the engine tells."""
+
+    is_running: bool
+    exit_code: int | None = None
+    was_out_of_memory: bool = False
+    memory_peak_bytes: int | None = None
+
+
+class RunningImage(Protocol):
+    def url(self) -> str | None:
+        """Where its port can be reached from this machine, without a path; None before it starts and once it ended."""
+        ...
+
+    def facts(self) -> ContainerFacts: ...
+
+    def log(self) -> str:
+        """Its last lines."""
+        ...
+
+    def execute(self, command: tuple[str, ...]) -> tuple[int, str]:
+        """Run a command inside; its exit code and what it said."""
+        ...
+
+
+class ContainerEngine(Protocol):
+    """A container engine. Methods raise RegistryError where it cannot be reached or refuses."""
+
+    def build(
+        self,
+        context: Path,
+        tag: str,
+        platform: str,
+        dockerfile: str,
+        say: Callable[[str], None],
+        *,
+        is_cache_used: bool,
+    ) -> str:
+        """Build an image from a folder with a Dockerfile and give its id; `say` hears each line."""
+        ...
+
+    def image(self, name: str) -> ImageFacts:
+        """What the engine knows of an image; raises NotFoundError."""
+        ...
+
+    def running(
+        self, image: str, *, port: int, environment: Mapping[str, str], lifetime_s: float
+    ) -> AbstractContextManager[RunningImage]:
+        """A container that is removed when the context is left; `lifetime_s` bounds one whose owner was killed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointAnswer:
+    """What a scoring endpoint answered to arrays: arrays by tensor, and how long it took by either clock."""
+
+    outputs: Mapping[str, Any]
+    latency_ms: float
+    inside_ms: float | None
+
+
+class ScoringEndpoint(Protocol):
+    """The scoring endpoint of an image. Methods raise RegistryError where it refuses or is not reached."""
+
+    def is_ready(self) -> bool:
+        """Whether the model is loaded; False as well where nobody answers yet."""
+        ...
+
+    def metadata(self) -> dict[str, Any]: ...
+
+    def score(self, inputs: Mapping[str, Any]) -> EndpointAnswer:
+        """Answers for arrays by tensor, whose first axis counts the samples."""
+        ...
+
+    def score_body(self, body: bytes) -> float:
+        """Have a request of any form answered; the milliseconds that it took."""
+        ...
+
+
+>>>>>>> storage
 @dataclass(frozen=True, slots=True)
 class RolloutReference:
     """The model versions that one rollout names: the one it carries, and those it would go back to."""

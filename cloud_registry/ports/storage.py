@@ -86,14 +86,6 @@ class ArtifactStore(Protocol):
         ...
 
 
-class BlobReferences(Protocol):
-    """Whoever stores blobs beside the catalog, such as deltas."""
-
-    def digests(self) -> frozenset[str]:
-        """The blobs that a clean-up leaves alone and a backup takes along."""
-        ...
-
-
 class BackupPlace(Protocol):
     """Where backups are kept: blobs that they share, and a document each, which is written last."""
 

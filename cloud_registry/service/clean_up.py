@@ -4,14 +4,14 @@ A blob may be stored long before its version is added, or be shared with one tha
 added only while its files are there, and a blob is removed only while no version can be added.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 
 from cloud_registry.core.catalog import stored_files
 from cloud_registry.errors import ConflictError
-from cloud_registry.ports import ArtifactStore, BlobReferences, ModelCatalogStore, ProgressListener, StoredBlob
+from cloud_registry.ports import ArtifactStore, ModelCatalogStore, ProgressListener, StoredBlob
 from manifests.model import ModelManifest
 
 # Registrations wait while so many blobs are removed.
@@ -51,18 +51,16 @@ def remove_unnamed(
     catalog: ModelCatalogStore,
     artifacts: ArtifactStore,
     before: datetime,
-    others: Sequence[BlobReferences] = (),
     on_progress: ProgressListener | None = None,
 ) -> Removed:
-    """Remove blobs that were stored before an instant and that nobody names, and uploads that were left by then."""
+    """Remove blobs that were stored before an instant and that no version names, and uploads that were left by then."""
     unfinished = artifacts.remove_unfinished(before)
-    candidates = iter(found := unnamed_blobs(catalog, artifacts, before, others))
+    candidates = iter(found := unnamed_blobs(catalog, artifacts, before))
     blobs, size_bytes = 0, 0
     while batch := list(islice(candidates, BLOBS_AT_ONCE)):
         with catalog.unnamed([blob.digest for blob in batch]) as free:
             # Asked again where nothing can change any more.
-            kept = _kept_by(others)
-            gone = [blob for blob in batch if blob.digest in free and blob.digest not in kept]
+            gone = [blob for blob in batch if blob.digest in free]
             for blob in gone:
                 artifacts.remove(blob.digest)
         blobs += len(gone)
@@ -72,15 +70,9 @@ def remove_unnamed(
     return Removed(blobs, size_bytes, unfinished)
 
 
-def unnamed_blobs(
-    catalog: ModelCatalogStore, artifacts: ArtifactStore, before: datetime, others: Sequence[BlobReferences] = ()
-) -> list[StoredBlob]:
-    """Blobs that were stored before an instant and that nobody names now."""
+def unnamed_blobs(catalog: ModelCatalogStore, artifacts: ArtifactStore, before: datetime) -> list[StoredBlob]:
+    """Blobs that were stored before an instant and that no version names now."""
     old = [blob for blob in artifacts.blobs() if blob.modified_at is None or blob.modified_at < before]
     # Asked after the blobs were listed: a version that was added meanwhile keeps what it names.
-    used = catalog.digests() | _kept_by(others)
+    used = catalog.digests()
     return [blob for blob in old if blob.digest not in used]
-
-
-def _kept_by(others: Sequence[BlobReferences]) -> frozenset[str]:
-    return frozenset().union(*(other.digests() for other in others))

@@ -18,7 +18,6 @@ from cloud_registry.errors import ConflictError, NotFoundError
 from cloud_registry.ports import (
     AliasMove,
     ArtifactStore,
-    BlobReferences,
     FleetHub,
     ImageReferences,
     ModelCatalogStore,
@@ -49,8 +48,6 @@ class ModelService:
     intake: ModelIntake
     now: Callable[[], datetime]
     module_id: str = "slipway"
-    # Whose blobs a clean-up leaves alone.
-    blob_users: Sequence[BlobReferences] = ()
 
     # --- writing -------------------------------------------------------------
 
@@ -159,7 +156,7 @@ class ModelService:
 
     def remove_orphans(self, age_min: timedelta = ORPHAN_AGE_MIN) -> Removed:
         """Remove files that no version names: of deleted versions, and of registrations that never ended."""
-        return remove_unnamed(self.catalog, self.artifacts, self.now() - age_min, self.blob_users)
+        return remove_unnamed(self.catalog, self.artifacts, self.now() - age_min)
 
     # --- reading -------------------------------------------------------------
 

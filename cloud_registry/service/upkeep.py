@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -11,7 +11,6 @@ from cloud_registry.errors import ConflictError, NotFoundError, RegistryError
 from cloud_registry.ports import (
     ArtifactStore,
     BackupPlace,
-    BlobReferences,
     DatabaseDump,
     ModelCatalogStore,
     ProgressListener,
@@ -84,14 +83,13 @@ class StoreContent:
 
 @dataclass(frozen=True, slots=True)
 class Upkeep:
-    """`blob_users` store blobs of their own among the catalog's."""
+    """What keeps a registry on this machine sound."""
 
     catalog: ModelCatalogStore
     artifacts: ArtifactStore
     dump: DatabaseDump
     scratch: ScratchFolders
     now: Callable[[], datetime]
-    blob_users: Sequence[BlobReferences] = field(default=())
 
     # --- clean-up ------------------------------------------------------------
 
@@ -100,12 +98,12 @@ class Upkeep:
     ) -> Collected:
         """Remove files that no version names: of deleted versions, and of registrations that never ended."""
         folders = self.scratch.remove_abandoned()
-        removed = remove_unnamed(self.catalog, self.artifacts, self.now() - age_min, self.blob_users, on_progress)
+        removed = remove_unnamed(self.catalog, self.artifacts, self.now() - age_min, on_progress=on_progress)
         return Collected(removed.blobs, removed.size_bytes, removed.unfinished, folders)
 
     def garbage(self, age_min: timedelta = ORPHAN_AGE_MIN) -> Collected:
         """What a clean-up would find of blobs; uploads that were cut are told by the clean-up itself."""
-        found = unnamed_blobs(self.catalog, self.artifacts, self.now() - age_min, self.blob_users)
+        found = unnamed_blobs(self.catalog, self.artifacts, self.now() - age_min)
         return Collected(len(found), sum(blob.size_bytes for blob in found))
 
     # --- verification --------------------------------------------------------
@@ -129,24 +127,20 @@ class Upkeep:
         for digest, (blob, targets) in sorted(wanted.items()):
             why = self._flaw_of(blob, there.get(digest), is_quick=is_quick)
             # A version that was deleted meanwhile may have taken its files along.
-            if why and (digest in self.catalog.digests() or not targets):
+            if why and self.catalog.references_to(digest):
                 problems.append(BlobProblem(digest, why, targets))
             done_bytes += blob.size_bytes
             if on_progress is not None:
-                on_progress(f"verifying {targets[0] if targets else digest}", done_bytes, total_bytes)
+                on_progress(f"verifying {targets[0]}", done_bytes, total_bytes)
         repaired = self._repaired(problems, repair_from, on_progress) if repair_from is not None else ()
         return Verification(len(wanted), total_bytes, tuple(problems), tuple(self.dump.problems()), repaired)
 
     def _named_blobs(self) -> dict[str, tuple[StoredBlob, tuple[str, ...]]]:
-        """Each blob that somebody names, with the paths under which models name it. A size of -1 is not known."""
+        """Each blob that a version names, with the paths under which it is named."""
         named: dict[str, tuple[StoredBlob, tuple[str, ...]]] = {}
         for file in self.catalog.files():
             _, targets = named.get(file.digest, (None, ()))
             named[file.digest] = (StoredBlob(file.digest, file.size_bytes), (*targets, file.target))
-        for user in self.blob_users:
-            for digest in user.digests() - named.keys():
-                size_bytes = self.artifacts.size_bytes(digest)
-                named[digest] = (StoredBlob(digest, 0 if size_bytes is None else size_bytes), ())
         return named
 
     def _flaw_of(self, blob: StoredBlob, there_bytes: int | None, *, is_quick: bool) -> str:
@@ -190,11 +184,11 @@ class Upkeep:
         Raises:
             RegistryError: a file is missing or damaged; earlier backups are as they were.
         """
-        before = self._digests()
+        before = self.catalog.digests()
         with self.scratch.open("backup") as folder:
             dump_path, list_path = folder / "database.jsonl.gz", folder / "artifacts.txt"
             facts = self.dump.write(dump_path, on_progress)
-            sent_bytes, blobs = self._copy_out(sorted(before | self._digests()), place, on_progress)
+            sent_bytes, blobs = self._copy_out(sorted(before | self.catalog.digests()), place, on_progress)
             database = place.artifacts.put(dump_path, on_progress)
             list_path.write_bytes(blob_lines(blobs))
             listed = place.artifacts.put(list_path)
@@ -216,9 +210,6 @@ class Upkeep:
         """What backups a place holds, oldest first."""
         return [read_backup(place.read(name), name) for name in place.names()]
 
-    def _digests(self) -> frozenset[str]:
-        return self.catalog.digests().union(*(user.digests() for user in self.blob_users))
-
     def _copy_out(
         self, digests: Sequence[str], place: BackupPlace, on_progress: ProgressListener | None
     ) -> tuple[int, list[StoredBlob]]:
@@ -228,7 +219,7 @@ class Upkeep:
             size_bytes = self.artifacts.size_bytes(digest)
             if size_bytes is None:
                 # Of a version that was deleted while the backup was made.
-                if digest not in self._digests():
+                if digest not in self.catalog.digests():
                     continue
                 raise RegistryError(
                     f"the backup was not made: {digest} is missing from the artifact store",

@@ -118,18 +118,6 @@ def test_what_is_removed_is_what_is_old_and_named_by_nobody(place: Place):
     assert {blob.digest for blob in place.artifacts.blobs()} == {kept.digest, young.digest}
 
 
-def test_others_who_store_blobs_keep_theirs(place: Place):
-    class Deltas:
-        def digests(self) -> frozenset[str]:
-            return frozenset({delta.digest})
-
-    delta, orphan = place.stored(b"delta"), place.stored(b"orphan")
-    removed = remove_unnamed(place.catalog, place.artifacts, datetime.now(UTC) + TOMORROW, [Deltas()])
-    assert removed.blobs == 1
-    assert {blob.digest for blob in place.artifacts.blobs()} == {delta.digest}
-    assert orphan.digest != delta.digest
-
-
 def test_a_version_whose_file_a_clean_up_took_is_not_added(place: Place):
     first = place.add(place.stored(b"one"))
     blob = place.stored(b"two")
