@@ -153,7 +153,6 @@ def open_local_models(config: RegistryConfig) -> "LocalModels":
     )
 
 
-<<<<<<< HEAD
 def open_benchmark(config: RegistryConfig) -> "BenchmarkService":
     """Measures on this machine, wherever the registry is."""
     from cloud_registry.adapters.model_probe import SubprocessProver
@@ -162,8 +161,6 @@ def open_benchmark(config: RegistryConfig) -> "BenchmarkService":
     return BenchmarkService(open_models(config), SubprocessProver(open_scratch(config)))
 
 
-=======
->>>>>>> storage
 def read_lineage(model: "Path", *, datasets: Sequence[str], parent: str, framework: str, author: str) -> "Lineage":
     """Where what lies at `model` comes from, with what its owner says of it."""
     from cloud_registry.adapters.model_lineage import lineage_of
