@@ -32,6 +32,9 @@ demo-stop: $(READY)  ## Stop what `make demo KEEP=1` left running
 test: $(READY)  ## Run every test that needs no root, Docker or account
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_FLAGS)
 
+docker: $(READY)  ## Run the tests that need a container engine (see docs/testing.md)
+	SLIPWAY_TEST_DOCKER=1 $(BIN)/python -m pytest tests/docker $(PYTEST_FLAGS)
+
 lint: $(READY)  ## Formatting, ruff, mypy --strict and the import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -53,4 +56,4 @@ check: lint test  ## What a commit must pass
 clean:  ## Remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .slipway-demo
 
-.PHONY: help setup demo demo-stop test lint format bench docs check clean
+.PHONY: help setup demo demo-stop test docker lint format bench docs check clean

@@ -1,7 +1,7 @@
 """Where the registry keeps its things and which hub it talks to. Read once, from flags and environment."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -22,14 +22,30 @@ class RegistryConfig:
     event_hub_connection_string: str | None = None
     consumer_group: str = "$Default"
     module_id: str = "slipway"
+    # Where the registry is a server somewhere else; its key stays out of what a debugger or a log prints.
+    registry_url: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    token_issuer: str | None = None
+    token_audience: str | None = None
+    token_keys_url: str | None = None
+    # Signed metadata; None stands for the folder `trust` of the home.
+    trust: Path | None = None
+
+    @property
+    def trust_directory(self) -> Path:
+        """Where the trust repository is, or would be; what devices read of it is in its folder `metadata`."""
+        return self.trust or self.home / "trust"
 
 
 def read_config(home: Path, environment: Mapping[str, str]) -> RegistryConfig:
     """Settings from the environment; every variable is optional.
 
     SLIPWAY_DATABASE, SLIPWAY_ARTIFACTS (URLs), IOTHUB_CONNECTION_STRING (service policy), SLIPWAY_CA_FILE or
-    REQUESTS_CA_BUNDLE, SLIPWAY_TELEMETRY_URL, EVENTHUB_CONNECTION_STRING, SLIPWAY_CONSUMER_GROUP, SLIPWAY_MODULE.
+    REQUESTS_CA_BUNDLE, SLIPWAY_TELEMETRY_URL, EVENTHUB_CONNECTION_STRING, SLIPWAY_CONSUMER_GROUP, SLIPWAY_MODULE,
+    SLIPWAY_TRUST (a folder); SLIPWAY_REGISTRY and SLIPWAY_API_KEY for a registry that is a server;
+    SLIPWAY_TOKEN_ISSUER, _AUDIENCE and _KEYS for a server that takes an issuer's tokens.
     """
+    trust = environment.get("SLIPWAY_TRUST")
     ca_file = environment.get("SLIPWAY_CA_FILE") or environment.get("REQUESTS_CA_BUNDLE")
     return RegistryConfig(
         home=home,
@@ -41,4 +57,10 @@ def read_config(home: Path, environment: Mapping[str, str]) -> RegistryConfig:
         event_hub_connection_string=environment.get("EVENTHUB_CONNECTION_STRING") or None,
         consumer_group=environment.get("SLIPWAY_CONSUMER_GROUP") or "$Default",
         module_id=environment.get("SLIPWAY_MODULE") or "slipway",
+        registry_url=environment.get("SLIPWAY_REGISTRY") or None,
+        api_key=environment.get("SLIPWAY_API_KEY") or None,
+        token_issuer=environment.get("SLIPWAY_TOKEN_ISSUER") or None,
+        token_audience=environment.get("SLIPWAY_TOKEN_AUDIENCE") or None,
+        token_keys_url=environment.get("SLIPWAY_TOKEN_KEYS") or None,
+        trust=Path(trust).absolute() if trust else None,
     )

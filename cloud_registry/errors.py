@@ -48,3 +48,21 @@ class TrustError(RegistryError):
 
 class UsageError(RegistryError):
     exit_code = ExitCode.USAGE
+
+
+class AccessDeniedError(TrustError):
+    """Somebody who was recognised asks for what his role does not include."""
+
+
+class ServerUnreachableError(RegistryError):
+    """The registry is a server somewhere else, and it does not answer."""
+
+    exit_code = ExitCode.HUB_UNREACHABLE
+
+
+class BodyTooLargeError(UsageError):
+    """A request's body, or a file, is larger than the server takes."""
+
+
+class NoRoomError(RegistryError):
+    """The server's disk has no room for what is to be sent."""

@@ -1,10 +1,11 @@
 """The one place that knows concrete classes: puts the services together from the settings."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cloud_registry.config import RegistryConfig
 from cloud_registry.errors import UsageError
@@ -13,10 +14,51 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from starlette.applications import Starlette
 
-    from cloud_registry.ports import Clock, FleetHub, TelemetrySource
-    from cloud_registry.service.models import ModelService
+    from cloud_registry.adapters.oci_store import OciStore
+    from cloud_registry.adapters.signing_keys import Secret
+    from cloud_registry.core.images.documents import Compression
+    from cloud_registry.core.images.records import ImageRecord
+    from cloud_registry.ports import (
+        BackupPlace,
+        BlobReferences,
+        Clock,
+        FleetHub,
+        ImageReferences,
+        ProgressListener,
+        RegistryTransport,
+        ScratchFolders,
+        TelemetrySource,
+        TokenReader,
+    )
+    from cloud_registry.service.benchmark import BenchmarkService
+    from cloud_registry.service.docker_builds import DockerBuilds
+    from cloud_registry.service.image_test import ImageTest
+    from cloud_registry.service.images import ImageService
+    from cloud_registry.service.keys import KeyService
+    from cloud_registry.service.local import LocalModels
+    from cloud_registry.service.publication import MadeDelta, Publication
+    from cloud_registry.service.recipes import RecipeService
     from cloud_registry.service.rollouts import RolloutService
+    from cloud_registry.service.running import FleetWatch, RunningLog
     from cloud_registry.service.telemetry import TelemetryService
+    from cloud_registry.service.trust import TrustService
+    from cloud_registry.service.upkeep import Upkeep
+    from cloud_registry.service.verbs import DeviceVerbs, ModelVerbs, RolloutVerbs, TelemetryVerbs
+    from manifests.model import Lineage
+
+# Whoever was quiet for so long may make up for it at once.
+BURST_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """What a server takes: bytes of one uploaded file, requests of one caller, and where it writes them down."""
+
+    upload_bytes_max: int = 20 * 1024**3
+    requests_per_second: float = 1000.0
+    audit_log: Path | None = None
+    is_public: bool = False
+
 
 # Adapters are imported where they are used: `slipway --help` needs no database, and `model list` no hub.
 
@@ -24,8 +66,6 @@ if TYPE_CHECKING:
 @lru_cache(maxsize=4)
 def open_engine(database_url: str) -> "Engine":
     """The database with every table of ours; one engine a process, whichever services share it."""
-    # Imported because they declare their tables.
-    from cloud_registry.adapters import sql_catalog, sql_rollouts, sql_telemetry  # noqa: F401
     from cloud_registry.adapters.database import open_database
     from cloud_registry.adapters.transactions import database_words
 
@@ -33,26 +73,217 @@ def open_engine(database_url: str) -> "Engine":
         return open_database(database_url)
 
 
-def open_models(config: RegistryConfig) -> "ModelService":
+# --- wherever the registry is ------------------------------------------------
+
+
+def open_models(config: RegistryConfig) -> "ModelVerbs":
+    if config.registry_url is None:
+        return open_local_models(config)
+    from cloud_registry.service.remote import RemoteModels
+
+    return cast("ModelVerbs", RemoteModels(_transport(config)))
+
+
+def open_rollouts(config: RegistryConfig) -> "RolloutVerbs":
+    if config.registry_url is None:
+        return open_local_rollouts(config)
+    from cloud_registry.service.remote import RemoteRollouts
+
+    return cast("RolloutVerbs", RemoteRollouts(_transport(config)))
+
+
+def open_telemetry_verbs(config: RegistryConfig, say: Callable[[str], None] = lambda _: None) -> "TelemetryVerbs":
+    """`say` is told when the hub's stream comes and goes."""
+    if config.registry_url is None:
+        from cloud_registry.service.local import LocalTelemetry
+
+        return LocalTelemetry(open_telemetry(config), lambda: open_telemetry_sources(config, say))
+    from cloud_registry.service.remote import RemoteTelemetry
+
+    return cast("TelemetryVerbs", RemoteTelemetry(_transport(config)))
+
+
+def open_devices(config: RegistryConfig) -> "DeviceVerbs":
+    if config.registry_url is None:
+        from cloud_registry.service.local import LocalDevices
+
+        return LocalDevices(lambda: open_hub(config), config.module_id)
+    from cloud_registry.service.remote import RemoteDevices
+
+    return cast("DeviceVerbs", RemoteDevices(_transport(config)))
+
+
+def _transport(config: RegistryConfig) -> "RegistryTransport":
+    from cloud_registry.adapters.remote_registry import HttpRegistry
+
+    assert config.registry_url is not None
+    return HttpRegistry(config.registry_url, config.api_key, config.ca_file)
+
+
+def check_local(config: RegistryConfig, what: str) -> None:
+    """Raise UsageError where the registry is a server: this is done where its catalog is."""
+    if config.registry_url is not None:
+        raise UsageError(
+            f"{what} where the catalog is, and SLIPWAY_REGISTRY names a server",
+            hint="Run it on the server's machine, without SLIPWAY_REGISTRY.",
+        )
+
+
+# --- on this machine ---------------------------------------------------------
+
+
+def open_local_models(config: RegistryConfig) -> "LocalModels":
     from cloud_registry.adapters.fsspec_artifacts import FsspecArtifacts
+    from cloud_registry.adapters.model_intake import FileIntake
     from cloud_registry.adapters.model_probe import SubprocessProver
     from cloud_registry.adapters.sql_catalog import SqlCatalog
-    from cloud_registry.service.models import ModelService
+    from cloud_registry.service.local import LocalModels
 
-    return ModelService(
+    check_local(config, "this is done")
+    return LocalModels(
         catalog=SqlCatalog(open_engine(config.database_url)),
         artifacts=FsspecArtifacts(config.artifacts_url),
-        prover=SubprocessProver(),
+        prover=SubprocessProver(open_scratch(config)),
+        intake=FileIntake(open_scratch(config)),
+        blob_users=_blob_users(config),
         now=_now,
         module_id=config.module_id,
+        open_hub=(lambda: open_hub(config)) if config.hub_connection_string is not None else None,
+        open_rollouts=lambda: open_local_rollouts(config),
+        running=open_running(config),
     )
+
+
+def open_benchmark(config: RegistryConfig) -> "BenchmarkService":
+    """Measures on this machine, wherever the registry is."""
+    from cloud_registry.adapters.model_probe import SubprocessProver
+    from cloud_registry.service.benchmark import BenchmarkService
+
+    return BenchmarkService(open_models(config), SubprocessProver(open_scratch(config)))
+
+
+def read_lineage(model: "Path", *, datasets: Sequence[str], parent: str, framework: str, author: str) -> "Lineage":
+    """Where what lies at `model` comes from, with what its owner says of it."""
+    from cloud_registry.adapters.model_lineage import lineage_of
+
+    return lineage_of(model, datasets=datasets, parent=parent, framework=framework, author=author)
+
+
+def open_recipes(config: RegistryConfig) -> "RecipeService":
+    """Recipes of images."""
+    from cloud_registry.adapters.fsspec_artifacts import FsspecArtifacts
+    from cloud_registry.adapters.module_source import module_requirements
+    from cloud_registry.adapters.sql_recipes import SqlRecipes
+    from cloud_registry.service.recipes import RecipeService
+
+    return RecipeService(
+        models=open_local_models(config),
+        artifacts=FsspecArtifacts(config.artifacts_url),
+        recipes=SqlRecipes(open_engine(config.database_url)),
+        module_requirements=module_requirements,
+        now=_now,
+    )
+
+
+def open_docker_builds(config: RegistryConfig) -> "DockerBuilds":
+    """Builds by the engine of this machine; it is asked only when something is built."""
+    from cloud_registry.adapters.container_engine import DockerEngine
+    from cloud_registry.adapters.module_source import module_files
+    from cloud_registry.service.docker_builds import DockerBuilds
+
+    return DockerBuilds(models=open_local_models(config), engine=DockerEngine(), module_files=module_files)
+
+
+def open_image_test() -> "ImageTest":
+    """Tests of images on the engine of this machine."""
+    import time
+
+    from cloud_registry.adapters.container_engine import DockerEngine
+    from cloud_registry.adapters.http_scoring import HttpScoring
+    from cloud_registry.service.image_test import ImageTest
+
+    return ImageTest(engine=DockerEngine(), connect=HttpScoring, monotonic_s=time.monotonic, sleep=time.sleep)
+
+
+def open_upkeep(config: RegistryConfig) -> "Upkeep":
+    """Clean-up, verification, backup and restore of the registry on this machine."""
+    from cloud_registry.adapters.fsspec_artifacts import FsspecArtifacts
+    from cloud_registry.adapters.sql_catalog import SqlCatalog
+    from cloud_registry.adapters.sql_dump import SqlDump
+    from cloud_registry.service.upkeep import Upkeep
+
+    check_local(config, "this is done")
+    engine = open_engine(config.database_url)
+    return Upkeep(
+        catalog=SqlCatalog(engine),
+        artifacts=FsspecArtifacts(config.artifacts_url),
+        dump=SqlDump(engine),
+        scratch=open_scratch(config),
+        now=_now,
+        blob_users=_blob_users(config),
+    )
+
+
+def _blob_users(config: RegistryConfig) -> "Sequence[BlobReferences]":  # noqa: ARG001
+    """Who stores blobs that no version names as its files. Whoever is missing here loses them in a clean-up."""
+    return ()
+
+
+def open_backups(config: RegistryConfig, url: str) -> "BackupPlace":
+    """Where backups are kept; raises UsageError where that is the registry's own store."""
+    from cloud_registry.adapters.fsspec_backups import FsspecBackups
+
+    place = FsspecBackups(url)
+    if place.artifacts.is_same_place(config.artifacts_url):
+        raise UsageError(
+            "the registry's own artifact store cannot hold its backup", hint="Name another folder, bucket or container."
+        )
+    return place
+
+
+def open_scratch(config: RegistryConfig) -> "ScratchFolders":
+    """Folders for work in progress, on the disk of the registry's home."""
+    from cloud_registry.adapters.scratch_folders import LockedFolders
+
+    return LockedFolders(config.home / "scratch")
 
 
 def open_telemetry(config: RegistryConfig) -> "TelemetryService":
     from cloud_registry.adapters.sql_telemetry import SqlTelemetry
     from cloud_registry.service.telemetry import TelemetryService
 
+    check_local(config, "this is done")
     return TelemetryService(SqlTelemetry(open_engine(config.database_url)))
+
+
+def open_keys(config: RegistryConfig) -> "KeyService":
+    """API keys, and the tokens of an issuer where one is configured."""
+    import secrets
+
+    from cloud_registry.adapters.sql_keys import SqlKeys
+    from cloud_registry.service.keys import KeyService
+
+    check_local(config, "keys are made")
+    return KeyService(
+        SqlKeys(open_engine(config.database_url)), _now, secrets.token_hex, secrets.token_urlsafe, _open_tokens(config)
+    )
+
+
+def _open_tokens(config: RegistryConfig) -> "TokenReader | None":
+    given = (config.token_issuer, config.token_audience, config.token_keys_url)
+    if not any(given):
+        return None
+    if not (config.token_issuer and config.token_audience and config.token_keys_url):
+        raise UsageError(
+            "tokens need an issuer, an audience and the URL of the issuer's keys",
+            hint="Set SLIPWAY_TOKEN_ISSUER, SLIPWAY_TOKEN_AUDIENCE and SLIPWAY_TOKEN_KEYS, or none of them.",
+        )
+    import time
+
+    from cloud_registry.adapters.entra_tokens import EntraTokens, TokenTerms
+
+    terms = TokenTerms(config.token_issuer, config.token_audience, config.token_keys_url, config.ca_file)
+    return EntraTokens(terms, time.monotonic)
 
 
 def open_telemetry_sources(config: RegistryConfig, say: Callable[[str], None]) -> "list[TelemetrySource]":
@@ -104,7 +335,7 @@ def open_clock() -> "Clock":
     return SystemClock()
 
 
-def open_rollouts(config: RegistryConfig) -> "RolloutService":
+def open_local_rollouts(config: RegistryConfig) -> "RolloutService":
     """Rollouts. Without a hub they can be listed and looked at; what needs the hub raises UsageError."""
     import os
     import secrets
@@ -112,23 +343,177 @@ def open_rollouts(config: RegistryConfig) -> "RolloutService":
 
     from cloud_registry.adapters.sql_rollouts import SqlRollouts
     from cloud_registry.service.rollouts import RolloutService
+    from cloud_registry.service.running import RunningRecorder
 
+    check_local(config, "rollouts are driven")
+    recorder = RunningRecorder(open_running(config), _now)
     return RolloutService(
         log=SqlRollouts(open_engine(config.database_url)),
-        models=open_models(config),
+        models=open_local_models(config),
         hub=lambda: open_hub(config),
         clock=open_clock(),
         owner=f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}",
         module_id=config.module_id,
+        trust=open_trust(config),
+        publication=open_publication(config),
+        on_twins=recorder.saw,
     )
 
 
-def open_server(config: RegistryConfig) -> "Starlette":
-    """The artifact server as an ASGI application."""
+def open_running(config: RegistryConfig) -> "RunningLog":
+    from cloud_registry.adapters.sql_running import SqlRunning
+
+    return SqlRunning(open_engine(config.database_url))
+
+
+def open_fleet_watch(config: RegistryConfig, interval_s: float) -> "FleetWatch":
+    """Records what the whole fleet runs; its `tick` is to be called more often than `interval_s` seconds."""
+    from cloud_registry.service.running import FleetWatch, RunningRecorder
+
+    recorder = RunningRecorder(open_running(config), _now)
+    return FleetWatch(lambda: open_hub(config), config.module_id, recorder, open_clock(), interval_s)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageOptions:
+    """How one command builds images: see the options of `slipway image build`."""
+
+    compression: "Compression" = "gzip"
+    epoch_s: int = 0
+    wheelhouse: Path | None = None
+    is_index_used: bool = True
+    is_renewed: bool = False
+    plain_http: bool = False
+
+
+def open_images(config: RegistryConfig, options: ImageOptions) -> "ImageService":
+    from cloud_registry.adapters.module_source import module_files, module_version
+    from cloud_registry.adapters.oci_bases import BaseImages
+    from cloud_registry.adapters.oci_layers import FileLayers, LayerTerms, compressor_words
+    from cloud_registry.adapters.oci_registry import open_registry
+    from cloud_registry.adapters.oci_wheels import WheelLayers
+    from cloud_registry.adapters.sql_images import SqlImages
+    from cloud_registry.service.images import ImageService
+
+    store, terms = _image_store(config), LayerTerms(options.compression, options.epoch_s)
+    clock, artifacts = open_clock(), open_local_models(config).artifacts
+    registry = partial(open_registry, sleep=clock.sleep, ca_file=config.ca_file, plain_http=options.plain_http)
+    return ImageService(
+        blobs=store,
+        bases=BaseImages(store, registry),
+        packages=WheelLayers(
+            store,
+            terms,
+            wheelhouse=options.wheelhouse,
+            is_index_used=options.is_index_used,
+            is_renewed=options.is_renewed,
+        ),
+        layers=FileLayers(store, terms, artifacts.read),
+        table=SqlImages(open_engine(config.database_url)),
+        open_registry=registry,
+        own_packages=module_files,
+        versions=lambda: {"slipway": module_version(), "compressor": compressor_words(options.compression)},
+        now=_now,
+    )
+
+
+def open_image_references(config: RegistryConfig) -> "ImageReferences":
+    """Which images hold which model versions."""
+    from cloud_registry.adapters.sql_images import SqlImages
+
+    return SqlImages(open_engine(config.database_url))
+
+
+def write_image(
+    config: RegistryConfig, record: "ImageRecord", kind: str, place: str, on_progress: "ProgressListener"
+) -> None:
+    """Write a built image to ``oci`` (a folder), ``tar`` (a file) or the ``engine``."""
+    from cloud_registry.adapters.oci_outputs import load_into_engine, write_layout, write_tar
+
+    store = _image_store(config)
+    if kind == "engine":
+        load_into_engine(store, record, on_progress)
+    elif kind == "oci":
+        write_layout(store, record, Path(place), on_progress)
+    else:
+        write_tar(store, record, Path(place), on_progress)
+
+
+def remove_unfinished_images(config: RegistryConfig, before: datetime) -> int:
+    return _image_store(config).remove_unfinished(before)
+
+
+def _image_store(config: RegistryConfig) -> "OciStore":
+    from cloud_registry.adapters.oci_store import OciStore
+
+    return OciStore(config.home / "images")
+
+
+def open_server(config: RegistryConfig, limits: ServerLimits) -> "Starlette":
+    """The server as an ASGI application."""
+    import time
+
+    from cloud_registry.adapters.audit_file import AuditFile
+    from cloud_registry.adapters.upload_folder import UploadFolder
+    from cloud_registry.core.request_rate import RequestRate
+    from cloud_registry.service.fleet_offers import FleetOffers
+    from cloud_registry.service.verbs import DeviceVerbs, ModelVerbs, RolloutVerbs, TelemetryVerbs
+    from cloud_registry.web.answers import ServerParts
     from cloud_registry.web.server import create_app
 
-    models = open_models(config)
-    return create_app(models.catalog, models.artifacts)
+    check_local(config, "a server runs")
+    models, rollouts = open_local_models(config), open_local_rollouts(config)
+    hub = (lambda: open_hub(config)) if config.hub_connection_string is not None else None
+    staging = UploadFolder(config.home / "uploads", limits.upload_bytes_max)
+    staging.remove_old(time.time())
+    return create_app(
+        ServerParts(
+            services={
+                ModelVerbs: models,
+                RolloutVerbs: rollouts,
+                TelemetryVerbs: open_telemetry_verbs(config),
+                DeviceVerbs: open_devices(config),
+            },
+            catalog=models.catalog,
+            artifacts=models.artifacts,
+            keys=open_keys(config),
+            staging=staging,
+            offers=FleetOffers(rollouts.rollouts, hub, config.module_id, time.monotonic).is_offered,
+            audit=AuditFile(limits.audit_log or config.home / "audit.jsonl"),
+            now=_now,
+            monotonic_s=time.monotonic,
+            rate=RequestRate(limits.requests_per_second, limits.requests_per_second * BURST_S),
+            is_public=limits.is_public,
+            metadata=config.trust_directory / "metadata",
+        )
+    )
+
+
+def open_trust(config: RegistryConfig, secret: "Secret | None" = None) -> "TrustService":
+    """The trust repository, whether or not there is one; `secret` is asked for passphrases and PINs."""
+    import os
+
+    from cloud_registry.adapters.signing_keys import SigningKeys
+    from cloud_registry.adapters.tuf_repository import TufFolder
+    from cloud_registry.service.trust import TrustService
+
+    check_local(config, "metadata is signed")
+    keys = SigningKeys(secret or (lambda _what, _is_new: None), os.environ.get("SLIPWAY_PKCS11_MODULE"))
+    return TrustService(TufFolder(config.trust_directory), keys, _now)
+
+
+def open_publication(config: RegistryConfig) -> "Publication":
+    """Deltas of model versions; the codec is loaded at the first that is made."""
+    from cloud_registry.adapters.sql_deltas import SqlDeltas
+    from cloud_registry.service.publication import Publication
+
+    def make(base: Path, target: Path, output: Path) -> "MadeDelta":
+        from cloud_registry.adapters.delta_maker import make_proven_delta
+
+        return make_proven_delta(base, target, output)
+
+    models = open_local_models(config)
+    return Publication(models.catalog, models.artifacts, SqlDeltas(open_engine(config.database_url)), make)
 
 
 def open_deployment_schemas() -> dict[str, dict[str, Any]]:

@@ -136,6 +136,16 @@ def _source_parts(source: str) -> tuple[str, str]:
     return kind, what
 
 
+def pace_in_words(config: AgentConfig) -> str:
+    """When readings are taken: as `paces_itself` of the source that `config` names will say."""
+    kind, _ = _source_parts(config.source)
+    sensor = config.settings.sensor
+    has_own_pace = {"csv": bool(sensor.time_column), "images": sensor.frames_per_second > 0}
+    if kind in ("mqtt", "http", "unix", "wav") or has_own_pace.get(kind, False):
+        return "as its readings come"
+    return f"every {config.interval_s:g} s"
+
+
 def _replay(what: str, config: AgentConfig) -> Source:  # noqa: ARG001  a replay has no settings
     from device_agent.adapters.replay_source import ReplaySource
 
@@ -277,15 +287,18 @@ def chooser(config: AgentConfig) -> Callable[[str, Reading], bool]:
     return accepts
 
 
-def open_mirror(config: AgentConfig) -> Mirror | None:
-    """The mirror on a local broker, where one is configured; raises ConfigurationError."""
+def open_mirror(config: AgentConfig, name: str = "mirror") -> Mirror | None:
+    """The mirror on a local broker, where one is configured; raises ConfigurationError.
+
+    A broker ends the connection of an older client of the same `name`.
+    """
     settings = config.settings.mirror
     if not settings.topic:
         return None
     from device_agent.adapters.mqtt_mirror import MqttMirror
 
     names = {"device": config.identity.device_id, "module": config.identity.module_id}
-    return MqttMirror(settings, names, _client_id(config, "mirror"))
+    return MqttMirror(settings, names, _client_id(config, name))
 
 
 def read_states(stored: Mapping[str, bytes]) -> dict[str, ModelState]:
@@ -382,7 +395,14 @@ def update_tools(config: AgentConfig, state: SqliteState, slots: FileSlots, by_f
     return Tools(
         store=state,
         slots=slots,
-        fetcher=Fetcher(slots, downloader(config), asyncio.to_thread, trust=trust_of(config), patch=apply_delta),
+        # Threads of their own: a download that was superseded holds one until its server answers or its time is over.
+        fetcher=Fetcher(
+            slots,
+            downloader(config),
+            _in(background_threads(BACKGROUND_THREADS)),
+            trust=trust_of(config),
+            patch=apply_delta,
+        ),
         engines=by_format,
         serving=Serving(),
         machine=machine_of(config),

@@ -6,6 +6,7 @@ import msgspec
 
 from manifests.document import Document
 from manifests.model import ModelManifest
+from manifests.recipe import ImageRecipe
 from manifests.release import Release
 from manifests.telemetry import Envelope
 from manifests.twin import ReportedSection
@@ -15,6 +16,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 # File name below manifests/schemas -> the document that it describes.
 DOCUMENTS: dict[str, type[Document]] = {
     "slipway-model-manifest-1.0.json": ModelManifest,
+    "slipway-image-recipe-1.0.json": ImageRecipe,
     "slipway-release-1.0.json": Release,
     "slipway-reported-1.0.json": ReportedSection,
     "slipway-envelope-1.0.json": Envelope,

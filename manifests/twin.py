@@ -215,6 +215,14 @@ class ReportedSensor(Document, frozen=True, kw_only=True):
     problem: str = ""
 
 
+class ReportedMirror(Document, frozen=True, kw_only=True):
+    """What went to the local broker besides the hub; what it could not take is dropped, and counted."""
+
+    published: int = 0
+    dropped: int = 0
+    is_connected: bool = False
+
+
 class ReportedHealth(Document, frozen=True, kw_only=True):
     """How the device is, as far as it can be read. `errors` counts by kind since the agent's process began."""
 
@@ -227,6 +235,7 @@ class ReportedHealth(Document, frozen=True, kw_only=True):
     load_average: float | None = None
     errors: dict[str, int] = {}
     sensor: ReportedSensor | None = None
+    mirror: ReportedMirror | None = None
     models: dict[str, ReportedModelHealth] = {}
 
 

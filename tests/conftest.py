@@ -5,6 +5,10 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.postgresql import database_url, postgresql
+
+__all__ = ["database_url", "postgresql"]
+
 # Time says how busy the machine is, and nothing of the property: a worker that waits for a core fails no test.
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("house")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cloud_registry.core.delta_plan import DELTA_SHARE_MAX, Piece, gaps_of, pair_tensors, pieces_of, window_of
+from cloud_registry.core.delta_reading import result_digest
 from cloud_registry.core.plane_coding import Bytes, CodedBlock, code_differences, code_values
 from cloud_registry.core.tensor_extents import find_extents
 from cloud_registry.errors import RegistryError
@@ -41,6 +42,7 @@ from manifests.delta import (
     Stream,
     Text,
 )
+from manifests.errors import ManifestError
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -100,6 +102,28 @@ def make_delta(base: Path, target: Path, output: Path) -> MadeDelta:
     finally:
         unfinished.unlink(missing_ok=True)
     return MadeDelta(len(content), hashlib.sha256(content).hexdigest(), target.stat().st_size, method)
+
+
+def make_proven_delta(base: Path, target: Path, output: Path) -> MadeDelta:
+    """As `make_delta`, and applied to the base once before anybody else does.
+
+    Raises:
+        OSError: as `make_delta` does.
+        RegistryError: it does not give the target back, or none can be made; no output is left behind.
+    """
+    made = make_delta(base, target, output)
+    wanted = "sha256:" + _artifact(_mapped(target)).sha256.hex()
+    try:
+        seen = result_digest(_mapped(output).data, _mapped(base))
+    except (ValueError, IndexError, ManifestError, zstd.ZstdError) as err:
+        seen = str(err)
+    if seen != wanted:
+        output.unlink(missing_ok=True)
+        raise RegistryError(
+            f"the delta to {target.name} gives {seen} instead of {wanted}; it was thrown away",
+            hint="Devices fetch the whole file. Please report the two files.",
+        )
+    return made
 
 
 def _artifact(content: Bytes) -> Artifact:

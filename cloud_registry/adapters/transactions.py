@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -18,9 +19,12 @@ def writing(engine: Engine) -> Iterator[Connection]:
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
-    """One consistent view that waits for no writer."""
+    """One consistent view that waits for no writer, however many statements look at it."""
+    options: dict[str, Any] = {"reads_only": True}
+    if engine.dialect.name == "postgresql":
+        options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
     with database_words(), engine.connect() as connection:
-        yield connection.execution_options(reads_only=True)
+        yield connection.execution_options(**options)
 
 
 @contextmanager
@@ -32,6 +36,13 @@ def database_words() -> Iterator[None]:
         raise
     except DBAPIError as err:
         raise _in_words(str(err.orig)) from err
+
+
+# What psycopg says of a server that is not there, shuts down, or does not let us in.
+_CANNOT_CONNECT = (
+    "connection failed", "connection to server", "server closed the connection", "terminating connection",
+    "connection timeout", "the connection is closed", "consuming input failed", "failed to resolve host",
+)  # fmt: skip
 
 
 def _in_words(reason: str) -> RegistryError:
@@ -48,5 +59,14 @@ def _in_words(reason: str) -> RegistryError:
     if "unable to open" in reason or "not a database" in reason or "readonly" in reason or "read-only" in reason:
         return RegistryError(
             f"the catalog cannot be opened ({reason})", hint="Check --home and SLIPWAY_DATABASE, and who owns the file."
+        )
+    if any(words in reason for words in _CANNOT_CONNECT):
+        return RegistryError(
+            f"the catalog's database cannot be reached ({reason.strip()})",
+            hint="Check the host, the user and the password in SLIPWAY_DATABASE, and that the server runs.",
+        )
+    if "deadlock" in reason or "could not serialize" in reason:
+        return ConflictError(
+            "others changed the catalog at the same moment", hint="Run the command again: nothing was left half done."
         )
     return RegistryError(f"the database refused: {reason}", hint="Check SLIPWAY_DATABASE, and run it with --debug.")

@@ -12,11 +12,15 @@ from cloud_registry.config import read_config
 # Noun -> module that holds its click command. Loaded on use, so that `slipway --help` starts fast.
 COMMANDS = {
     "model": "cloud_registry.cli.model",
+    "image": "cloud_registry.cli.image",
+    "trust": "cloud_registry.cli.trust",
     "rollout": "cloud_registry.cli.rollout",
     "manifest": "cloud_registry.cli.manifest",
     "telemetry": "cloud_registry.cli.telemetry",
     "device": "cloud_registry.cli.device",
+    "registry": "cloud_registry.cli.registry",
     "serve": "cloud_registry.cli.serve",
+    "key": "cloud_registry.cli.key",
     "completion": "cloud_registry.cli.completion",
 }
 

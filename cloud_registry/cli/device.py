@@ -4,10 +4,9 @@ from typing import Any
 
 import click
 
+from cloud_registry import wiring
 from cloud_registry.cli.context import CommandContext, json_option, pass_context
 from cloud_registry.cli.tables import table
-from cloud_registry.ports import ModuleTwin
-from manifests.identity import check_model_name
 
 
 @click.group()
@@ -25,40 +24,8 @@ def list_(context: CommandContext, model: str | None, as_json: bool) -> None:
     \b
     Example: slipway device list --model digits
     """
-    from cloud_registry.wiring import open_hub
-
-    if model is not None:
-        check_model_name(model)
-    twins = open_hub(context.config).module_twins(context.config.module_id)
-    devices = sorted((_device(twin) for twin in twins), key=lambda each: str(each["device"]))
-    if model is not None:
-        devices = [{**each, "models": {model: each["models"][model]}} for each in devices if model in each["models"]]
+    devices = wiring.open_devices(context.config).devices(model)
     context.result(devices, as_json=as_json, text=lambda: _table(devices))
-
-
-def _device(twin: ModuleTwin) -> dict[str, Any]:
-    section = twin.reported_section()
-    models = {
-        name: {
-            "version": reported.loaded_version,
-            "digest": reported.loaded_digest,
-            "format": reported.loaded_format,
-            "phase": reported.phase.value,
-            "generation": reported.generation,
-            "rollout": reported.rollout,
-            "offeredVersion": reported.version,
-            "error": reported.error.to_wire() if reported.error else None,
-        }
-        for name, reported in sorted(section.models.items())
-    }
-    return {
-        "device": twin.device_id,
-        "module": twin.module_id,
-        "connected": twin.is_connected,
-        "models": models,
-        "agent": section.agent.to_wire() if section.agent else None,
-        "telemetry": section.telemetry.to_wire() if section.telemetry else None,
-    }
 
 
 def _table(devices: list[dict[str, Any]]) -> str:

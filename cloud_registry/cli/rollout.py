@@ -7,16 +7,17 @@ import click
 from rich.console import Console
 
 from cloud_registry.cli.context import CommandContext, json_option, pass_context
+from cloud_registry.cli.progress import progress
 from cloud_registry.cli.rollout_follow import follow_in_foreground
 from cloud_registry.cli.rollout_options import read_terms, request_options
 from cloud_registry.cli.rollout_words import conflicts_in_words, plan_in_words, sentence, title_of, tree_of
 from cloud_registry.cli.tables import table
 from cloud_registry.core.rollout.documents import RolloutPlan
-from cloud_registry.core.rollout.drafting import ALREADY_RUNS
 from cloud_registry.core.rollout.state import Rollout, RolloutState
 from cloud_registry.core.rollout.view import event_as_json, plan_as_json, status_as_json
 from cloud_registry.errors import UsageError
-from cloud_registry.service.rollouts import RollbackRequest, RolloutRequest, RolloutService
+from cloud_registry.service.rollouts import RollbackRequest, RolloutRequest
+from cloud_registry.service.verbs import RolloutVerbs
 from manifests.exit_codes import ExitCode
 
 detach_option = click.option("--detach", is_flag=True, help="Leave it to `slipway serve`, or to a later resume.")
@@ -43,7 +44,7 @@ def plan(context: CommandContext, /, as_json: bool, **options: Any) -> None:
     _show_plan(context, service, service.plan(_request(options)), as_json=as_json)
 
 
-def _show_plan(context: CommandContext, service: RolloutService, drafted: RolloutPlan, *, as_json: bool) -> None:
+def _show_plan(context: CommandContext, service: RolloutVerbs, drafted: RolloutPlan, *, as_json: bool) -> None:
     conflicts = service.conflicts(drafted)
     value = {**plan_as_json(drafted), "conflicts": conflicts}
     context.result(value, as_json=as_json, text=lambda: plan_in_words(drafted))
@@ -66,15 +67,16 @@ def start(context: CommandContext, /, as_json: bool, detach: bool, dry_run: bool
     Example: slipway rollout start digits:2 --waves 1,50%,100% --soak 10m
     """
     service = _service(context)
-    drafted = service.plan(_request(options))
     if dry_run:
-        _show_plan(context, service, drafted, as_json=as_json)
+        _show_plan(context, service, service.plan(_request(options)), as_json=as_json)
         return
-    if not drafted.devices and drafted.skipped and all(_has_it(skipped.reason) for skipped in drafted.skipped):
+    with progress() as on_progress:
+        begun = service.begin(_request(options), on_progress)
+    drafted, started = begun.plan, begun.rollout
+    if started is None:
         context.say(f"All {len(drafted.skipped)} devices run {drafted.model}:{drafted.version} already: nothing to do.")
         context.result(plan_as_json(drafted), as_json=as_json, text=lambda: plan_in_words(drafted))
         return
-    started = service.start(drafted)
     context.say(plan_in_words(started.plan))
     context.say(f"Rollout {started.plan.id} is stored.")
     _go_on(context, service, started, as_json=as_json, detach=detach)
@@ -191,7 +193,7 @@ def list_(context: CommandContext, active: bool, as_json: bool) -> None:
     context.result([_summary(each) for each in found], as_json=as_json, text=lambda: _table(found))
 
 
-def _service(context: CommandContext) -> RolloutService:
+def _service(context: CommandContext) -> RolloutVerbs:
     from cloud_registry.wiring import open_rollouts
 
     return open_rollouts(context.config)
@@ -210,13 +212,9 @@ def _request(options: dict[str, Any]) -> RolloutRequest:
     )
 
 
-def _has_it(reason: str) -> bool:
-    return reason.startswith(ALREADY_RUNS)
-
-
 def _go_on(
     context: CommandContext,
-    service: RolloutService,
+    service: RolloutVerbs,
     found: Rollout,
     *,
     as_json: bool,
@@ -237,12 +235,12 @@ def _go_on(
             )
         )
         return
-    _follow(context, service, rollout_id, may_drive=True, as_json_result=as_json, wish=wish)
+    _follow(context, service, rollout_id, may_drive=service.can_drive, as_json_result=as_json, wish=wish)
 
 
 def _follow(
     context: CommandContext,
-    service: RolloutService,
+    service: RolloutVerbs,
     rollout_id: str,
     *,
     may_drive: bool,

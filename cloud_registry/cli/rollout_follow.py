@@ -16,7 +16,7 @@ from cloud_registry.core.rollout.state import Rollout, RolloutState
 from cloud_registry.core.rollout.view import status_as_json
 from cloud_registry.errors import HubError, HubUnreachableError
 from cloud_registry.ports import Clock
-from cloud_registry.service.rollouts import RolloutService
+from cloud_registry.service.verbs import RolloutVerbs
 from manifests.exit_codes import ExitCode
 
 POLL_INTERVAL_S = 0.5
@@ -37,7 +37,7 @@ class Screen(Protocol):
 class LineScreen:
     """A line on stderr for every event: for logs and pipes."""
 
-    def __init__(self, service: RolloutService) -> None:
+    def __init__(self, service: RolloutVerbs) -> None:
         self._service = service
         self._shown = 0
 
@@ -77,7 +77,7 @@ class LiveScreen:
 
 
 @contextmanager
-def open_screen(service: RolloutService, *, as_json: bool) -> Iterator[Screen]:
+def open_screen(service: RolloutVerbs, *, as_json: bool) -> Iterator[Screen]:
     if as_json:
         yield JsonScreen()
     elif not sys.stderr.isatty():
@@ -87,7 +87,7 @@ def open_screen(service: RolloutService, *, as_json: bool) -> Iterator[Screen]:
             yield LiveScreen(live)
 
 
-def follow(service: RolloutService, rollout_id: str, screen: Screen, clock: Clock, *, may_drive: bool) -> Rollout:
+def follow(service: RolloutVerbs, rollout_id: str, screen: Screen, clock: Clock, *, may_drive: bool) -> Rollout:
     """Stay with the rollout until it ends or its gate pauses it; the state it is in then.
 
     The hub going away meanwhile is told, and waited for: the rollout is stored. Raises TrustError where the key is no
@@ -118,7 +118,7 @@ def follow(service: RolloutService, rollout_id: str, screen: Screen, clock: Cloc
 
 
 def follow_in_foreground(
-    service: RolloutService,
+    service: RolloutVerbs,
     rollout_id: str,
     clock: Clock,
     *,
@@ -146,7 +146,7 @@ def follow_in_foreground(
     raise SystemExit(int(exit_code_of(rollout)))
 
 
-def _say_how_to_go_on(service: RolloutService, rollout_id: str, *, is_driver: bool) -> None:
+def _say_how_to_go_on(service: RolloutVerbs, rollout_id: str, *, is_driver: bool) -> None:
     state = service.status(rollout_id).state.value
     click.echo(f"Stopped following: rollout {rollout_id} is stored ({state}) and nothing of it is lost.", err=True)
     click.echo(f"Go on with: slipway rollout {'resume' if is_driver else 'watch'} {rollout_id}", err=True)

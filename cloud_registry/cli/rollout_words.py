@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from rich.markup import escape
 from rich.tree import Tree
 
+from cloud_registry.cli.tables import size_words
 from cloud_registry.core.gate import Evidence, failure_rate_bound, stop_power
 from cloud_registry.core.rollout import events as ev
 from cloud_registry.core.rollout.documents import RolloutPlan
@@ -59,6 +60,7 @@ def plan_in_words(plan: RolloutPlan) -> str:
         lines += _duration_lines(plan)
     if plan.waves and plan.kind == "release":
         lines.append(f"If all commit, its failure rate is below {failure_rate_bound(count):.0%} (at 95% confidence).")
+    lines += _delta_lines(plan)
     lines += skipped_in_words(plan)
     return "\n".join(lines)
 
@@ -81,6 +83,17 @@ def skipped_in_words(plan: RolloutPlan) -> list[str]:
         f"Skipped {_devices(len(devices))}, {reason}: {_names(sorted(devices))}"
         for reason, devices in sorted(by_reason.items())
     ]
+
+
+def _delta_lines(plan: RolloutPlan) -> list[str]:
+    """How much less devices fetch that hold an earlier version."""
+    lines = []
+    for content in plan.contents.values():
+        if content.delta:
+            sizes = " or ".join(size_words(offer.size_bytes) for offer in content.delta)
+            whole = size_words(content.size_bytes)
+            lines.append(f"Devices that hold an earlier version fetch {sizes} instead of {whole}.")
+    return lines
 
 
 def _duration_lines(plan: RolloutPlan) -> list[str]:

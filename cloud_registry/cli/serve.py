@@ -18,15 +18,40 @@ if TYPE_CHECKING:
 
 # Downloads that are under way at a stop may go on for this long; a device resumes what is cut.
 GRACE_S = 5
-BACKLOG = 512
+BACKLOG = 1024
+# How often it is looked whether metadata must be signed again; it lives for days.
+TRUST_INTERVAL_S = 3600.0
+_FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command()
 @click.option("--address", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8444, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
-@click.option("--certificate", type=click.Path(path_type=Path), help="PEM file of the TLS certificate chain.")
-@click.option("--key", type=click.Path(path_type=Path), help="PEM file of its private key.")
-@click.option("--no-controller", is_flag=True, help="Serve artifacts only and drive no rollouts.")
+@click.option("--certificate", type=_FILE, help="PEM file of the TLS certificate chain.")
+@click.option("--key", type=_FILE, help="PEM file of its private key.")
+@click.option("--no-controller", is_flag=True, help="Serve only and drive no rollouts.")
+@click.option("--public-artifacts", is_flag=True, help="Give model files to whoever asks, whoever has keys.")
+@click.option(
+    "--audit-log", type=_FILE, metavar="FILE", help="Who asked what, a line each.  [default: HOME/audit.jsonl]"
+)
+@click.option(
+    "--upload-max",
+    "upload_bytes_max",
+    default=20 * 1024**3,
+    show_default="20 GiB",
+    type=click.IntRange(min=1),
+    metavar="BYTES",
+    help="Largest file that is taken.",
+)
+@click.option(
+    "--rate",
+    "requests_per_second",
+    default=1000.0,
+    show_default=True,
+    type=click.FloatRange(min=0.1),
+    metavar="N",
+    help="Requests a second of one key or address, in the long run.",
+)
 @click.option(
     "--tick",
     "tick_s",
@@ -36,17 +61,32 @@ BACKLOG = 512
     metavar="SECONDS",
     help="How often the controller looks at the rollouts.",
 )
+@click.option(
+    "--fleet-look",
+    "fleet_look_s",
+    default=60.0,
+    show_default=True,
+    type=click.FloatRange(0.05, 86400),
+    metavar="SECONDS",
+    help="How often it records what the whole fleet runs (slipway model history).",
+)
 @pass_context
 def serve(
     context: CommandContext,
+    /,
     address: str,
     port: int,
     certificate: Path | None,
     key: Path | None,
     no_controller: bool,
     tick_s: float,
+    fleet_look_s: float,
+    **limits: Any,
 ) -> None:
-    """Serve model files to devices over HTTPS and drive the rollouts that are under way.
+    """Serve the registry over HTTPS: its API, model files and metadata to devices; and drive the rollouts under way.
+
+    The API takes keys (slipway key create) and, with SLIPWAY_TOKEN_ISSUER, _AUDIENCE and _KEYS, an issuer's tokens.
+    Model files are open until the first key is made.
 
     \b
     Example:
@@ -54,17 +94,22 @@ def serve(
     """
     _check_tls(certificate, key)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    app = wiring.open_server(context.config)
+    limits["is_public"] = limits.pop("public_artifacts")
+    app = wiring.open_server(context.config, wiring.ServerLimits(**limits))
     listener = _listen(address, port)
     bound_port = listener.getsockname()[1]
-    controller = None if no_controller else _controller(context, tick_s)
+    controller = None if no_controller else _controller(context, tick_s, fleet_look_s)
+    refresher = _refresher(context)
     scheme = "https" if certificate else "http"
+    if not limits["is_public"] and not wiring.open_keys(context.config).is_asked_for:
+        context.say("Nobody has a key yet, so model files are open. Make one with: slipway key create")
     if not certificate and address not in ("127.0.0.1", "::1", "localhost"):
         context.say("Warning: without --certificate and --key everyone on the way can read and change what is served.")
 
     def is_ready() -> None:
         shown = f"[{address}]" if ":" in address else address
         click.echo(f"Serving artifacts on {scheme}://{shown}:{bound_port}/artifacts/")
+        refresher.start()
         if controller is not None:
             controller.start()
             context.say(f"Driving rollouts, with a look at them every {tick_s:g} s.")
@@ -73,6 +118,7 @@ def serve(
         _run(app, listener, certificate, key, is_ready)
     finally:
         listener.close()
+        refresher.stop()
         if controller is not None and not controller.stop():
             context.say("The controller was still waiting for the hub; its rollouts go on with the next start.")
     context.say("Stopped.")
@@ -112,14 +158,27 @@ def _listen(address: str, port: int) -> socket.socket:
     return listener
 
 
-def _controller(context: CommandContext, tick_s: float) -> "ControllerThread | None":
+def _controller(context: CommandContext, tick_s: float, fleet_look_s: float) -> "ControllerThread | None":
     from cloud_registry.web.controller import ControllerThread
 
     if context.config.hub_connection_string is None:
         context.say("No hub is configured (IOTHUB_CONNECTION_STRING), so no rollouts are driven.")
         return None
-    rollouts = wiring.open_rollouts(context.config)
-    return ControllerThread(rollouts.tick_all, rollouts.release_all, tick_s)
+    rollouts = wiring.open_local_rollouts(context.config)
+    watch = wiring.open_fleet_watch(context.config, fleet_look_s)
+
+    def tick() -> None:
+        rollouts.tick_all()
+        watch.tick()
+
+    return ControllerThread(tick, rollouts.release_all, tick_s)
+
+
+def _refresher(context: CommandContext) -> "ControllerThread":
+    """Keeps the signed metadata fresh, from the moment on when there is any."""
+    from cloud_registry.web.controller import ControllerThread
+
+    return ControllerThread(wiring.open_trust(context.config).keep_fresh, lambda: None, TRUST_INTERVAL_S)
 
 
 def _run(app: Any, listener: socket.socket, certificate: Path | None, key: Path | None, is_ready: Any) -> None:

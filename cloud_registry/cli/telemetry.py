@@ -35,8 +35,7 @@ def collect(context: CommandContext, follow: bool, as_json: bool) -> None:
     Example:
       slipway telemetry collect --follow
     """
-    sources = wiring.open_telemetry_sources(context.config, context.say)
-    service = wiring.open_telemetry(context.config)
+    service = wiring.open_telemetry_verbs(context.config, context.say)
     total = StoreCounts()
 
     def count(batch: StoreCounts) -> None:
@@ -51,9 +50,9 @@ def collect(context: CommandContext, follow: bool, as_json: bool) -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     if follow:
-        context.say(f"Collecting telemetry from {', '.join(source.name for source in sources)}. Ctrl-C stops.")
+        context.say(f"Collecting telemetry from {service.source_name()}. Ctrl-C stops.")
     try:
-        service.collect_all(sources, follow=follow, on_batch=count)
+        service.collect(follow=follow, on_batch=count)
     except _StopAskedError:
         context.say("Stopped.")
     value = dataclasses.asdict(total)
@@ -74,7 +73,7 @@ def summary(context: CommandContext, as_json: bool) -> None:
     Example:
       slipway telemetry summary
     """
-    value = wiring.open_telemetry(context.config).summary()
+    value = wiring.open_telemetry_verbs(context.config).summary()
     context.result(value, as_json=as_json, text=lambda: _summary_words(value))
 
 
@@ -125,7 +124,7 @@ def list_readings(context: CommandContext, device: str | None, limit: int | None
     Example:
       slipway telemetry list --device dev-01 --limit 20
     """
-    service = wiring.open_telemetry(context.config)
+    service = wiring.open_telemetry_verbs(context.config)
     if as_json:
         for envelope in service.envelopes(device, limit):
             click.echo(envelope.to_json())

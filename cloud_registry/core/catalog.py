@@ -9,10 +9,30 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from cloud_registry.errors import UsageError
-from cloud_registry.ports import ModelQuery, ModuleTwin, Proof, ProvenArtifact, RolloutReference, StoredBlob
-from manifests.identity import ModelReference, check_model_name
-from manifests.model import FORMAT_SUFFIXES, Artifact, GoldenSet, ModelFormat, ModelManifest
+from cloud_registry.core.search import facts_of, meets, parse_condition, pattern_matches
+from cloud_registry.errors import ConflictError, UsageError
+from cloud_registry.ports import (
+    ImageReference,
+    ModelQuery,
+    ModuleTwin,
+    Proof,
+    ProvenArtifact,
+    RolloutReference,
+    SampleKind,
+    StoredBlob,
+)
+from manifests.identity import ModelReference, check_model_name, is_model_name
+from manifests.model import (
+    FORMAT_SUFFIXES,
+    Artifact,
+    DataSchema,
+    GoldenSet,
+    Lineage,
+    ModelFormat,
+    ModelManifest,
+    SourceFile,
+    StoredSample,
+)
 from manifests.processing import LabelFile, Processing
 
 TAG_KEY_LENGTH_MAX = 128
@@ -35,6 +55,45 @@ def parse_reference(text: str) -> tuple[str, int | None]:
         reference = ModelReference.parse(text)
         return reference.name, reference.version
     return check_model_name(text), None
+
+
+# The alias that needs no pointing: it means the same as the name alone.
+LATEST_ALIAS = "latest"
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """What a person wrote for a version: a number, an alias, or neither, which means the latest version."""
+
+    name: str
+    version: int | None = None
+    alias: str | None = None
+
+    @property
+    def is_exact(self) -> bool:
+        return self.version is not None
+
+
+def parse_selector(text: str) -> Selector:
+    """Read ``name:version``, ``name@alias``, or ``name`` alone, which is ``name@latest``.
+
+    Raises:
+        ManifestError, UsageError: it is none of these.
+    """
+    name, at, alias = text.partition("@")
+    if not at:
+        return Selector(*parse_reference(text))
+    return Selector(check_model_name(name), alias=None if alias == LATEST_ALIAS else check_alias(alias))
+
+
+def check_alias(alias: str) -> str:
+    """Return the alias; raises UsageError where it may not be one."""
+    hint = "An alias is a word such as champion: 1 to 63 of a-z, 0-9, '_' and '-', not digits alone."
+    if alias == LATEST_ALIAS:
+        raise UsageError("'latest' always means the highest version and cannot be pointed elsewhere", hint=hint)
+    if not is_model_name(alias) or alias.isdigit():
+        raise UsageError(f"{alias!r} is not an alias", hint=hint)
+    return alias
 
 
 def check_text(text: str, what: str, length_max: int, *, lines: bool = False) -> str:
@@ -90,26 +149,34 @@ def edited_tags(tags: Mapping[str, str], changes: Mapping[str, str], removed: It
     return dict(sorted(kept.items()))
 
 
+def grown_properties(properties: Mapping[str, str], new: Mapping[str, str], what: str) -> dict[str, str]:
+    """The properties with the new ones; to say the same again is no error.
+
+    Raises:
+        ConflictError: one of them is there with another value.
+        UsageError: there are too many.
+    """
+    for key, value in new.items():
+        if properties.get(key, value) != value:
+            raise ConflictError(
+                f"property {key!r} of {what} is {properties[key]!r} and is written once",
+                hint="A tag may change: slipway model tag. Or register another version.",
+            )
+    grown = {**properties, **new}
+    if len(grown) > TAGS_MAX:
+        raise UsageError(f"a model version carries at most {TAGS_MAX} properties; this would make {len(grown)}")
+    return dict(sorted(grown.items()))
+
+
 def matches(manifest: ModelManifest, query: ModelQuery) -> bool:
     """Whether a version meets the whole of a query. A store may search by other means, with the same outcome."""
-    if query.name is not None and not _name_matches(manifest.name, query.name):
+    if query.archived is not None and manifest.archived is not query.archived:
+        return False
+    if query.name is not None and not pattern_matches(manifest.name, query.name):
+        return False
+    if query.where and not meets(facts_of(manifest), parse_condition(query.where)):
         return False
     return all(key in manifest.tags and value in (None, manifest.tags[key]) for key, value in query.tags)
-
-
-def _name_matches(name: str, pattern: str) -> bool:
-    first, *rest = pattern.split("*")
-    if not rest:
-        return name == pattern
-    if not name.startswith(first):
-        return False
-    position = len(first)
-    for part in rest[:-1]:
-        found = name.find(part, position)
-        if found < 0:
-            return False
-        position = found + len(part)
-    return len(name) - position >= len(rest[-1]) and name.endswith(rest[-1])
 
 
 # --- a new version -----------------------------------------------------------
@@ -117,7 +184,21 @@ def _name_matches(name: str, pattern: str) -> bool:
 
 def model_target(reference: ModelReference, format_: ModelFormat) -> str:
     """The path of a model file below the artifact server's root."""
-    return f"{reference.name}/{reference.version}/model{FORMAT_SUFFIXES[format_]}"
+    file = "score.py" if format_ == "python" else f"model{FORMAT_SUFFIXES[format_]}"
+    return f"{reference.name}/{reference.version}/{file}"
+
+
+def source_target(reference: ModelReference, path: str) -> str:
+    """The path of a file of a registered directory, below the artifact server's root."""
+    return f"{reference.name}/{reference.version}/source/{path}"
+
+
+def stored_files(manifest: ModelManifest) -> list[tuple[str, str, int]]:
+    """Target, digest and size in bytes of every file that a version consists of."""
+    sample = (manifest.sample,) if manifest.sample is not None else ()
+    files = [(file.target, file.digest, file.size_bytes) for file in (*manifest.artifacts, *manifest.attachments)]
+    files += [(file.target, file.digest, file.size_bytes) for file in sample]
+    return files + [(source_target(manifest.reference, f.path), f.digest, f.size_bytes) for f in manifest.source]
 
 
 def golden_target(reference: ModelReference) -> str:
@@ -133,6 +214,9 @@ class ModelFacts:
     metrics: Mapping[str, float] | None = None
     tags: Mapping[str, str] | None = None
     processing: Processing | None = None
+    properties: Mapping[str, str] | None = None
+    lineage: Lineage | None = None
+    schema: DataSchema | None = None
 
     def checked(self) -> "ModelFacts":
         """Itself; raises UsageError where something is too long or cannot be shown."""
@@ -141,7 +225,15 @@ class ModelFacts:
             raise UsageError(f"{len(self.labels):,} labels were given; at most {LABELS_MAX:,} are kept")
         for label in self.labels:
             check_text(label, "a label", TAG_VALUE_LENGTH_MAX)
+        for what, texts in (("tag", self.tags or {}), ("property", self.properties or {})):
+            for key, value in texts.items():
+                check_tag_key(key)
+                check_text(value, f"the value of {what} {key!r}", TAG_VALUE_LENGTH_MAX)
         edited_tags({}, self.tags or {}, ())
+        if len(self.properties or {}) > TAGS_MAX:
+            raise UsageError(f"a model version carries at most {TAGS_MAX} properties")
+        for text in (self.lineage.framework, self.lineage.author) if self.lineage else ():
+            check_text(text, "what is said of its origin", TAG_VALUE_LENGTH_MAX)
         return self
 
 
@@ -156,15 +248,25 @@ class GoldenFile:
     tolerance_absolute: float
 
 
+@dataclass(frozen=True, slots=True)
+class StoredParts:
+    """The files of a version beside its artifacts; `labels` are those of its processing, where they are a file."""
+
+    golden: GoldenFile | None = None
+    labels: StoredBlob | None = None
+    sample: tuple[StoredBlob, SampleKind, str] | None = None
+    source: tuple[SourceFile, ...] = ()
+
+
 def new_manifest(
     reference: ModelReference,
     proof: Proof,
-    golden: GoldenFile | None,
-    labels: StoredBlob | None,
+    stored: StoredParts,
     facts: ModelFacts,
     now: datetime,
 ) -> ModelManifest:
-    """The manifest of a version that was just given its number; `labels` are those of its processing, as a file."""
+    """The manifest of a version that was just given its number."""
+    golden, labels = stored.golden, stored.labels
     return ModelManifest(
         name=reference.name,
         version=reference.version,
@@ -184,7 +286,21 @@ def new_manifest(
         processing=_processing(reference, facts.processing, labels),
         metrics=dict(sorted((facts.metrics or {}).items())),
         tags=dict(sorted((facts.tags or {}).items())),
+        properties=dict(sorted((facts.properties or {}).items())),
+        lineage=facts.lineage if facts.lineage != Lineage() else None,
+        sample=_sample(reference, stored),
+        schema=proof.schema,
+        source=stored.source,
+        verdict=proof.verdict,
     )
+
+
+def _sample(reference: ModelReference, stored: StoredParts) -> StoredSample | None:
+    if stored.sample is None:
+        return None
+    blob, kind, suffix = stored.sample
+    target = f"{reference.name}/{reference.version}/sample{suffix}"
+    return StoredSample(digest=blob.digest, size_bytes=blob.size_bytes, target=target, kind=kind)
 
 
 def _processing(
@@ -212,7 +328,7 @@ def _artifact(reference: ModelReference, proven: ProvenArtifact) -> Artifact:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Holder:
-    """Somebody who needs a version: a device's module, or a rollout. `why` is a clause in words."""
+    """Somebody who needs a version: a device's module, a rollout, an image or an alias. `why` is a clause in words."""
 
     where: str
     why: str
@@ -223,8 +339,10 @@ def holders(
     digests: frozenset[str],
     module_twins: Sequence[ModuleTwin],
     rollouts: Sequence[RolloutReference],
+    images: Sequence[ImageReference] = (),
+    aliases: Sequence[str] = (),
 ) -> tuple[Holder, ...]:
-    """Everyone who is asked to run the version, runs it, keeps it to go back to, or carries it.
+    """Everyone who is asked to run the version, runs it, keeps it to go back to, carries it, holds it or means it.
 
     The twins are read as raw JSON: a report that is too new or too broken to be understood whole still holds what it
     names. Where an entry names a version, the version counts; a digest alone counts where no version is told, since two
@@ -236,6 +354,10 @@ def holders(
         for why in _held_by_module(reference, digests, twin)
     ]
     found += [Holder(rollout.rollout_id, why) for rollout in rollouts for why in _held_by_rollout(reference, rollout)]
+    found += [
+        Holder(image.image, f"holds it ({image.digest[:19]})") for image in images if image.reference == reference
+    ]
+    found += [Holder(f"{reference.name}@{alias}", "stands for it") for alias in aliases]
     return tuple(sorted(set(found)))
 
 

@@ -68,6 +68,17 @@ def check_fit(specs: Sequence[TensorSpec], arrays: Arrays, prefix: str, file_nam
     return next(iter(counts.values()))
 
 
+def check_golden_set(inputs: Arrays, outputs: Arrays, file_name: str) -> int:
+    """The number of samples in a golden set that no model is at hand for; raises RefusedModelError."""
+    for side, arrays, prefix in (("inputs", inputs, INPUT_PREFIX), ("answers", outputs, OUTPUT_PREFIX)):
+        if not arrays:
+            raise RefusedModelError(f"{file_name} holds no {side}", hint=f"Name the arrays {prefix}<tensor>.")
+    counts = {name: len(array) if array.ndim else 0 for name, array in (*inputs.items(), *outputs.items())}
+    if len(set(counts.values())) != 1 or not next(iter(counts.values())):
+        raise RefusedModelError(f"{file_name} holds arrays of unlike sample counts: {counts}")
+    return next(iter(counts.values()))
+
+
 def _check_array(spec: TensorSpec, array: Array, prefix: str, file_name: str) -> None:
     expected = spec.shape[1:]
     seen = array.shape[1:]

@@ -7,6 +7,8 @@ Leaves to the engine: whether the network inside makes sense.
 from collections.abc import Callable
 from pathlib import PurePath
 
+from cloud_registry.errors import UsageError
+from cloud_registry.ports import SampleKind
 from manifests.model import FORMAT_SUFFIXES, ModelFormat
 
 HEAD_BYTES = 16
@@ -15,6 +17,21 @@ HEAD_BYTES = 16
 _ONNX_FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
 _ONNX_GRAPH = 7
 _TFLITE_IDENTIFIER = b"TFL3"
+
+SAMPLE_KINDS: dict[str, SampleKind] = {
+    ".npz": "npz",
+    ".csv": "csv",
+    ".json": "json",
+    ".png": "image",
+    ".jpg": "image",
+    ".jpeg": "image",
+    ".bmp": "image",
+}
+
+# What an engine takes for a model of ordinary size, and how often a large one is in memory while it is loaded.
+MEMORY_BYTES_MIN = 4 * 1024**3
+MEMORY_PER_MODEL = 6
+AVAILABLE_SHARE = 0.8
 
 _KNOWN_HEADS = {
     b"PK\x03\x04": "a ZIP archive (perhaps an .npz, a Keras or a PyTorch file)",
@@ -38,6 +55,22 @@ def format_of(path: PurePath) -> ModelFormat | None:
     return next((format_ for format_, known in FORMAT_SUFFIXES.items() if known == suffix), None)
 
 
+def sample_kind(path: PurePath) -> SampleKind:
+    """The form of a sample by the file's suffix; raises UsageError."""
+    kind = SAMPLE_KINDS.get(path.suffix.lower())
+    if kind is None:
+        raise UsageError(
+            f"{path.name} is no sample of a known form", hint=f"Known are {', '.join(SAMPLE_KINDS)} (docs/registry)."
+        )
+    return kind
+
+
+def memory_bound_bytes(model_bytes: int, available_bytes: int | None) -> int:
+    """How much memory a model may take to be proven: room for its size, and never the whole machine."""
+    bound = max(MEMORY_BYTES_MIN, MEMORY_PER_MODEL * model_bytes)
+    return bound if available_bytes is None else min(bound, int(available_bytes * AVAILABLE_SHARE))
+
+
 def first_look(format_: ModelFormat, size_bytes: int, read: Callable[[int, int], bytes]) -> str | None:
     """What is wrong with the file as a clause (``is empty``), or None.
 
@@ -46,6 +79,8 @@ def first_look(format_: ModelFormat, size_bytes: int, read: Callable[[int, int],
     """
     if size_bytes == 0:
         return "is empty"
+    if format_ == "python":
+        return None
     head = read(0, HEAD_BYTES)
     known = next((words for magic, words in _KNOWN_HEADS.items() if head.startswith(magic)), None)
     if known is not None:
@@ -56,7 +91,7 @@ def first_look(format_: ModelFormat, size_bytes: int, read: Callable[[int, int],
 
 
 def _article(format_: ModelFormat) -> str:
-    return {"onnx": "an ONNX", "tflite": "a TFLite"}[format_]
+    return {"onnx": "an ONNX", "tflite": "a TFLite", "python": "a Python"}[format_]
 
 
 def _onnx_flaw(size_bytes: int, read: Callable[[int, int], bytes]) -> str | None:

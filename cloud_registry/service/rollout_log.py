@@ -1,6 +1,6 @@
 """What rollouts need besides the hub: the registry of models, and a log of events."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -8,8 +8,11 @@ from cloud_registry.core.rollout import events as ev
 from cloud_registry.core.rollout.documents import RolloutPlan
 from cloud_registry.core.rollout.lease import Lease
 from cloud_registry.core.rollout.state import Rollout, apply, fold
+from cloud_registry.core.trust_files import SignedFile
+from cloud_registry.ports import ProgressListener
 from manifests.identity import ModelReference
-from manifests.model import ModelManifest
+from manifests.model import ModelFormat, ModelManifest
+from manifests.release import DeltaOffer
 
 
 class ModelCatalog(Protocol):
@@ -17,7 +20,31 @@ class ModelCatalog(Protocol):
 
     def manifest(self, reference: ModelReference) -> ModelManifest: ...
 
-    def latest(self, name: str) -> ModelManifest: ...
+    def resolve(self, text: str) -> ModelManifest:
+        """The version that a person means by ``name:version``, ``name@alias`` or ``name``."""
+        ...
+
+
+class ReleaseTrust(Protocol):
+    """Whether devices would take files; see service/trust.py."""
+
+    def exists(self) -> bool: ...
+
+    def check(self, files: Iterable[SignedFile]) -> None: ...
+
+    def unsigned(self, files: Iterable[SignedFile]) -> list[SignedFile]: ...
+
+
+class ReleaseDeltas(Protocol):
+    """Shorter ways to a version; see service/publication.py."""
+
+    def publish(
+        self, manifest: ModelManifest, running: Mapping[str, int] | None, on_progress: ProgressListener | None = None
+    ) -> object: ...
+
+    def release_for(
+        self, reference: ModelReference, formats: Sequence[ModelFormat], running: Mapping[str, int]
+    ) -> dict[str, tuple[DeltaOffer, ...]]: ...
 
 
 class RolloutLog(Protocol):

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from cloud_registry.core.catalog import parse_reference
+from cloud_registry.core.publication import digests_before, formats_offered, with_deltas
 from cloud_registry.core.rollout import events as ev
 from cloud_registry.core.rollout.documents import RolloutPlan, RolloutTerms
 from cloud_registry.core.rollout.drafting import (
+    ALREADY_RUNS,
     Candidate,
     Head,
     draft_release,
@@ -20,12 +21,13 @@ from cloud_registry.core.rollout.drafting import (
 )
 from cloud_registry.core.rollout.planning import rollback_event
 from cloud_registry.core.rollout.state import Rollout, RolloutState
+from cloud_registry.core.trust_files import files_of_content, files_of_deltas
 from cloud_registry.core.waves import DEFAULT_WAVES, parse_waves
 from cloud_registry.errors import ConflictError, GateRefusedError, NotFoundError, RegistryError
-from cloud_registry.ports import Clock, FleetHub, RolloutReference
+from cloud_registry.ports import Clock, FleetHub, ModuleTwin, ProgressListener, RolloutReference
 from cloud_registry.service.fleet import Fleet, observations_of
 from cloud_registry.service.rollout_driver import RolloutDriver, Tick
-from cloud_registry.service.rollout_log import ModelCatalog, RolloutLog, RolloutReader
+from cloud_registry.service.rollout_log import ModelCatalog, ReleaseDeltas, ReleaseTrust, RolloutLog, RolloutReader
 from manifests.identity import ModelReference
 from manifests.model import ModelManifest
 
@@ -60,8 +62,19 @@ class RollbackRequest:
     waves: str = "100%"
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What came of a request: the plan, and the rollout; none where every device runs the version already."""
+
+    plan: RolloutPlan
+    rollout: Rollout | None = None
+
+
 class RolloutService:
     """Plans, starts, drives and ends rollouts. Methods raise RegistryErrors; see each."""
+
+    # Whoever has the event log and the hub at hand can drive.
+    can_drive = True
 
     def __init__(
         self,
@@ -71,10 +84,16 @@ class RolloutService:
         clock: Clock,
         owner: str,
         module_id: str = "slipway",
+        trust: ReleaseTrust | None = None,
+        publication: ReleaseDeltas | None = None,
+        on_twins: Callable[[Iterable[ModuleTwin]], None] = lambda _twins: None,
     ) -> None:
+        """`on_twins` is handed every module twin that is read on the way."""
+        self._trust = trust
+        self._publication = publication
         self._events = log
         self._models = models
-        self._fleet = Fleet(hub, module_id)
+        self._fleet = Fleet(hub, module_id, on_twins)
         self._clock = clock
         self._reader = RolloutReader(log)
         self._driver = RolloutDriver(log, self._reader, self._fleet, clock, owner)
@@ -89,8 +108,13 @@ class RolloutService:
             NotFoundError: no such model version, a named device is unknown, or no device meets the condition.
             HubUnreachableError, TrustError: the fleet cannot be read.
         """
-        name, version = parse_reference(request.reference)
-        manifest = self._version(name, version)
+        manifest = self._models.resolve(request.reference)
+        name = manifest.name
+        if manifest.archived:
+            raise ConflictError(
+                f"{manifest.reference} is archived, so that nobody is offered it",
+                hint=f"Take it out again first: slipway model restore {manifest.reference}",
+            )
         shares = parse_waves(request.waves)
         candidates = self._fleet.named(request.devices) if request.devices else self._fleet.meeting(request.condition)
         head = Head(
@@ -116,23 +140,54 @@ class RolloutService:
                 held.setdefault(rollout_id, []).append(device)
         return held
 
-    def start(self, drafted: RolloutPlan) -> Rollout:
-        """Store a plan as a rollout. Nothing is written to any device yet: the first tick does that.
+    def begin(self, request: RolloutRequest, on_progress: ProgressListener | None = None) -> Begun:
+        """Plan and start at once; nothing is started where every device runs the version already."""
+        drafted = self.plan(request)
+        if not drafted.devices and drafted.skipped and all(_has_it(skipped.reason) for skipped in drafted.skipped):
+            return Begun(drafted)
+        started = self.start(drafted, on_progress)
+        return Begun(started.plan, started)
+
+    def start(self, drafted: RolloutPlan, on_progress: ProgressListener | None = None) -> Rollout:
+        """Store a plan as a rollout, with deltas from what its devices run.
+
+        Nothing is written to any device yet: the first tick does that.
 
         Raises:
             ConflictError: a device takes part in an unfinished rollout of the model.
             RegistryError: no device is left to offer the version to.
+            TrustError: devices would refuse it, or what they would go back to: it is not signed.
         """
         if not drafted.devices:
             raise RegistryError(
                 f"there is no device to offer {drafted.model}:{drafted.version} to\n{_skipped_lines(drafted)}",
                 hint="See who would take part with: slipway rollout plan",
             )
+        if self._trust is not None:
+            contents = drafted.contents.values()
+            self._trust.check(file for content in contents for file in files_of_content(drafted.model, content))
+        if drafted.kind == "release":
+            drafted = self._with_deltas(drafted, on_progress)
         stored = self._events.create(drafted, drafted.generation - 1, self._clock.now())
         return self.status(stored.id)
 
-    def _version(self, name: str, version: int | None) -> ModelManifest:
-        return self._models.latest(name) if version is None else self._models.manifest(ModelReference(name, version))
+    def _with_deltas(self, drafted: RolloutPlan, on_progress: ProgressListener | None) -> RolloutPlan:
+        """The plan with what shortens its downloads; where a trust repository exists, only what is signed does."""
+        if self._publication is None or drafted.version is None:
+            return drafted
+        reference, running = ModelReference(drafted.model, drafted.version), digests_before(drafted)
+        is_signing = self._trust is not None and self._trust.exists()
+        if running and not is_signing:
+            self._publication.publish(self._models.manifest(reference), running, on_progress)
+        found = self._publication.release_for(reference, formats_offered(drafted), running)
+        if self._trust is not None and is_signing:
+            offered = [offer for offers in found.values() for offer in offers]
+            unsigned = {file.target for file in self._trust.unsigned(files_of_deltas(reference, offered))}
+            found = {
+                digest: tuple(offer for offer in offers if offer.target not in unsigned)
+                for digest, offers in found.items()
+            }
+        return with_deltas(drafted, found)
 
     def _known(self, model: str, candidates: Iterable[Candidate]) -> dict[int, ModelManifest]:
         """Manifests of the versions now running, as far as the registry still has them."""
@@ -286,12 +341,13 @@ class RolloutService:
                 ) from err
 
     def _version_to(self, text: str, model: str) -> ModelManifest:
-        name, version = parse_reference(text)
-        if name != model:
+        manifest = self._models.resolve(text)
+        if manifest.name != model:
             raise ConflictError(
-                f"the rollout carries {model}, not {name}", hint=f"Name a version of {model}, such as --to {model}:1"
+                f"the rollout carries {model}, not {manifest.name}",
+                hint=f"Name a version of {model}, such as --to {model}:1",
             )
-        return self._version(name, version)
+        return manifest
 
     def _command(self, rollout_id: str, decide: Callable[[Rollout], ev.RolloutEvent | None]) -> Rollout:
         """Append what an operator decided, on the latest state, whatever a controller writes meanwhile."""
@@ -325,6 +381,10 @@ class RolloutService:
     def release_all(self) -> None:
         """Stop driving whatever this process drives."""
         self._driver.release_all()
+
+
+def _has_it(reason: str) -> bool:
+    return reason.startswith(ALREADY_RUNS)
 
 
 def _skipped_lines(plan: RolloutPlan) -> str:

@@ -1,79 +1,63 @@
-"""The artifact server: model files by their target, whole or in part, with validators that never lie.
+"""The server: the API, model files, signed metadata, metrics and health, behind one door.
 
-``GET|HEAD /artifacts/{target}`` and ``GET /healthz``. An artifact never changes under its target and its ETag is its
-digest, so a device resumes a download with ``Range`` and ``If-Range``.
+``/api/v1/…`` is described by ``GET /openapi.json``. Nothing is answered without a key but health and the description;
+model files are open while nobody has a key, or by wish of who runs the server.
 """
 
-from collections.abc import Iterator
+from importlib.metadata import version
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
-from cloud_registry.core.http_ranges import answer
-from cloud_registry.errors import NotFoundError, RegistryError
-from cloud_registry.ports import ArtifactStore, ModelCatalogStore
+from cloud_registry.ports import Role
+from cloud_registry.service.verbs import RolloutVerbs
+from cloud_registry.web.access import Door
+from cloud_registry.web.answers import ServerParts, json_answer, problem_answer
+from cloud_registry.web.artifact_routes import artifact_routes
+from cloud_registry.web.openapi import openapi_document
+from cloud_registry.web.upload_routes import upload_routes
+from cloud_registry.web.verb_routes import verb_routes
 
-# An artifact's bytes are fixed for ever; whether a version was deleted is asked again each time.
-CACHE_CONTROL = "no-cache"
-TARGET_LENGTH_MAX = 128
 
+def create_app(parts: ServerParts) -> Starlette:
+    door = Door(parts)
 
-def create_app(catalog: ModelCatalogStore, artifacts: ArtifactStore) -> Starlette:
-    async def artifact(request: Request) -> Response:
-        return await run_in_threadpool(_artifact, catalog, artifacts, request)
+    async def metrics(request: Request) -> Response:
+        return await run_in_threadpool(_metrics, parts, door, request)
+
+    async def description(_request: Request) -> Response:
+        return json_answer(openapi_document(version("slipway")))
 
     return Starlette(
         routes=[
-            Route("/artifacts/{target:path}", artifact, methods=["GET"]),
+            *artifact_routes(parts, door),
+            *upload_routes(parts, door),
+            *verb_routes(parts, door),
+            Route("/metrics", metrics, methods=["GET"]),
+            Route("/openapi.json", description, methods=["GET"]),
             Route("/healthz", _health, methods=["GET"]),
         ],
-        exception_handlers={HTTPException: _http_problem, RegistryError: _registry_problem},
+        exception_handlers={HTTPException: _http_problem},
     )
 
 
 async def _health(_request: Request) -> Response:
-    return JSONResponse({"status": "ok"})
+    return json_answer({"status": "ok"})
 
 
-def _artifact(catalog: ModelCatalogStore, artifacts: ArtifactStore, request: Request) -> Response:
-    # The target is looked up, never joined to a path, so that nothing outside the catalog can be named.
-    target = str(request.path_params["target"])
-    file = catalog.file(target) if len(target) <= TARGET_LENGTH_MAX else None
-    if file is None:
-        raise NotFoundError(f"there is no artifact {target[:TARGET_LENGTH_MAX]!r}")
-    stored_bytes = artifacts.size_bytes(file.digest)
-    if stored_bytes != file.size_bytes:
-        seen = "nothing" if stored_bytes is None else f"{stored_bytes} bytes"
-        raise RegistryError(f"the store holds {seen} for {target}; the catalog says {file.size_bytes} bytes")
-    said = answer(request.headers, file.digest, file.size_bytes)
-    headers = {
-        "ETag": f'"{file.digest}"',
-        "Accept-Ranges": "bytes",
-        "Cache-Control": CACHE_CONTROL,
-        "Content-Length": str(said.stop - said.start),
-    }
-    content_range = said.content_range(file.size_bytes)
-    if content_range is not None:
-        headers["Content-Range"] = content_range
-    if said.status == 304:
-        del headers["Content-Length"]
-        return Response(status_code=304, headers=headers)
-    if said.status == 416 or request.method == "HEAD":
-        return Response(status_code=said.status, headers=headers)
-    body: Iterator[bytes] = artifacts.read(file.digest, said.start, said.stop)
-    return StreamingResponse(body, said.status, headers, media_type="application/octet-stream")
+def _metrics(parts: ServerParts, door: Door, request: Request) -> Response:
+    visit = door.visit("metrics", request)
+    try:
+        door.let_in(visit, Role.READER)
+        parts.metrics.set_rollouts(each.state.value for each in parts.services[RolloutVerbs].rollouts())
+    except Exception as err:  # noqa: BLE001  (a sentence and a line in the log for whatever it is)
+        return door.refuse(visit, err)
+    return Response(parts.metrics.text(), media_type=parts.metrics.content_type)
 
 
 async def _http_problem(_request: Request, err: Exception) -> Response:
-    assert isinstance(err, HTTPException)
-    return JSONResponse({"error": err.detail}, err.status_code, headers=dict(err.headers or {}))
-
-
-async def _registry_problem(_request: Request, err: Exception) -> Response:
-    assert isinstance(err, RegistryError)
-    status = 404 if isinstance(err, NotFoundError) else 500
-    return JSONResponse({"error": err.message}, status)
+    return problem_answer(err)

@@ -27,6 +27,8 @@ class PatientClient(mqtt.Client):  # type: ignore[misc]  # paho 1.6 has no types
         super().__init__(*arguments, **options)
         # Why there is no connection, in words; empty while there is one.
         self.problem = "not connected yet"
+        # Hears of each attempt that failed.
+        self.failed: Callable[[str], None] = lambda _: None
 
     def acknowledge(self, packet_id: int) -> None:
         super()._send_puback(packet_id)
@@ -38,10 +40,10 @@ class PatientClient(mqtt.Client):  # type: ignore[misc]  # paho 1.6 has no types
         try:
             return int(super().reconnect())
         except OSError as err:
-            self.problem = err.strerror or str(err)
+            self.failed(err.strerror or str(err))
             raise
         except Exception as err:
-            self.problem = str(err)
+            self.failed(str(err))
             raise OSError(str(err)) from err
 
     def _thread_main(self) -> None:
@@ -82,6 +84,7 @@ class Broker:
         if settings.tls:
             client.tls_set_context(_tls_context(settings))
         client.reconnect_delay_set(RECONNECT_S_MIN, settings.reconnect_s_max)
+        client.failed = self._told
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
 

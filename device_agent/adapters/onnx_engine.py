@@ -11,6 +11,7 @@ import onnxruntime
 
 from device_agent.config.settings import EngineSettings
 from device_agent.core.inference import mismatch
+from device_agent.core.onnx_weights import WEIGHTS, without_weights
 from device_agent.errors import ConfigurationError, InferenceError, StepError
 from device_agent.ports import EngineFacts, Quantisation
 from manifests.model import ModelFormat, Signature, TensorSpec
@@ -26,6 +27,9 @@ _OPTIMISATION = {
     "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
+
+# Older ones read weights from the model's own bytes only.
+_TAKES_WEIGHTS = hasattr(onnxruntime.SessionOptions, "add_external_initializers_from_files_in_memory")
 
 # Every onnxruntime that the package allows runs this one, so the search begins behind it.
 _OPSET_SURE = 15
@@ -70,14 +74,6 @@ class OnnxEngine:
         """Raises ConfigurationError for a provider that this onnxruntime does not have, unless it may fall back."""
         self._settings = settings = settings or EngineSettings()
         self._providers = _available(settings)
-        self._options = options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = settings.threads
-        options.inter_op_num_threads = 1
-        # A thread that waits by spinning is quick to wake, and heats the device meanwhile.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.enable_cpu_mem_arena = settings.arena
-        options.graph_optimization_level = _OPTIMISATION[settings.optimisation]
-        options.log_severity_level = 4
 
     def facts(self) -> EngineFacts:
         return EngineFacts(
@@ -88,10 +84,17 @@ class OnnxEngine:
         )
 
     def load(self, content: bytes, digest: str) -> OnnxModel:
-        options = [self._settings.provider_options.get(name, {}) for name in self._providers]
+        options = self._options()
+        light = without_weights(content) if _TAKES_WEIGHTS else None
+        if light is not None:
+            options.add_external_initializers_from_files_in_memory([WEIGHTS], [content], [len(content)])
         try:
             session = onnxruntime.InferenceSession(
-                content, self._options, providers=list(self._providers), provider_options=options, enable_fallback=0
+                content if light is None else light,
+                options,
+                providers=list(self._providers),
+                provider_options=[self._settings.provider_options.get(name, {}) for name in self._providers],
+                enable_fallback=0,
             )
         except Exception as err:
             raise StepError("LOAD_FAILED", f"onnxruntime cannot load the model: {reason(err)}") from err
@@ -99,6 +102,17 @@ class OnnxEngine:
         # The session keeps the file's bytes for a change of providers that never comes: a second copy of the weights.
         session._model_bytes = None
         return OnnxModel(session, digest)
+
+    def _options(self) -> Any:
+        options, settings = onnxruntime.SessionOptions(), self._settings
+        options.intra_op_num_threads = settings.threads
+        options.inter_op_num_threads = 1
+        # A thread that waits by spinning is quick to wake, and heats the device meanwhile.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.enable_cpu_mem_arena = settings.arena
+        options.graph_optimization_level = _OPTIMISATION[settings.optimisation]
+        options.log_severity_level = 4
+        return options
 
     def _check_providers(self, session: Any) -> None:
         """A provider whose library or device is missing is left out by onnxruntime, with no more than a log line."""

@@ -6,13 +6,21 @@ import hmac
 import logging
 import secrets
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
-import msgspec
-
+from device_agent.adapters.bare_http import (
+    BODY_TIMEOUT_S,
+    Receive,
+    RefusedError,
+    Scope,
+    Send,
+    answer_json,
+    headers_of,
+    read_body,
+)
 from device_agent.adapters.listening import Listener
 from device_agent.adapters.reading_queue import ReadingQueue
 from device_agent.config.settings import SensorSettings
@@ -21,29 +29,13 @@ from device_agent.errors import UnreadableReadingError
 from device_agent.ports import Reading, ReadingAnswer, SourceFacts
 
 PATH = "/readings"
-# A body that does not arrive in this time is given up.
-BODY_TIMEOUT_S = 10.0
 # Requests in flight as connections close down; the process ends without them.
 GOODBYE_S = 3
 # Connections beyond the readings that may wait: probes, and senders that are about to be told to wait.
 SPARE_CONNECTIONS = 64
 RESTART_WAIT_S = 1.0
 
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-
 _log = logging.getLogger(__name__)
-
-
-class _RefusedError(Exception):
-    """The request is answered with a status and a sentence."""
-
-    def __init__(self, status: HTTPStatus, text: str, **headers: str) -> None:
-        super().__init__(text)
-        self.status = status
-        self.text = text
-        self.headers = headers
 
 
 class _PushReceipt:
@@ -157,77 +149,41 @@ class PushSource:
         try:
             status, document = await self._answer(scope, receive)
             headers: dict[str, str] = {}
-        except _RefusedError as refused:
+        except RefusedError as refused:
             status, document, headers = refused.status, {"error": refused.text}, refused.headers
-        body = msgspec.json.encode(document) + b"\n"
-        lines = {"content-type": "application/json", "content-length": str(len(body)), **headers}
-        await send(
-            {
-                "type": "http.response.start",
-                "status": int(status),
-                "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in lines.items()],
-            }
-        )
-        await send({"type": "http.response.body", "body": body})
+        await answer_json(send, status, document, headers)
 
     async def _answer(self, scope: Scope, receive: Receive) -> tuple[HTTPStatus, dict[str, Any]]:
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = headers_of(scope)
         self._check_sender(headers)
         path = unquote(scope["path"])
         if path == "/" and scope["method"] == "GET":
             return HTTPStatus.OK, {"waiting": len(self._queue), "waitingMax": self._settings.queue_max}
         if path != PATH and not path.startswith(f"{PATH}/"):
-            raise _RefusedError(HTTPStatus.NOT_FOUND, f"There is no {path}; readings are posted to {PATH}.")
+            raise RefusedError(HTTPStatus.NOT_FOUND, f"There is no {path}; readings are posted to {PATH}.")
         if scope["method"] != "POST":
-            raise _RefusedError(HTTPStatus.METHOD_NOT_ALLOWED, "Readings are posted.", allow="POST")
+            raise RefusedError(HTTPStatus.METHOD_NOT_ALLOWED, "Readings are posted.", allow="POST")
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        body = await self._body(headers, receive)
+        body = await read_body(headers, receive, self._settings.payload_bytes_max, "A reading", BODY_TIMEOUT_S)
         return await self._push(body, path.removeprefix(PATH).strip("/"), query)
 
     def _check_sender(self, headers: dict[str, str]) -> None:
         token = self._settings.token
         if token:
             if not hmac.compare_digest(headers.get("authorization", "").encode(), f"Bearer {token}".encode()):
-                raise _RefusedError(
-                    HTTPStatus.UNAUTHORIZED, "The token is missing or wrong.", www_authenticate="Bearer"
-                )
+                raise RefusedError(HTTPStatus.UNAUTHORIZED, "The token is missing or wrong.", www_authenticate="Bearer")
         elif "origin" in headers:
             # A page in a browser on this machine can send requests here; a program says no origin.
-            raise _RefusedError(
+            raise RefusedError(
                 HTTPStatus.FORBIDDEN, "Readings are not taken from web pages unless a token is configured."
             )
-
-    async def _body(self, headers: dict[str, str], receive: Receive) -> bytes:
-        size_bytes_max = self._settings.payload_bytes_max
-        too_large = _RefusedError(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"A reading has at most {size_bytes_max:,} bytes.", connection="close"
-        )
-        length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > size_bytes_max:
-            raise too_large
-        body = bytearray()
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise _RefusedError(HTTPStatus.BAD_REQUEST, "The body ended too early.")
-                    body += message.get("body", b"")
-                    if len(body) > size_bytes_max:
-                        raise too_large
-                    if not message.get("more_body"):
-                        return bytes(body)
-        except TimeoutError as err:
-            raise _RefusedError(
-                HTTPStatus.REQUEST_TIMEOUT, f"The body did not arrive in {BODY_TIMEOUT_S:g} s.", connection="close"
-            ) from err
 
     async def _push(self, body: bytes, origin: str, query: dict[str, list[str]]) -> tuple[HTTPStatus, dict[str, Any]]:
         try:
             payload = read_payload(body, self._rules, self._settings.payload_bytes_max)
         except UnreadableReadingError as err:
             self._failed += 1
-            raise _RefusedError(HTTPStatus.BAD_REQUEST, f"This is no reading: {err.message}.") from err
+            raise RefusedError(HTTPStatus.BAD_REQUEST, f"This is no reading: {err.message}.") from err
         self._received += 1
         identifier = query.get("id", [""])[0] or payload.id or f"{self._kind}-{self._name}-{self._received}"
         receipt = _PushReceipt(asyncio.get_running_loop())
@@ -235,7 +191,7 @@ class PushSource:
         if not self._queue.offer(reading):
             if self._is_closing.is_set():
                 raise _stopping()
-            raise _RefusedError(
+            raise RefusedError(
                 HTTPStatus.TOO_MANY_REQUESTS, f"{len(self._queue)} readings wait already.", retry_after="1"
             )
         await self._until_stored(reading, receipt)
@@ -254,13 +210,13 @@ class PushSource:
                 text = f"No model took the reading in {timeout_s:g} s; it is not kept."
             else:
                 text = f"The reading was taken, but is not on disk after {timeout_s:g} s; it may be kept all the same."
-            raise _RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, text, retry_after="5") from err
+            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, text, retry_after="5") from err
         if not is_stored:
             raise _stopping()
 
 
-def _stopping() -> _RefusedError:
-    return _RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "The agent stops; the reading is not kept.", retry_after="10")
+def _stopping() -> RefusedError:
+    return RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "The agent stops; the reading is not kept.", retry_after="10")
 
 
 def _wire(answer: ReadingAnswer) -> dict[str, Any]:

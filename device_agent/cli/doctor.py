@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +28,8 @@ from manifests.exit_codes import ExitCode
 
 HUB_TIMEOUT_S = 20.0
 ARTIFACTS_TIMEOUT_S = 10.0
+MIRROR_TIMEOUT_S = 5.0
+MIRROR_LOOK_S = 0.05
 # The state directory holds a model and its successor, a golden set each, and what waits to be sent.
 ROOM_WANTED_BYTES = 64 * 1024 * 1024
 # Tokens are made for an hour and judged with five minutes of grace.
@@ -72,7 +75,10 @@ def examine(file: Path | None, environment: Mapping[str, str], flags: Mapping[st
         "state": lambda: _state(config),
         "disk": lambda: _disk(config),
         "engines": lambda: _engines(config),
+        "update": lambda: _update(config),
         "source": lambda: _source(config),
+        "mirror": lambda: _mirror(config),
+        "collection": lambda: _collection(config),
         "certificates": lambda: _certificates(config),
         "hub": lambda: _hub(config),
         "artifacts": lambda: _artifacts(config),
@@ -230,6 +236,48 @@ def _source(config: AgentConfig) -> str:
     from device_agent.wiring import probe_source
 
     return probe_source(config)
+
+
+def _update(config: AgentConfig) -> str:
+    """When an update may start: the rules can be read, and the operator's own commands are there."""
+    from device_agent.wiring import machine_of, rules_of
+
+    rules_of(config, config.formats)
+    machine_of(config)
+    settings = config.settings.update
+    parts = [f"in the window {settings.window}" if settings.window else "at any time"]
+    commands = {"whether the device is busy": settings.busy_command, "whether its link costs": settings.metered_command}
+    parts += [f"{command} says {what}" for what, command in commands.items() if command]
+    return "; ".join(parts)
+
+
+def _mirror(config: AgentConfig) -> str:
+    from device_agent.wiring import open_mirror
+
+    settings = config.settings.mirror
+    mirror = open_mirror(config, "doctor")
+    if mirror is None:
+        return "off"
+    where = f"{settings.host}:{settings.port}"
+    try:
+        ends_s = time.monotonic() + MIRROR_TIMEOUT_S
+        while not mirror.facts().is_connected:
+            if time.monotonic() > ends_s:
+                raise AgentError(
+                    f"The mirror's broker {where} does not answer.",
+                    hint="Check host and port in [mirror] and that a broker runs there; the agent runs without it.",
+                )
+            time.sleep(MIRROR_LOOK_S)
+    finally:
+        mirror.close()
+    return f"the broker {where} takes {settings.topic}"
+
+
+def _collection(config: AgentConfig) -> str:
+    settings = config.settings.collection
+    if not settings.enabled:
+        return "off"
+    return f"into {settings.container_url.partition('?')[0]}" if settings.container_url else "into the hub's storage"
 
 
 def _certificates(config: AgentConfig) -> str:

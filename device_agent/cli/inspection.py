@@ -11,7 +11,14 @@ from device_agent.config import AgentConfig
 from device_agent.core import agent as core
 from device_agent.core.explain import Live, explanation
 from device_agent.core.history import Transition
-from device_agent.wiring import agent_version, engine_names, installed_formats, read_states, trust_in_words
+from device_agent.wiring import (
+    agent_version,
+    engine_names,
+    installed_formats,
+    pace_in_words,
+    read_states,
+    trust_in_words,
+)
 
 
 def read_status(directory: Path) -> dict[str, Any]:
@@ -78,6 +85,6 @@ def introduction(config: AgentConfig, state: SqliteState) -> list[str]:
         f"slipway-agent {agent_version()} for {identity} at {identity.host_name}, by {config.credentials.kind}.",
         f"Runs {engines_said or 'no format, as no engine is installed'}; "
         f"models on disk: {', '.join(committed) or 'none yet'}; {waiting:,} readings wait for the hub.",
-        f"Reads {config.source} every {config.interval_s:g} s; state in {directory}; trusts {trusted}.",
+        f"Reads {config.source} {pace_in_words(config)}; state in {directory}; trusts {trusted}.",
         f"Trust: {trust_in_words(config)}.",
     ]

@@ -38,6 +38,8 @@ def _health_lines(health: dict[str, Any] | None) -> list[str]:
     lines = [f"health: {', '.join(facts)}"]
     if "sensor" in health:
         lines.append(f"  {_sensor_words(health['sensor'])}")
+    if "mirror" in health:
+        lines.append(f"  {_mirror_words(health['mirror'])}")
     for model, entry in health.get("models", {}).items():
         p50, p99 = entry.get("latencyP50Ms"), entry.get("latencyP99Ms")
         latency = f", half within {p50:g} ms" if p50 else ""
@@ -50,6 +52,11 @@ def _health_lines(health: dict[str, Any] | None) -> list[str]:
     if health.get("errors"):
         lines.append("  errors: " + ", ".join(f"{kind} {count}" for kind, count in sorted(health["errors"].items())))
     return lines
+
+
+def _mirror_words(mirror: dict[str, Any]) -> str:
+    state = "connected" if mirror.get("isConnected") else "not connected"
+    return f"mirror: {state}; {mirror.get('published', 0)} published, {mirror.get('dropped', 0)} dropped"
 
 
 def _sensor_words(sensor: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from device_agent.config.identities import (
     ByConnectionString,
@@ -18,7 +18,7 @@ from device_agent.config.identities import (
 from device_agent.config.origins import Setting, origins_of
 from device_agent.config.settings import TABLES, EngineSettings, Settings, read_settings, secret_settings
 from device_agent.errors import ConfigurationError
-from manifests.model import ModelFormat
+from manifests.model import DEVICE_FORMATS, ModelFormat
 
 __all__ = [
     "DEFAULTS",
@@ -32,7 +32,7 @@ __all__ = [
     "read_origins",
 ]
 
-FORMATS: tuple[ModelFormat, ...] = get_args(ModelFormat)
+FORMATS = DEVICE_FORMATS
 ENVIRONMENT = {
     "connection_string": "SLIPWAY_AGENT_CONNECTION_STRING",
     "ca_file": "SLIPWAY_CA_FILE",

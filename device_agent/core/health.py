@@ -12,8 +12,15 @@ from dataclasses import dataclass, field
 import msgspec
 from msgspec.structs import replace
 
-from device_agent.ports import SensorFacts
-from manifests.twin import LATENCY_BOUNDS_MS, LabelCount, ReportedHealth, ReportedModelHealth, ReportedSensor
+from device_agent.ports import MirrorFacts, SensorFacts
+from manifests.twin import (
+    LATENCY_BOUNDS_MS,
+    LabelCount,
+    ReportedHealth,
+    ReportedMirror,
+    ReportedModelHealth,
+    ReportedSensor,
+)
 
 # Distinct labels that are counted each; a model that answers with free text would otherwise fill the memory.
 LABELS_KEPT_MAX = 256
@@ -104,6 +111,7 @@ def health_of(
     errors: Mapping[str, int],
     process_s: float,
     sensor: ReportedSensor | None = None,
+    mirror: ReportedMirror | None = None,
 ) -> ReportedHealth:
     """Everything as one document, cut to HEALTH_BYTES_MAX."""
     whole = ReportedHealth(
@@ -116,6 +124,7 @@ def health_of(
         load_average=None if device.load_average is None else round(device.load_average, 2),
         errors={kind: count for kind, count in errors.items() if count},
         sensor=sensor,
+        mirror=mirror,
         models={name: model.reported() for name, model in models.items()},
     )
     return fitted(whole)
@@ -132,6 +141,10 @@ def reported_sensor(facts: SensorFacts) -> ReportedSensor:
         has_ended=facts.has_ended,
         problem=facts.problem[:_PROBLEM_CHARACTERS_MAX],
     )
+
+
+def reported_mirror(facts: MirrorFacts) -> ReportedMirror:
+    return ReportedMirror(published=facts.published, dropped=facts.dropped, is_connected=facts.is_connected)
 
 
 def fitted(health: ReportedHealth, bytes_max: int = HEALTH_BYTES_MAX) -> ReportedHealth:
@@ -154,7 +167,9 @@ def fitted(health: ReportedHealth, bytes_max: int = HEALTH_BYTES_MAX) -> Reporte
 
 def is_news(told: ReportedHealth | None, now: ReportedHealth) -> bool:
     """Whether anything but clocks and noise has moved since it was last told: an idle device writes nothing."""
-    if told is None or told.models != now.models or told.errors != now.errors or told.sensor != now.sensor:
+    if told is None or told.models != now.models or told.errors != now.errors:
+        return True
+    if (told.sensor, told.mirror) != (now.sensor, now.mirror):
         return True
     if _moved(told.temperature_c, now.temperature_c, _TEMPERATURE_NEWS_C):
         return True

@@ -127,7 +127,8 @@ class Agent:
             parts.accepts,
             self._watchdog.scoring,
         )
-        self._meter = HealthMeter(host.read_device, host.errors, self._scoring.facts, parts.tools.monotonic_s)
+        mirrored = parts.mirror.facts if parts.mirror is not None else None
+        self._meter = HealthMeter(host.read_device, host.errors, self._scoring.facts, parts.tools.monotonic_s, mirrored)
 
     def states(self) -> dict[str, ModelState]:
         return {name: driver.state for name, driver in self._drivers.items()}

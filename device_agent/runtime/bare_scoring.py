@@ -53,7 +53,7 @@ def score_file(
         raise AgentError(f"{model.name} cannot answer readings: {why}.")
     pipeline = Pipeline(loaded.signature, processing, loaded.quantisation)
     given = inputs if isinstance(inputs, Mapping) else {"input": inputs}
-    readings = _readings(given, pipeline)
+    readings = readings_of(given, pipeline)
     facts = engine.facts()
     return {
         "model": {"file": model.name, "format": format_, "digest": loaded.digest, "size": len(content)},
@@ -61,7 +61,7 @@ def score_file(
         "inputs": [spec.to_wire() for spec in loaded.signature.inputs],
         "outputs": [spec.to_wire() for spec in loaded.signature.outputs],
         "readings": len(readings),
-        "answers": [_answer(loaded, pipeline, reading) for reading in readings],
+        "answers": [answer_of(loaded, pipeline, reading) for reading in readings],
     }
 
 
@@ -77,7 +77,8 @@ def _read(path: Path) -> bytes:
         raise AgentError(f"The model {path} cannot be read: {err.strerror}.") from err
 
 
-def _readings(given: Mapping[str, Array], pipeline: Pipeline) -> list[dict[str, Array]]:
+def readings_of(given: Mapping[str, Array], pipeline: Pipeline) -> list[dict[str, Array]]:
+    """The arrays as one reading, or as several along their first axis; raises InferenceError where neither fits."""
     whole = dict(given)
     try:
         pipeline.prepare(whole)
@@ -95,7 +96,8 @@ def _readings(given: Mapping[str, Array], pipeline: Pipeline) -> list[dict[str, 
     return [whole]
 
 
-def _answer(model: Model, pipeline: Pipeline, reading: Mapping[str, Array]) -> dict[str, Any]:
+def answer_of(model: Model, pipeline: Pipeline, reading: Mapping[str, Array]) -> dict[str, Any]:
+    """One reading's answer as JSON values, as `score_file` gives them."""
     inputs, compared = pipeline.prepare(reading)
     began_s = time.perf_counter()
     outputs = model.run(inputs)

@@ -4,8 +4,8 @@ import asyncio
 import threading
 from collections.abc import Callable, Mapping
 
-from device_agent.core.health import DeviceReadings, ModelHealth, health_of, is_news, reported_sensor
-from device_agent.ports import SensorFacts
+from device_agent.core.health import DeviceReadings, ModelHealth, health_of, is_news, reported_mirror, reported_sensor
+from device_agent.ports import MirrorFacts, SensorFacts
 from device_agent.runtime.serving import Scored
 from manifests.twin import ReportedHealth
 
@@ -25,10 +25,12 @@ class HealthMeter:
         errors: Callable[[], Mapping[str, int]],
         sensor: Callable[[], SensorFacts],
         monotonic_s: Callable[[], float],
+        mirror: Callable[[], MirrorFacts] | None = None,
     ) -> None:
         self._read_device = read_device
         self._errors = errors
         self._sensor = sensor
+        self._mirror = mirror
         self._monotonic_s = monotonic_s
         self._began_s = monotonic_s()
         self._models: dict[str, ModelHealth] = {}
@@ -50,10 +52,11 @@ class HealthMeter:
         """How things are at this moment."""
         device, process_s = self._read_device(), self._monotonic_s() - self._began_s
         sensor = reported_sensor(self._sensor())
+        mirror = reported_mirror(self._mirror()) if self._mirror is not None else None
         with self._counting:
             inference_errors = sum(model.errors for model in self._models.values())
             errors = {"inference": inference_errors, **self._errors()}
-            return health_of(self._models, device, errors, process_s, sensor)
+            return health_of(self._models, device, errors, process_s, sensor, mirror)
 
     async def keep_measuring(self, report_s: float, chance: Callable[[], float], changed: Callable[[], None]) -> None:
         """Bring `told` up to date every `report_s` or so; runs until it is cancelled."""

@@ -9,7 +9,7 @@ from manifests.document import Document
 from manifests.identity import Generation, ModelName, ModelVersion
 from manifests.model import Artifact, ByteCount, Digest, GoldenSet, ModelFormat, ModelManifest
 from manifests.processing import Processing
-from manifests.release import Release, TrialTerms
+from manifests.release import DeltaOffer, Release, Requirements, TrialTerms
 
 RolloutKind = Literal["release", "rollback"]
 OnStop = Literal["rollback", "pause"]
@@ -29,6 +29,14 @@ class ReleaseContent(Document, frozen=True, kw_only=True, omit_defaults=False):
     target: str
     golden: GoldenSet | None = None
     processing: Processing | None = None
+    requires: Requirements | None = None
+    # Shorter ways to it for devices that hold an earlier version.
+    delta: tuple[DeltaOffer, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """What a plan knows it by. Two versions may share their bytes, and differ in what is done around the model."""
+        return f"{self.version}@{self.digest}"
 
     @classmethod
     def of_artifact(cls, manifest: ModelManifest, artifact: Artifact) -> "ReleaseContent":
@@ -40,6 +48,7 @@ class ReleaseContent(Document, frozen=True, kw_only=True, omit_defaults=False):
             target=artifact.target,
             golden=manifest.golden,
             processing=manifest.processing,
+            requires=requirements_of(manifest, artifact),
         )
 
     @classmethod
@@ -52,7 +61,21 @@ class ReleaseContent(Document, frozen=True, kw_only=True, omit_defaults=False):
             target=release.target,
             golden=release.golden,
             processing=release.processing,
+            delta=release.delta,
         )
+
+
+def requirements_of(manifest: ModelManifest, artifact: Artifact) -> Requirements | None:
+    """What a device must have to run the artifact, by what registration saw; None where that is not known.
+
+    A verdict is of the version's first file. Another format needs another engine, and other memory.
+    """
+    verdict = manifest.verdict
+    if verdict is None or artifact != manifest.artifacts[0]:
+        return None
+    # Either engine of a TFLite file will do; an ONNX file has one.
+    engine = verdict.engine if artifact.format == "onnx" else None
+    return Requirements(opset=verdict.opset, memory_bytes=verdict.memory_peak_bytes, engine=engine)
 
 
 class RolloutTerms(Document, frozen=True, kw_only=True, omit_defaults=False):
@@ -85,14 +108,14 @@ class RolloutTerms(Document, frozen=True, kw_only=True, omit_defaults=False):
 
 
 class DevicePlan(Document, frozen=True, kw_only=True, omit_defaults=False):
-    """One device: its wave, what it is offered and what it goes back to, as digests of the plan's contents.
+    """One device: its wave, what it is offered and what it goes back to, as keys of the plan's contents.
 
     A null `offer` or `restore` means that the device runs no version of the model then.
     """
 
     wave: Annotated[int, msgspec.Meta(ge=1)]
-    offer: Digest | None
-    restore: Digest | None
+    offer: str | None
+    restore: str | None
 
 
 class SkippedDevice(Document, frozen=True, kw_only=True, omit_defaults=False):
@@ -128,9 +151,9 @@ class RolloutPlan(Document, frozen=True, kw_only=True, omit_defaults=False):
     schema_version: str = "1.0"
 
     def offer(self, device: str) -> ReleaseContent | None:
-        digest = self.devices[device].offer
-        return None if digest is None else self.contents[digest]
+        key = self.devices[device].offer
+        return None if key is None else self.contents[key]
 
     def restore(self, device: str) -> ReleaseContent | None:
-        digest = self.devices[device].restore
-        return None if digest is None else self.contents[digest]
+        key = self.devices[device].restore
+        return None if key is None else self.contents[key]

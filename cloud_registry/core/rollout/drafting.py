@@ -124,13 +124,11 @@ def _draft(head: Head, parts: Mapping[str, _Part]) -> RolloutPlan:
         target=head.target,
         waves=waves,
         devices={
-            device: DevicePlan(
-                wave=number, offer=_digest(taking[device].offer), restore=_digest(taking[device].restore)
-            )
+            device: DevicePlan(wave=number, offer=_key(taking[device].offer), restore=_key(taking[device].restore))
             for number, wave in enumerate(waves, start=1)
             for device in wave
         },
-        contents={content.digest: content for content in contents},
+        contents={content.key: content for content in contents},
         skipped=tuple(
             SkippedDevice(device=device, reason=reason)
             for device in cohort_order(list(parts), head.salt)
@@ -144,8 +142,8 @@ def _draft(head: Head, parts: Mapping[str, _Part]) -> RolloutPlan:
     )
 
 
-def _digest(content: ReleaseContent | None) -> str | None:
-    return None if content is None else content.digest
+def _key(content: ReleaseContent | None) -> str | None:
+    return None if content is None else content.key
 
 
 def _release_part(candidate: Candidate, manifest: ModelManifest, known: Manifests) -> _Part:
@@ -162,7 +160,7 @@ def _release_part(candidate: Candidate, manifest: ModelManifest, known: Manifest
     seen = observe(candidate.twin, manifest.name)
     offer = ReleaseContent.of_artifact(manifest, artifact)
     is_committed = seen.report is not None and seen.report.phase is Phase.COMMITTED
-    if is_committed and _runs(seen, offer.digest) and _is_asked(seen, offer.digest):
+    if is_committed and _runs(seen, offer) and _is_asked(seen, offer):
         return _Part(skip_reason=f"{ALREADY_RUNS} {manifest.reference}")
     return _with_way_back(offer, seen, known)
 
@@ -189,13 +187,14 @@ def _content(digest: str, version: int | None, seen: DeviceObservation, known: M
     return ReleaseContent.of_release(release) if release is not None and release.digest == digest else None
 
 
-def _runs(seen: DeviceObservation, digest: str) -> bool:
-    return seen.report is not None and seen.report.loaded_digest == digest
+def _runs(seen: DeviceObservation, content: ReleaseContent) -> bool:
+    report = seen.report
+    return report is not None and (report.loaded_version, report.loaded_digest) == (content.version, content.digest)
 
 
-def _is_asked(seen: DeviceObservation, digest: str) -> bool:
+def _is_asked(seen: DeviceObservation, content: ReleaseContent) -> bool:
     release = seen.desired_release()
-    return release is not None and release.digest == digest
+    return release is not None and (release.version, release.digest) == (content.version, content.digest)
 
 
 def _rollback_part(candidate: Candidate, origin: Rollout, to: ModelManifest | None, known: Manifests) -> _Part:
@@ -212,9 +211,9 @@ def _rollback_part(candidate: Candidate, origin: Rollout, to: ModelManifest | No
     seen = observe(candidate.twin, origin.plan.model)
     if target is None and seen.desired is None:
         return _Part(skip_reason=f"{ALREADY_RUNS} no {origin.plan.model}")
-    if target is not None and _runs(seen, target.digest) and _is_asked(seen, target.digest):
+    if target is not None and _runs(seen, target) and _is_asked(seen, target):
         return _Part(skip_reason=f"{ALREADY_RUNS} {origin.plan.model}:{target.version}")
-    if to is None and offered is not None and not (_runs(seen, offered.digest) or _is_asked(seen, offered.digest)):
+    if to is None and offered is not None and not (_runs(seen, offered) or _is_asked(seen, offered)):
         return _Part(skip_reason=f"has moved on: {_words_for_running(seen, origin.plan.model)}")
     return _with_way_back(target, seen, known)
 

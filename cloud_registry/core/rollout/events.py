@@ -11,7 +11,6 @@ from cloud_registry.core.rollout.documents import ReleaseContent, RolloutPlan
 from manifests.document import Document
 from manifests.errors import ManifestError
 from manifests.identity import Generation
-from manifests.model import Digest
 from manifests.twin import Phase, TrialEvidence, UpdateProblem
 
 Outcome = Literal["pending", "offered", "committed", "failed", "reverted", "rejected", "lost"]
@@ -106,15 +105,15 @@ class RolloutAborted(Document, frozen=True, kw_only=True, tag="rolloutAborted"):
 class RollbackStarted(Document, frozen=True, kw_only=True, tag="rollbackStarted"):
     """Every device that was offered the release gets older content at a higher generation.
 
-    `targets` names the content by device, null for none, and replaces what the plan restores; `contents` holds what
-    the plan does not know yet.
+    `targets` names the key of a content by device, null for none, and replaces what the plan restores; `contents` holds
+    what the plan does not know yet.
     """
 
     cause: StopCause
     reason: str
     generation: Generation
     epoch: int
-    targets: dict[str, Digest | None]
+    targets: dict[str, str | None]
     contents: dict[str, ReleaseContent] = {}
 
 

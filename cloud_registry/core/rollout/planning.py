@@ -51,8 +51,12 @@ def aim_of(rollout: Rollout, device: str) -> Aim:
     """The offer in force for the device: the release, or what it goes back to."""
     plan, rollback = rollout.plan, rollout.rollback
     if rollback is None:
-        return Aim(plan.id, plan.generation, 1, plan.devices[device].offer)
-    return Aim(plan.id, rollback.generation, rollback.epoch, rollback.targets[device])
+        return Aim(plan.id, plan.generation, 1, _digest(plan.offer(device)))
+    return Aim(plan.id, rollback.generation, rollback.epoch, _digest(rollback.target(device)))
+
+
+def _digest(content: ReleaseContent | None) -> str | None:
+    return None if content is None else content.digest
 
 
 def needed_observations(rollout: Rollout) -> tuple[str, ...]:
@@ -332,11 +336,11 @@ def rollback_event(
         # The plan reserved the generation after its own.
         generation=max(rollout.plan.generation, seen) + 1,
         epoch=rollout.epoch + 1,
-        targets={device: content.digest if content else None for device, content in chosen.items()},
+        targets={device: content.key if content else None for device, content in chosen.items()},
         contents={
-            content.digest: content
+            content.key: content
             for content in chosen.values()
-            if content is not None and content.digest not in rollout.plan.contents
+            if content is not None and content.key not in rollout.plan.contents
         },
     )
 
@@ -372,6 +376,9 @@ def desired_entry(rollout: Rollout, device: str, now: datetime) -> dict[str, Any
         target=content.target,
         golden=content.golden,
         processing=content.processing,
+        # What a device goes back to ran there before.
+        requires=content.requires if rollout.rollback is None else None,
+        delta=content.delta,
         trial=_trial(rollout.plan, is_rollback=rollout.rollback is not None),
         not_after=None if valid_s is None else (now + timedelta(seconds=valid_s)).isoformat(),
         # The way back waits for no window: what it takes back is running now.

@@ -99,8 +99,8 @@ class Rollback:
     started_at: datetime
 
     def target(self, device: str) -> ReleaseContent | None:
-        digest = self.targets.get(device)
-        return None if digest is None else self.contents[digest]
+        key = self.targets.get(device)
+        return None if key is None else self.contents[key]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,4 +15,4 @@ def test_the_session_goes_as_it_is_written_down(session: Path, replay: Callable[
 
 
 def test_there_are_sessions():
-    assert [path.stem for path in SESSIONS] == ["manifest", "model"]
+    assert [path.stem for path in SESSIONS] == ["catalog", "manifest", "model"]

@@ -20,6 +20,7 @@ from cloud_registry.ports import ModuleTwin
 from cloud_registry.service.rollouts import RolloutRequest, RolloutService
 from manifests.identity import ModelReference
 from manifests.model import Artifact, ModelManifest, Signature
+from manifests.processing import Processing
 
 START = datetime(2026, 1, 5, 8, 0, tzinfo=UTC)
 MODEL = "digits"
@@ -40,7 +41,12 @@ class HandClock:
         self.instant += timedelta(seconds=duration_s)
 
 
+# This version has the bytes of version 1, and other labels.
+RELABELLED = 8
+
+
 def digest(version: int, format_: str = "onnx") -> str:
+    version = 1 if version == RELABELLED else version
     return f"sha256:{version:02d}{format_.encode().hex():0<62}"
 
 
@@ -49,6 +55,7 @@ def manifest(version: int, formats: Sequence[str] = ("onnx", "tflite")) -> Model
         name=MODEL,
         version=version,
         created_at=START.isoformat(),
+        processing=Processing(labels=("zero", "one")) if version == RELABELLED else None,
         artifacts=tuple(
             Artifact(
                 format=format_,
@@ -73,8 +80,8 @@ class Catalog:
             raise NotFoundError(f"there is no {reference}")
         return manifest(reference.version)
 
-    def latest(self, name: str) -> ModelManifest:
-        return self.manifest(ModelReference(name, 9))
+    def resolve(self, text: str) -> ModelManifest:
+        return self.manifest(ModelReference.parse(text if ":" in text else f"{text}:9"))
 
 
 # What a device does with an offer of a given version: its reports, one a step. A step of None says nothing.
@@ -130,7 +137,7 @@ class ScriptedDevice:
         self.history.append(entry["generation"])
         self.offer = entry
         self.steps = list(SCRIPTS[self.scripts.get(entry["version"], HONEST)])
-        if self.loaded_digest == entry["digest"]:
+        if (self.version, self.loaded_digest) == (entry["version"], entry["digest"]):
             self.steps = [{"phase": "committed", "loads": True}]
         if "is silent" in self.scripts.values():
             self.steps = []

@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from rollout_worlds import MODEL, World, fleet, outcomes, terms
+from rollout_worlds import MODEL, RELABELLED, World, digest, fleet, outcomes, terms
 
 from cloud_registry.core.rollout.events import OffersWritten
 from cloud_registry.core.rollout.view import status_as_json
@@ -41,6 +41,30 @@ def test_a_bad_version_is_stopped_in_the_first_wave_and_taken_back():
     assert {entry["generation"] for entry in restored.values()} == {rollout.plan.generation + 1}
     assert {entry["epoch"] for entry in restored.values()} == {2}
     assert all(restored[device]["trial"]["maxDisagreement"] == 1.0 for device in restored)
+
+
+def test_a_version_with_the_same_bytes_and_other_labels_is_rolled_out_and_back():
+    devices = fleet(*["commits at once"] * 3)
+    devices[1].scripts[RELABELLED] = "fails"
+    world = World(devices)
+    world.install(1)
+    rollout = world.settle(world.start(RELABELLED, terms=terms()).plan.id)
+    assert digest(RELABELLED) == digest(1)
+    assert rollout.state.value == "rolledBack"
+    offered = [entry for _, entry in world.hub.writes if entry["version"] == RELABELLED]
+    restored = [entry for _, entry in world.hub.writes if entry["version"] == 1]
+    assert [len(offered), len(restored)] == [3, 3]
+    assert {tuple(entry["processing"]["labels"]) for entry in offered} == {("zero", "one")}
+    assert [entry["processing"] for entry in restored] == [None] * 3
+
+
+def test_a_device_that_runs_the_bytes_under_another_version_is_not_passed_over():
+    world = World(fleet("commits at once", "commits at once"))
+    world.install(1)
+    rollout = world.settle(world.start(RELABELLED, terms=terms()).plan.id)
+    assert rollout.state.value == "completed"
+    assert not rollout.plan.skipped
+    assert world.hub.running() == {"dev-01": RELABELLED, "dev-02": RELABELLED}
 
 
 def test_a_device_that_committed_a_stopped_release_is_brought_back_too():

@@ -3,12 +3,14 @@
 import datetime
 import importlib
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from device_agent.config import AgentConfig
 from device_agent.config.identities import ByCertificate, ByConnectionString, CertificateFiles, Identity
+from device_agent.config.settings import MirrorSettings, Settings, UpdateSettings
 from device_agent.errors import AgentError, ConfigurationError, CredentialsRefusedError, StateError
 from manifests.exit_codes import ExitCode
 from simulators.iothub.server.device_certificates import make_device_certificate
@@ -31,6 +33,24 @@ def by_certificate(tmp_path, ends_in: datetime.timedelta) -> AgentConfig:
     certificate, key = pair.write(tmp_path, "device")
     key.chmod(0o600)
     return config(tmp_path, ByCertificate(CertificateFiles(certificate, key)))
+
+
+def test_a_mirror_without_a_broker_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "MIRROR_TIMEOUT_S", 0.2)
+    assert doctor._mirror(config(tmp_path)) == "off"
+    # Nothing listens on the discard port.
+    settings = Settings(mirror=MirrorSettings(topic="a/{model}", port=9))
+    with pytest.raises(AgentError, match=r"The mirror's broker 127.0.0.1:9 does not answer"):
+        doctor._mirror(replace(config(tmp_path), settings=settings))
+
+
+def test_updates_are_told_with_their_window_and_commands(tmp_path):
+    assert doctor._update(config(tmp_path)) == "at any time"
+    update = UpdateSettings(window="22:00-06:00", busy_command="/bin/true")
+    told = doctor._update(replace(config(tmp_path), settings=Settings(update=update)))
+    assert told == "in the window 22:00-06:00; /bin/true says whether the device is busy"
+    with pytest.raises(ConfigurationError, match="window"):
+        doctor._update(replace(config(tmp_path), settings=Settings(update=UpdateSettings(window="at night"))))
 
 
 def test_a_certificate_is_told_with_its_end(tmp_path):

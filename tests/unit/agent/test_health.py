@@ -16,11 +16,13 @@ from device_agent.core.health import (
     ModelHealth,
     health_of,
     is_news,
+    reported_mirror,
     reported_sensor,
 )
-from device_agent.ports import SensorFacts
+from device_agent.ports import MirrorFacts, SensorFacts
 from manifests.twin import LATENCY_BOUNDS_MS, ReportedSection, read_reported
 
+MIRROR = reported_mirror(MirrorFacts(published=1, dropped=2, is_connected=True))
 DEVICE = DeviceReadings(
     uptime_s=100, temperature_c=50.0, memory_bytes=50_000_000, memory_available_bytes=400_000_000,
     disk_free_bytes=10**9, load_average=0.2,
@@ -97,6 +99,13 @@ def test_the_sensor_is_told_with_its_problem_cut():
     assert (told.kind, told.taken, told.last_at, len(told.problem)) == ("mqtt", 5, "2026-03-01T12:00:00+00:00", 200)
 
 
+def test_the_mirror_is_told_with_what_it_lost():
+    health = health_of({}, DEVICE, {}, 5.0, None, MIRROR)
+    wire = ReportedSection(health=health).to_wire()["health"]["mirror"]
+    assert wire == {"published": 1, "dropped": 2, "isConnected": True}
+    assert "mirror" not in ReportedSection(health=health_of({}, DEVICE, {}, 5.0)).to_wire()["health"]
+
+
 def test_the_same_again_is_no_news_but_an_inference_an_error_or_heat_is():
     told = health_of({"m": busy_model(10)}, DEVICE, {}, 5.0)
     assert is_news(None, told)
@@ -108,6 +117,7 @@ def test_the_same_again_is_no_news_but_an_inference_an_error_or_heat_is():
         "heat": health_of({"m": busy_model(10)}, _with(temperature_c=60.0), {}, 5.0),
         "a sensor that fell silent": health_of({"m": busy_model(10)}, _with(temperature_c=None), {}, 5.0),
         "a reading": health_of({"m": busy_model(10)}, DEVICE, {}, 5.0, reported_sensor(SENSOR)),
+        "a message to the mirror": health_of({"m": busy_model(10)}, DEVICE, {}, 5.0, None, MIRROR),
         "less disk": health_of({"m": busy_model(10)}, _with(disk_free_bytes=8 * 10**8), {}, 5.0),
     }
     assert [what for what, now in news.items() if not is_news(told, now)] == []

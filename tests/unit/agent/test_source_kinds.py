@@ -104,6 +104,24 @@ def test_a_mirror_that_cannot_be_is_told(tmp_path, mirror):
     assert wiring.open_mirror(config(tmp_path, "replay:x")) is None
 
 
+def test_the_pace_that_is_told_is_the_pace_of_the_source(tmp_path):
+    recording(tmp_path / "a.wav", np.zeros(20), rate=10)
+    (tmp_path / "a.csv").write_text("t,x\n2026-01-01T00:00:00Z,1\n")
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    (tmp_path / "a.npz").write_bytes(npz(input__features=np.zeros((2, 1), np.float32)))
+    tables = {"tensors": {"features": ("x",)}, "window_samples": 8}
+    for source, more in (
+        ("replay:{tmp}/a.npz", {}), ("wav:{tmp}/a.wav", {}), ("csv:{tmp}/a.csv", {}),
+        ("csv:{tmp}/a.csv", {"time_column": "t"}), ("images:{tmp}", {}), ("images:{tmp}", {"frames_per_second": 5.0}),
+        ("folder:{tmp}", {}), ("unix:{tmp}/s.sock", {}),
+    ):  # fmt: skip
+        made = config(tmp_path, source.format(tmp=tmp_path), **tables, **more)
+        opened = wiring.open_source(made)
+        opened.close()
+        told = wiring.pace_in_words(made)
+        assert told == ("as its readings come" if opened.paces_itself else f"every {made.interval_s:g} s"), source
+
+
 def test_models_choose_topics_by_pattern_and_files_by_name(tmp_path):
     models = {"left": "line/left/#", "right": "*.npy"}
     topics = wiring.chooser(config(tmp_path, "mqtt:line/#", models=models))

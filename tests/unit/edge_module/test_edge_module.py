@@ -11,7 +11,8 @@ import pytest
 
 from device_agent.config import Identity
 from device_agent.errors import ConfigurationError
-from edge_module.main import STATE_DIRECTORY, edge_identity
+from edge_module.main import edge_identity
+from manifests.recipe import STATE_FOLDER
 
 ROOT = Path(__file__).parents[3]
 DOCKERFILE = ROOT / "edge_module" / "Dockerfile"
@@ -82,7 +83,7 @@ def test_the_image_copies_only_what_exists():
 def test_the_image_runs_the_module_as_nobody_special():
     assert json.loads(instructions("ENTRYPOINT")[0]) == ["python", "-m", "edge_module"]
     assert instructions("USER") == ["slipway"]
-    assert instructions("VOLUME") == [STATE_DIRECTORY]
+    assert instructions("VOLUME") == [STATE_FOLDER]
 
 
 def test_the_image_holds_what_the_agent_declares():

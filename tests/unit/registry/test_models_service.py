@@ -14,7 +14,9 @@ from cloud_registry.config import RegistryConfig
 from cloud_registry.core.catalog import ModelFacts
 from cloud_registry.errors import ConflictError, HubUnreachableError, NotFoundError
 from cloud_registry.ports import ModelQuery, ModuleTwin, ProofTerms, RolloutReference
-from cloud_registry.service.models import ModelService, Registration, Removed
+from cloud_registry.service.clean_up import Removed
+from cloud_registry.service.models import ModelService
+from cloud_registry.service.registration import Registration
 from manifests.identity import ModelReference
 from manifests.model import ModelManifest
 from tests.unit.registry.registry_models import IDENTITY, linear_onnx

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from cloud_registry.config import RegistryConfig
@@ -15,12 +16,23 @@ from cloud_registry.core.processing import read_processing
 from cloud_registry.core.rollout.documents import ReleaseContent
 from cloud_registry.errors import NotFoundError, RefusedModelError, RegistryError, UsageError
 from cloud_registry.ports import ModelQuery, ProofTerms
-from cloud_registry.service.models import ModelService, Registration
+from cloud_registry.service.models import ModelService
+from cloud_registry.service.registration import Registration
 from manifests.canonical import digest_of
 from manifests.errors import ManifestError
 from manifests.exit_codes import ExitCode
 from manifests.identity import ModelReference
-from manifests.model import Artifact, GoldenSet, ModelManifest, Signature, TensorSpec
+from manifests.model import (
+    Artifact,
+    DataSchema,
+    Field,
+    GoldenSet,
+    ModelManifest,
+    Signature,
+    StoredSample,
+    TensorSpec,
+    Verdict,
+)
 from manifests.processing import Processing
 from tests.unit.registry.registry_models import (
     IDENTITY,
@@ -56,8 +68,9 @@ def test_a_version_is_what_its_files_say(models: ModelService, tmp_path: Path, s
 
     measured = {artifact.format: artifact.latency_median_ms for artifact in manifest.artifacts}
     assert all(latency is not None and 0 < latency < 1000 for latency in measured.values())
-    golden = manifest.golden
+    golden, verdict = manifest.golden, manifest.verdict
     assert golden is not None
+    assert verdict is not None
 
     def artifact(format_: str, path: Path, batch: int) -> Artifact:
         return Artifact(
@@ -82,7 +95,28 @@ def test_a_version_is_what_its_files_say(models: ModelService, tmp_path: Path, s
         labels=("zero", "one"),
         metrics={"accuracy": 0.97},
         tags={"team": "vision"},
+        sample=StoredSample(
+            digest=digest_of(sample.read_bytes()),
+            size_bytes=sample.stat().st_size,
+            target="digits/1/sample.npz",
+            kind="npz",
+        ),
+        schema=DataSchema(
+            inputs=(Field(name="x", kind="numpy", dtype="float32", shape=(-1, 3)),),
+            outputs=(Field(name="y", kind="numpy", dtype="float32", shape=(-1, 3)),),
+        ),
+        verdict=Verdict(
+            engine="onnxruntime",
+            engine_version=onnxruntime.__version__,
+            opset=17,
+            operators={"MatMul": 1},
+            latency_median_ms=measured["onnx"],
+            memory_peak_bytes=verdict.memory_peak_bytes,
+            limits=verdict.limits,
+            samples=4,
+        ),
     )
+    assert 0 < (verdict.memory_peak_bytes or 0) < 500_000_000
     assert models.manifest(ModelReference("digits", 1)) == manifest
     assert content(models, manifest.artifacts[0].digest) == onnx_path.read_bytes()
     assert len(content(models, golden.digest)) == golden.size_bytes
@@ -355,7 +389,10 @@ REFUSALS = {
         lambda d: ([endless_onnx(d / "m.onnx")], {"duration_max_s": 1.5}),
         "m.onnx did not load and run its samples within 1.5 s",
     ),
-    "a folder": (lambda d: ([(d / "m.onnx").mkdir() or d / "m.onnx"], {}), "is a folder"),
+    "an empty folder": (
+        lambda d: ([(d / "m.onnx").mkdir() or d / "m.onnx"], {}),
+        "m.onnx holds no model: no .onnx, no .tflite, and no score.py",
+    ),
 }
 
 
@@ -368,7 +405,7 @@ def test_what_is_no_usable_model_is_refused_in_plain_words_and_leaves_nothing(
     with pytest.raises(RefusedModelError, match=words) as refused:
         models.register(Registration("digits", tuple(files), ProofTerms(**terms)))
     assert refused.value.exit_code == ExitCode.FAILED
-    assert str(tmp_path) not in refused.value.message.replace(str(tmp_path / "m.onnx") + " is a folder", "")
+    assert str(tmp_path) not in refused.value.message
     assert_nothing_is_visible(models, config)
 
 

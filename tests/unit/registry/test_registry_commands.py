@@ -77,7 +77,21 @@ def test_json_is_the_manifest_and_stays_it(slipway: Callable[..., Said]):
     )  # fmt: skip
     manifest = json.loads(registered.out)
     assert sorted(manifest) == sorted(
-        ["name", "version", "artifacts", "createdAt", "golden", "description", "labels", "metrics", "tags"]
+        [
+            "name",
+            "version",
+            "artifacts",
+            "createdAt",
+            "golden",
+            "description",
+            "labels",
+            "metrics",
+            "tags",
+            "lineage",
+            "sample",
+            "schema",
+            "verdict",
+        ]
     )
     assert json.loads(slipway("model", "show", "digits", "--json").out) == manifest
     assert json.loads(slipway("model", "list", "--json").out) == [manifest]
@@ -271,8 +285,8 @@ def test_a_full_disk_is_said_to_be_full_and_nothing_is_visible(small_disk: Path,
     subprocess.run([*SLIPWAY, "model", "register", "small", str(small)], env=environment(home), check=True)
     said = subprocess.run(register_command(large_model), env=environment(home), capture_output=True, text=True)
     assert said.returncode == 1
-    assert "No space left on device" in said.stderr
-    assert "Free some space and run the command again: nothing was left half done." in said.stderr
+    assert "Error: large.onnx has 4,0" in said.stderr
+    assert "Free some space" in said.stderr
     assert versions(home) == [("small", 1)]
     assert list((home / "artifacts" / "uploads").iterdir()) == []
 
@@ -353,3 +367,5 @@ def test_a_killed_registration_leaves_nothing_visible_and_nothing_running(work_s
     small = linear_onnx(tmp_path / "small.onnx", IDENTITY)
     subprocess.run([*SLIPWAY, "model", "register", "large", str(small)], env=environment(home), check=True)
     assert versions(home) == [("large", 1)]
+    # What the killed one was working on went with the next registration.
+    assert [path.name for path in (home / "scratch").iterdir()] == [".lock"]

@@ -13,6 +13,7 @@ from manifests.json_schema import DOCUMENTS, schema_of
 MANIFESTS = Path(__file__).parents[3] / "manifests"
 EXAMPLES = {
     "slipway-model-manifest-1.0.json": "model-manifest.json",
+    "slipway-image-recipe-1.0.json": "image-recipe.json",
     "slipway-release-1.0.json": "release.json",
     "slipway-reported-1.0.json": "reported.json",
     "slipway-envelope-1.0.json": "envelope.json",

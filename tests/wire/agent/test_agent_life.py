@@ -301,7 +301,7 @@ def doctor(device, *more: str, connection_string: str | None = None) -> tuple[in
 def test_the_doctor_finds_a_healthy_device_healthy(device):
     code, findings, _ = doctor(device)
     checks = ["configuration", "identity", "clock", "state", "disk"]
-    checks += ["engines", "source", "certificates", "hub", "artifacts", "trust"]
+    checks += ["engines", "update", "source", "mirror", "collection", "certificates", "hub", "artifacts", "trust"]
     assert (code, findings) == (0, dict.fromkeys(checks, True))
 
 

@@ -119,6 +119,9 @@ def test_messages_of_a_broker_reach_the_hub_and_the_mirror_through_a_kill(device
         publish(5)
         device.start(*options, **environment)
         until(lambda: scored_ids(device) == expected, "ten readings are at the hub")
+        mirror = device.status()["health"]["mirror"]
+        assert mirror["isConnected"]
+        assert mirror.get("dropped", 0) == 0
         began_s = time.monotonic()
         assert device.terminate() == 0
         assert time.monotonic() - began_s < 10

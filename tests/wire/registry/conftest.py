@@ -16,6 +16,7 @@ from cloud_registry import wiring
 from cloud_registry.config import read_config
 from cloud_registry.service.models import ModelService
 from simulators.iothub.server.background import BackgroundHub
+from tests.wire.registry.storage_servers import azure, object_store, s3, servers, storage_place, wire  # noqa: F401
 
 SLIPWAY = [sys.executable, "-c", "from cloud_registry.cli import main; main()"]
 STOP_TIMEOUT_S = 20

@@ -16,7 +16,8 @@ import pytest
 import requests
 
 from cloud_registry.ports import ProofTerms
-from cloud_registry.service.models import ModelService, Registration
+from cloud_registry.service.models import ModelService
+from cloud_registry.service.registration import Registration
 from manifests.model import ModelManifest
 from tests.unit.registry.registry_models import IDENTITY, ROWS, linear_onnx, save_arrays
 from tests.wire.registry.conftest import RunningServer, wait_until
@@ -166,7 +167,7 @@ def test_a_deleted_version_is_gone_and_the_others_are_not(
     assert get(server, "small/1/model.onnx").status_code == 200
     models.delete(small[0].reference, None, None)
     gone = get(server, "small/1/model.onnx", If_None_Match="*")
-    assert (gone.status_code, gone.json()) == (404, {"error": "there is no artifact 'small/1/model.onnx'"})
+    assert (gone.status_code, gone.json()["error"]) == (404, "there is no artifact 'small/1/model.onnx'")
     assert get(server, "large/1/model.onnx").content == large[1]
 
 

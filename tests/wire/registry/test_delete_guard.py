@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from cloud_registry.ports import ModelQuery
-from cloud_registry.service.models import ModelService, Registration
+from cloud_registry.service.models import ModelService
+from cloud_registry.service.registration import Registration
 from manifests.twin import ReportedAgent, ReportedSection
 from simulators.iothub.core.registry import IdentityId
 from simulators.iothub.server.background import BackgroundHub

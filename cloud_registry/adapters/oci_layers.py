@@ -1,0 +1,208 @@
+"""Layers: files become a tar archive, and the archive a compressed blob, in one pass and with bounded memory.
+
+Compression is where a build spends its time, so the archive is cut into pieces of 4 MiB, which are compressed side by
+side, each as a gzip member (or zstd frame) of its own; a reader of either format takes them as one stream. The bytes
+must be equal on every machine: libdeflate's output depends on neither processor nor number of threads, while zlib's and
+ISA-L's do (distributions ship different ones, and code for one processor finds other matches than code for another).
+"""
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+
+from cloud_registry.adapters.oci_store import OciStore
+from cloud_registry.core.images.documents import LAYER_TYPES, Compression, Descriptor, Layer
+from cloud_registry.core.images.files import Blob, LayerFile, tar_parts
+from cloud_registry.errors import RegistryError
+from cloud_registry.ports import ProgressListener
+from manifests.canonical import digest_of
+
+PIECE_BYTES = 4 * 1024 * 1024
+# Level 1 costs a third of level 6's time; on weights, which hardly compress, it gives no byte away.
+GZIP_LEVEL, ZSTD_LEVEL = 1, 3
+# Pieces that wait to be written: they bound the memory.
+PIECES_AHEAD = 4
+_RECORDS = "layers"
+
+# Bytes of a blob of the artifact store.
+BlobReader = Callable[[str], Iterator[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTerms:
+    """How layers are written: their compression, and the one instant of all their files (seconds since 1970)."""
+
+    compression: Compression = "gzip"
+    mtime_s: int = 0
+
+    def key(self) -> list[str | int]:
+        """What a kept layer is asked for by, beside its content."""
+        return [compressor_words(self.compression), PIECE_BYTES, self.mtime_s]
+
+
+class FileLayers:
+    """A LayerWriter: layers of given files, kept by what is in them."""
+
+    def __init__(self, store: OciStore, terms: LayerTerms, read_blob: BlobReader) -> None:
+        self._store, self._terms, self._read_blob = store, terms, read_blob
+
+    def layer(self, files: Sequence[LayerFile], created_by: str, on_progress: ProgressListener | None = None) -> Layer:
+        key = json.dumps(["files", created_by, [_file_key(file) for file in files], *self._terms.key()])
+        known = known_layer(self._store, key)
+        if known is not None:
+            return known
+        layer = write_layer(self._store, files, created_by, self._terms, self._read_blob, on_progress)
+        keep_layer(self._store, key, layer)
+        return layer
+
+
+def _file_key(file: LayerFile) -> list[str | int]:
+    content = file.content.digest if isinstance(file.content, Blob) else digest_of(file.content)
+    return [file.path, file.kind, file.mode, file.owner, file.link_to, content]
+
+
+def known_layer(store: OciStore, key: str) -> Layer | None:
+    """A layer that was made before, if its blob is still there."""
+    record = store.record(_RECORDS, key)
+    if record is None or not store.has(record["descriptor"]["digest"]):
+        return None
+    return Layer.from_wire(record)
+
+
+def keep_layer(store: OciStore, key: str, layer: Layer) -> None:
+    store.add_record(_RECORDS, key, layer.to_wire())
+
+
+def write_layer(
+    store: OciStore,
+    files: Iterable[LayerFile],
+    created_by: str,
+    terms: LayerTerms,
+    read_blob: BlobReader | None = None,
+    on_progress: ProgressListener | None = None,
+) -> Layer:
+    """Store a layer of these files; every blob among them is checked against its digest on the way.
+
+    Raises:
+        RegistryError: a blob's bytes are not those of its digest; two files have one path. Nothing is left behind.
+    """
+    listed = list(files)
+    total_bytes = sum(file.size_bytes for file in listed)
+
+    def told(done_bytes: int) -> None:
+        if on_progress is not None:
+            on_progress(f"layer: {created_by}"[:60], min(done_bytes, total_bytes), total_bytes)
+
+    return store_archive(store, _archive(listed, terms.mtime_s, read_blob), created_by, terms.compression, told)
+
+
+def store_archive(
+    store: OciStore,
+    chunks: Iterable[bytes],
+    created_by: str,
+    compression: Compression = "gzip",
+    on_bytes: Callable[[int], None] | None = None,
+) -> Layer:
+    """Compress and store a tar archive as a layer; `on_bytes` is told how much of it is done."""
+    archive, stored, done_bytes, size_bytes = hashlib.sha256(), hashlib.sha256(), 0, 0
+    compressor = _COMPRESSORS[compression]
+    with store.unfinished() as path, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        with path.open("wb") as target:
+
+            def finish(piece: "Future[bytes]") -> None:
+                nonlocal size_bytes
+                content = piece.result()
+                stored.update(content)
+                target.write(content)
+                size_bytes += len(content)
+
+            waiting: deque[Future[bytes]] = deque()
+            for piece in _pieces(chunks):
+                waiting.append(pool.submit(compressor, piece))
+                archive.update(piece)
+                done_bytes += len(piece)
+                if len(waiting) > PIECES_AHEAD:
+                    finish(waiting.popleft())
+                if on_bytes is not None:
+                    on_bytes(done_bytes)
+            for remaining in waiting:
+                finish(remaining)
+            target.flush()
+            os.fsync(target.fileno())
+        digest = "sha256:" + stored.hexdigest()
+        store.keep(path, digest)
+    descriptor = Descriptor(LAYER_TYPES[compression], digest, size_bytes)
+    return Layer(descriptor, "sha256:" + archive.hexdigest(), created_by)
+
+
+def _archive(files: Iterable[LayerFile], mtime_s: int, read_blob: BlobReader | None) -> Iterator[bytes]:
+    for part in tar_parts(files, mtime_s):
+        if isinstance(part, Blob):
+            if read_blob is None:
+                raise RuntimeError("a layer with blobs needs their reader")
+            yield from _checked(part, read_blob)
+        else:
+            yield part
+
+
+def _checked(blob: Blob, read_blob: BlobReader) -> Iterator[bytes]:
+    seen, size_bytes = hashlib.sha256(), 0
+    for chunk in read_blob(blob.digest):
+        seen.update(chunk)
+        size_bytes += len(chunk)
+        yield chunk
+    if "sha256:" + seen.hexdigest() != blob.digest or size_bytes != blob.size_bytes:
+        raise RegistryError(
+            f"the stored bytes of {blob.digest} are not the registered ones: saw sha256:{seen.hexdigest()}, "
+            f"{size_bytes:,} bytes",
+            hint="The artifact store is damaged. Restore it, or register the model again.",
+        )
+
+
+def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in pieces of one size, so that their compressed form does not depend on how they were read."""
+    waiting, size_bytes = [], 0
+    for chunk in chunks:
+        start = 0
+        while size_bytes + len(chunk) - start >= PIECE_BYTES:
+            stop = start + PIECE_BYTES - size_bytes
+            waiting.append(chunk[start:stop])
+            yield b"".join(waiting)
+            waiting, size_bytes, start = [], 0, stop
+        if start < len(chunk):
+            waiting.append(chunk[start:])
+            size_bytes += len(chunk) - start
+    if waiting:
+        yield b"".join(waiting)
+
+
+def _gzip(piece: bytes) -> bytes:
+    import deflate
+
+    return bytes(deflate.gzip_compress(piece, GZIP_LEVEL))
+
+
+def _zstd(piece: bytes) -> bytes:
+    from cloud_registry.adapters.oci_archives import zstd
+
+    return bytes(zstd().compress(piece, ZSTD_LEVEL))
+
+
+_COMPRESSORS: Mapping[Compression, Callable[[bytes], bytes]] = {"gzip": _gzip, "zstd": _zstd, "none": bytes}
+
+
+@lru_cache(maxsize=3)
+def compressor_words(compression: Compression) -> str:
+    """The compressor and its version: an input of the image, as the packages are."""
+    words = {"gzip": f"deflate {version('deflate')}, level {GZIP_LEVEL}", "none": "none"}
+    if compression == "zstd":
+        from cloud_registry.adapters.oci_archives import zstd
+
+        return f"zstd {zstd().zstd_version}, level {ZSTD_LEVEL}"
+    return words[compression]

@@ -1,0 +1,196 @@
+"""What a delta makes of its base, to prove a delta before it is published. Pure; docs/agent/delta-format.md's rules.
+
+Written from the format's description and not from the coder, so that a fault of the coder shows. It trusts what it
+reads to be ours; a device's reader, which must not, is the agent's.
+"""
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from manifests.delta import (
+    BLOCK_BYTES,
+    HEAD,
+    RANS_HEAD,
+    RANS_SCALE_LOG,
+    RANS_STATE_MIN,
+    Coder,
+    Copy,
+    Element,
+    Elements,
+    Insert,
+    Plan,
+    Text,
+)
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def result_digest(delta: memoryview, base: Bytes) -> str:
+    """The digest of what the delta makes of this base.
+
+    Raises:
+        ValueError: it is meant for another base, or ends too early; also what the decoders raise for damaged bytes.
+    """
+    _, plan_bytes = HEAD.unpack_from(delta)
+    plan = Plan.from_msgpack(zstd.decompress(delta[HEAD.size : HEAD.size + plan_bytes]))
+    if hashlib.sha256(base.data).digest() != plan.base.sha256:
+        raise ValueError("the delta is meant for another base")
+    origins: list[list[Bytes]] = [[] for _ in plan.streams]
+    for operation, cursor in plan.placed():
+        if not isinstance(operation, Copy | Insert):
+            origins[operation.stream].append(base[cursor : cursor + operation.length])
+    parts = []
+    position = HEAD.size + plan_bytes
+    sizes = zip(plan.streams, origins, plan.lengths_bytes(), plan.payload_bytes(), strict=True)
+    for stream, origin, length, stored in sizes:
+        payload = delta[position : position + stored]
+        position += stored
+        contents = (
+            _texts(stream, payload, base)
+            if isinstance(stream, Text)
+            else _blocks(stream, payload, length, _Joined(iter(origin)) if origin else None)
+        )
+        parts.append(_Joined(contents))
+    sha256 = hashlib.sha256()
+    for operation, cursor in plan.placed():
+        if isinstance(operation, Copy):
+            sha256.update(base[cursor : cursor + operation.length].data)
+        else:
+            for content in parts[operation.stream].take(operation.length):
+                sha256.update(content.data)
+    return "sha256:" + sha256.hexdigest()
+
+
+class _Joined:
+    """A stream's contents as one text, taken in lengths of the operations' choice."""
+
+    def __init__(self, contents: Iterator[Bytes]) -> None:
+        self._contents = contents
+        self._rest = np.zeros(0, np.uint8)
+
+    def take(self, length: int) -> Iterator[Bytes]:
+        while length:
+            if not len(self._rest):
+                content = next(self._contents, None)
+                if content is None:
+                    raise ValueError("a stream of the delta ends too early")
+                self._rest = content
+            taken, self._rest = self._rest[:length], self._rest[length:]
+            length -= len(taken)
+            yield taken
+
+
+def _texts(text: Text, payload: memoryview, base: Bytes) -> Iterator[Bytes]:
+    position = 0
+    for chunk in text.chunks:
+        prefix = b"".join(base[part.offset : part.offset + part.length].tobytes() for part in chunk.prefix)
+        dictionary = zstd.ZstdDict(prefix, is_raw=True).as_prefix if prefix else None
+        frame = payload[position : position + chunk.stored]
+        position += chunk.stored
+        yield np.frombuffer(zstd.decompress(frame, zstd_dict=dictionary), np.uint8)
+
+
+def _blocks(stream: Elements, payload: memoryview, length: int, old: _Joined | None) -> Iterator[Bytes]:
+    element, position = stream.element, 0
+    kind = np.dtype(f"<u{element.width_bytes}")
+    for index, block in enumerate(stream.blocks):
+        size_bytes = min(BLOCK_BYTES, length - index * BLOCK_BYTES)
+        count = size_bytes // element.width_bytes
+        columns = []
+        for plane in block.planes:
+            columns.append(_plane(plane.coder, payload[position : position + plane.stored], count))
+            position += plane.stored
+        numbers = np.stack(columns, axis=1).reshape(-1).view(kind)
+        if old is None:
+            yield _values(element, numbers).view(np.uint8)
+        else:
+            origin = np.concatenate(list(old.take(size_bytes))).view(kind)
+            yield _added(element, origin, numbers, is_sorted=block.is_sorted).view(np.uint8)
+
+
+def _values(element: Element, numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A float stands with its sign below its lowest bit."""
+    if not element.exponent_bits:
+        return numbers
+    top = numbers.dtype.type(8 * element.width_bytes - 1)
+    rotated: npt.NDArray[Any] = (numbers >> numbers.dtype.type(1)) | (numbers << top)
+    return rotated
+
+
+def _added(
+    element: Element, origin: npt.NDArray[Any], numbers: npt.NDArray[Any], *, is_sorted: bool
+) -> npt.NDArray[Any]:
+    """The base's elements, as integers in the order of their numbers, with the zigzagged differences added."""
+    if is_sorted:
+        shift = origin.dtype.type(8 * element.width_bytes - 1 - element.exponent_bits)
+        exponents = (origin >> shift) & origin.dtype.type((1 << element.exponent_bits) - 1)
+        places = np.argsort(exponents.astype(np.uint16), kind="stable")
+        ordered = numbers
+        numbers = np.empty_like(ordered)
+        numbers[places] = ordered
+    one = numbers.dtype.type(1)
+    halves = numbers >> one
+    differences = np.where(numbers & one, ~halves, halves)
+    return _in_order(element, _in_order(element, origin) + differences)
+
+
+def _in_order(element: Element, numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if not element.exponent_bits:
+        return numbers
+    sign = numbers.dtype.type(1 << (8 * element.width_bytes - 1))
+    turned: npt.NDArray[Any] = np.where(numbers & sign, numbers ^ (sign - numbers.dtype.type(1)), numbers)
+    return turned
+
+
+def _plane(coder: Coder, stored: memoryview, count: int) -> Bytes:
+    if coder is Coder.RANS:
+        return _rans(stored, count)
+    content = np.frombuffer(stored if coder is Coder.RAW else zstd.decompress(stored), np.uint8)
+    if len(content) != count:
+        raise ValueError("a plane of the delta is not as long as its block")
+    return content
+
+
+def _rans(stored: memoryview, count: int) -> Bytes:
+    """Each lane gives one symbol a step; a lane whose state is too small takes the next word, lowest lane first."""
+    lanes_log, segment_steps, tables_bytes = RANS_HEAD.unpack_from(stored)
+    lanes, at = 1 << lanes_log, RANS_HEAD.size + tables_bytes
+    steps = -(-count // lanes)
+    segments = -(-steps // segment_steps)
+    tables = np.frombuffer(zstd.decompress(stored[RANS_HEAD.size : at]), "<u2").reshape(256, segments).astype(np.uint32)
+    state = np.frombuffer(stored[at : at + 4 * lanes], "<u4").copy()
+    words = np.frombuffer(stored[at + 4 * lanes :], "<u2").astype(np.uint32)
+    symbols = np.empty((steps, lanes), np.uint8)
+    used = 0
+    for segment in range(segments):
+        lookup = _Lookup(tables[:, segment])
+        for step in range(segment * segment_steps, min(steps, (segment + 1) * segment_steps)):
+            slots = state & np.uint32((1 << RANS_SCALE_LOG) - 1)
+            symbols[step] = lookup.symbols[slots]
+            state = lookup.frequencies[slots] * (state >> np.uint32(RANS_SCALE_LOG)) + lookup.offsets[slots]
+            small = np.flatnonzero(state < RANS_STATE_MIN)
+            state[small] = (state[small] << np.uint32(16)) | words[used : used + len(small)]
+            used += len(small)
+    if used != len(words) or (state != RANS_STATE_MIN).any():
+        raise ValueError("a plane of the delta does not end where it must")
+    return symbols.reshape(-1)[:count]
+
+
+class _Lookup:
+    """By slot: the symbol, its frequency, and how far into the symbol's slots the slot is."""
+
+    def __init__(self, table: npt.NDArray[np.uint32]) -> None:
+        self.symbols = np.repeat(np.arange(256, dtype=np.uint8), table)
+        self.frequencies = table[self.symbols]
+        starts = np.cumsum(table, dtype=np.uint32) - table
+        self.offsets = np.arange(len(self.symbols), dtype=np.uint32) - starts[self.symbols]

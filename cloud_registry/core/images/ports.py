@@ -1,0 +1,94 @@
+"""What building images needs of the world, as protocols. They speak of images, so they live beside them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from cloud_registry.core.images.bases import BaseImage, BaseSource
+from cloud_registry.core.images.documents import Descriptor, Layer
+from cloud_registry.core.images.files import LayerFile
+from cloud_registry.core.images.names import ImageName
+from cloud_registry.core.images.platforms import Platform, PythonTarget
+from cloud_registry.core.images.records import ImageRecord
+from cloud_registry.core.images.wheels import Wheel
+from cloud_registry.ports import ImageReference, ProgressListener
+
+
+class ImageBlobs(Protocol):
+    """Blobs of images on this machine, and records about them."""
+
+    def path(self, digest: str) -> Path: ...
+
+    def has(self, digest: str) -> bool: ...
+
+    def document(self, digest: str) -> bytes: ...
+
+    def add(self, media_type: str, content: bytes, **more: Any) -> Descriptor: ...
+
+    def blobs(self) -> Iterator[tuple[str, int, float]]: ...
+
+    def remove(self, digest: str) -> None: ...
+
+
+class BaseImageSource(Protocol):
+    def base(self, source: BaseSource, platform: Platform, on_progress: ProgressListener | None = None) -> BaseImage:
+        """The base with its layers in the store; raises NotFoundError, and UsageError for a wrong platform."""
+        ...
+
+
+class PackageSource(Protocol):
+    def layers(
+        self,
+        requirements: Sequence[str],
+        platform: Platform,
+        python: PythonTarget,
+        provided: Mapping[str, str],
+        on_progress: ProgressListener | None = None,
+    ) -> tuple[tuple[Wheel, ...], tuple[Layer, ...]]:
+        """Packages for the image's Python, and their layers; raises UsageError where a wheel is missing."""
+        ...
+
+
+class LayerWriter(Protocol):
+    def layer(self, files: Sequence[LayerFile], created_by: str, on_progress: ProgressListener | None = None) -> Layer:
+        """Store a layer of these files, or find the one that was made of the same."""
+        ...
+
+
+class ImageRegistry(Protocol):
+    """One registry. Methods raise TrustError, NotFoundError or RegistryError."""
+
+    sent_bytes: int
+
+    def push_blob(
+        self,
+        name: ImageName,
+        descriptor: Descriptor,
+        path: Path,
+        source: str = "",
+        on_progress: ProgressListener | None = None,
+    ) -> bool:
+        """Send the blob unless the registry has it or takes it over from repository `source`; whether it was sent."""
+        ...
+
+    def push_manifest(self, name: ImageName, media_type: str, content: bytes) -> bool:
+        """Store a manifest or index; whether the registry lists referrers by itself."""
+        ...
+
+    def add_referrer(self, name: ImageName, subject: str, referrer: Descriptor) -> None: ...
+
+
+class ImageTable(Protocol):
+    """The images that were built."""
+
+    def put(self, record: ImageRecord) -> None: ...
+
+    def named(self, name: str) -> ImageRecord | None: ...
+
+    def of_digest(self, digest: str) -> Sequence[ImageRecord]: ...
+
+    def all(self) -> Sequence[ImageRecord]: ...
+
+    def remove(self, record: ImageRecord) -> None: ...
+
+    def references(self) -> Sequence[ImageReference]: ...

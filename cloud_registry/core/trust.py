@@ -1,0 +1,330 @@
+"""What the signed metadata says, who must sign it, and when it must be signed again. Pure.
+
+The metadata is TUF's (https://theupdateframework.github.io/specification/latest/). Each model has a delegated role of
+its own, so that a device reads the targets of its own models alone, and a team may hold the keys of its model.
+Handles: new versions of roles, thresholds, expiry. Leaves to the caller: keys, signing, files, the time.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from tuf.api.metadata import (
+    DelegatedRole,
+    Delegations,
+    Key,
+    Metadata,
+    MetaFile,
+    Role,
+    Root,
+    Snapshot,
+    TargetFile,
+    Targets,
+    Timestamp,
+    VerificationResult,
+)
+
+from cloud_registry.core.trust_files import SignedFile
+from cloud_registry.errors import NotFoundError
+from manifests.document import Document
+from manifests.identity import ModelReference
+
+Roles = Mapping[str, Metadata[Any]]
+
+ROOT, TARGETS, SNAPSHOT, TIMESTAMP = "root", "targets", "snapshot", "timestamp"
+ONLINE_ROLES = (SNAPSHOT, TIMESTAMP)
+# Between it and the model's name; no role of TUF's own begins so, and a model may be called "root".
+_MODEL_ROLE_PREFIX = "model-"
+
+# How long a signature holds, in days. A frozen repository is noticed after the timestamp's at the latest; what needs a
+# person and a key from a safe holds for months. Roles of models are as targets.
+LIFETIMES_D: dict[str, float] = {ROOT: 365, TARGETS: 180, SNAPSHOT: 30, TIMESTAMP: 7}
+# A role that a person must sign again is announced this long before, or in the last third of a shorter life.
+ANNOUNCED_D = 28
+_ANNOUNCED_SHARE = 1 / 3
+# A program signs again when half of a life is over; in the last quarter something is wrong with that program.
+_REFRESH_SHARE = 1 / 2
+_OVERDUE_SHARE = 1 / 4
+
+
+class TrustSettings(Document, frozen=True, kw_only=True, omit_defaults=False):
+    """What the repository keeps beside its metadata: lifetimes in days by role, and where each key may be found.
+
+    `key_places` holds URIs by key id, never a key or what opens one.
+    """
+
+    lifetimes_d: dict[str, float] = {}
+    key_places: dict[str, str] = {}
+    schema_version: str = "1.0"
+
+    def lifetime(self, role: str) -> timedelta:
+        kind = role if role in LIFETIMES_D else TARGETS
+        return timedelta(days=self.lifetimes_d.get(kind, LIFETIMES_D[kind]))
+
+
+# Roles and their keys -------------------------------------------------------------------------------------------------
+
+
+def role_of(model: str) -> str:
+    """The role that speaks for a model's files."""
+    return _MODEL_ROLE_PREFIX + model
+
+
+def model_of(role: str) -> str | None:
+    """The model that a role speaks for; None for a role of TUF's own."""
+    return role.removeprefix(_MODEL_ROLE_PREFIX) if role.startswith(_MODEL_ROLE_PREFIX) else None
+
+
+def file_name(role: str, version: int) -> str:
+    """The name under which clients ask for a role, with consistent snapshots."""
+    return f"{TIMESTAMP}.json" if role == TIMESTAMP else f"{version}.{role}.json"
+
+
+def role_keys(roles: Roles, role: str) -> tuple[Role, dict[str, Key]]:
+    """A role's threshold and keys as its delegator says; raises NotFoundError for a role that nobody delegated to."""
+    delegator = roles[ROOT].signed if model_of(role) is None else roles[TARGETS].signed
+    try:
+        found: Role = delegator.get_delegated_role(role)
+    except ValueError as err:
+        raise NotFoundError(f"nobody speaks for role {role} yet", hint="Sign a version of the model first.") from err
+    return found, {key_id: delegator.get_key(key_id) for key_id in found.keyids}
+
+
+def with_keys(roles: Roles, role: str, keys: Sequence[Key], threshold: int) -> dict[str, Metadata[Any]]:
+    """The roles to be signed anew when these keys become the role's: its delegator, and the role itself."""
+    delegator = ROOT if model_of(role) is None else TARGETS
+    changed = {delegator: unsigned_next(roles[delegator])}
+    signed = changed[delegator].signed
+    if model_of(role) is not None and (signed.delegations is None or role not in signed.delegations.roles):
+        _delegate(signed, role)
+    old = signed.get_delegated_role(role)
+    for key_id in list(old.keyids):
+        signed.revoke_key(key_id, role)
+    for key in keys:
+        signed.add_key(key, role)
+    signed.get_delegated_role(role).threshold = threshold
+    # Those that a program signs are made anew with each publication anyway.
+    if role not in (ROOT, *ONLINE_ROLES):
+        changed[role] = unsigned_next(roles[role]) if role in roles else Metadata(Targets(version=1))
+    return changed
+
+
+def _delegate(targets: Targets, role: str) -> None:
+    if targets.delegations is None:
+        targets.delegations = Delegations({}, {})
+    assert targets.delegations.roles is not None, "delegations are by name"
+    # A pattern's * stands for no slash: <model>/<version>/<file> and nothing else.
+    pattern = f"{model_of(role)}/*/*"
+    targets.delegations.roles[role] = DelegatedRole(role, [], 1, terminating=True, paths=[pattern])
+
+
+def with_files(
+    roles: Roles, files: Iterable[SignedFile], withdrawn: Iterable[ModelReference] = ()
+) -> dict[str, Metadata[Any]]:
+    """The roles to be signed anew so that these files are allowed, and none of the versions taken back; may be none.
+
+    A model that nobody speaks for yet is delegated to the keys of targets.
+    """
+    changed: dict[str, Metadata[Any]] = {}
+    for model, of_model in _by_model(files).items():
+        role = role_of(model)
+        current: dict[str, Metadata[Any]] = {**roles, **changed}
+        if role not in current:
+            top, keys = role_keys(roles, TARGETS)
+            changed |= with_keys(current, role, list(keys.values()), top.threshold)
+            current |= changed
+        targets = current[role].signed.targets
+        wanted = {file.target: _target_file(file) for file in of_model}
+        if any(targets.get(target) != info for target, info in wanted.items()):
+            changed.setdefault(role, unsigned_next(current[role])).signed.targets.update(wanted)
+    for reference in withdrawn:
+        role = role_of(reference.name)
+        current = {**roles, **changed}
+        gone = [] if role not in current else _targets_of(current[role].signed, reference)
+        if not gone:
+            raise NotFoundError(f"{reference} is not signed", hint="See what is with: slipway trust status")
+        signed = changed.setdefault(role, unsigned_next(current[role])).signed
+        for target in gone:
+            del signed.targets[target]
+    return changed
+
+
+def _by_model(files: Iterable[SignedFile]) -> dict[str, list[SignedFile]]:
+    models: dict[str, list[SignedFile]] = {}
+    for file in files:
+        models.setdefault(file.reference.name, []).append(file)
+    return models
+
+
+def _target_file(file: SignedFile) -> TargetFile:
+    hashes = {"sha256": file.digest.removeprefix("sha256:")}
+    about = {"custom": {"model": file.reference.name, "version": file.reference.version}}
+    return TargetFile(file.size_bytes, hashes, file.target, about)
+
+
+def _targets_of(targets: Targets, reference: ModelReference) -> list[str]:
+    prefix = f"{reference.name}/{reference.version}/"
+    return [target for target in targets.targets if target.startswith(prefix)]
+
+
+def versions_in(targets: Targets) -> list[ModelReference]:
+    """The model versions of which a role allows files."""
+    about = [info.custom for info in targets.targets.values() if isinstance(info.custom, dict)]
+    return sorted({ModelReference(str(one["model"]), int(one["version"])) for one in about})
+
+
+# Versions, signatures, thresholds -------------------------------------------------------------------------------------
+
+
+def first_root(keys: Mapping[str, Sequence[Key]], thresholds: Mapping[str, int]) -> Metadata[Root]:
+    """Version 1 of the root with the keys of each role of TUF's own."""
+    root = Root(consistent_snapshot=True)
+    for role, of_role in keys.items():
+        for key in of_role:
+            root.add_key(key, role)
+        root.roles[role].threshold = thresholds.get(role, 1)
+    return Metadata(root)
+
+
+def first_targets() -> Metadata[Targets]:
+    return Metadata(Targets(version=1))
+
+
+def unsigned_next(metadata: Metadata[Any]) -> Metadata[Any]:
+    """A copy, one version up and signed by nobody."""
+    copy = Metadata(deepcopy(metadata.signed))
+    copy.signed.version += 1
+    return copy
+
+
+@dataclass(frozen=True, slots=True)
+class Signatures:
+    """How far a role is signed: `signed` and `missing` are key ids, `needed` is how many more it takes."""
+
+    role: str
+    version: int
+    threshold: int
+    signed: tuple[str, ...]
+    missing: tuple[str, ...]
+    needed: int
+
+
+def signatures_of(roles: Roles, staged: Roles, role: str) -> Signatures:
+    """How far a staged role is signed. A new root needs the old root's threshold as well as its own."""
+    metadata = staged[role]
+    coming: dict[str, Metadata[Any]] = {**roles, **staged}
+    if role == ROOT:
+        previous = roles[ROOT].signed if ROOT in roles else None
+        both = metadata.signed.get_root_verification_result(previous, metadata.signed_bytes, metadata.signatures)
+        results: list[VerificationResult] = [both.first, both.second]
+    else:
+        delegator = coming[ROOT if model_of(role) is None else TARGETS].signed
+        results = [delegator.get_verification_result(role, metadata.signed_bytes, metadata.signatures)]
+    signed = dict.fromkeys(key_id for result in results for key_id in result.signed)
+    missing = dict.fromkeys(key_id for result in results if not result for key_id in result.unsigned)
+    return Signatures(
+        role,
+        metadata.signed.version,
+        max(result.threshold for result in results),
+        tuple(signed),
+        tuple(missing),
+        max(result.missing for result in results),
+    )
+
+
+def is_signed(roles: Roles, role: str, metadata: Metadata[Any]) -> bool:
+    """Whether a role's delegator among these roles accepts it."""
+    delegator = roles[ROOT].signed if model_of(role) is None else roles[TARGETS].signed
+    try:
+        return bool(delegator.get_verification_result(role, metadata.signed_bytes, metadata.signatures))
+    except ValueError:
+        return False
+
+
+def next_snapshot(roles: Roles, files: Mapping[str, bytes]) -> Metadata[Snapshot]:
+    """The next snapshot, with new content of some roles; not yet signed."""
+    snapshot = unsigned_next(roles[SNAPSHOT]) if SNAPSHOT in roles else Metadata(Snapshot(version=1))
+    # What was listed once stays listed: a client takes a role that vanished for an attack.
+    for role, content in files.items():
+        snapshot.signed.meta[f"{role}.json"] = MetaFile.from_data(roles[role].signed.version, content, ["sha256"])
+    return snapshot
+
+
+def next_timestamp(roles: Roles, snapshot: Metadata[Snapshot] | None) -> Metadata[Timestamp]:
+    """The next timestamp, of a new snapshot where there is one; not yet signed."""
+    timestamp = unsigned_next(roles[TIMESTAMP]) if TIMESTAMP in roles else Metadata(Timestamp(version=1))
+    if snapshot is not None:
+        described = MetaFile.from_data(snapshot.signed.version, snapshot.to_bytes(), ["sha256"])
+        timestamp.signed.snapshot_meta = described
+    return timestamp
+
+
+def allows(roles: Roles, file: SignedFile) -> bool:
+    """Whether a device would take this file, given what is published."""
+    role = role_of(file.reference.name)
+    return role in roles and roles[role].signed.targets.get(file.target) == _target_file(file)
+
+
+def changes(published: Roles, staged: Roles) -> tuple[str, ...]:
+    """What staged roles would change, a line each: for whoever is asked to sign them."""
+    lines = []
+    for role, metadata in staged.items():
+        old, new = published.get(role), metadata.signed
+        head = f"{role} version {new.version}"
+        before = {} if old is None else _facts(old.signed)
+        after = _facts(new)
+        lines += [f"{head}: + {name} {after[name]}" for name in after if before.get(name) != after[name]]
+        lines += [f"{head}: - {name} {before[name]}" for name in before if name not in after]
+        if before == after:
+            lines.append(f"{head}: the same until {new.expires:%Y-%m-%d}")
+    return tuple(lines)
+
+
+def _facts(signed: Any) -> dict[str, str]:
+    if isinstance(signed, Root):
+        return {f"keys of {role}": _key_words(keys) for role, keys in signed.roles.items()}
+    targets: Targets = signed
+    facts = {target: f"sha256:{info.hashes['sha256']}" for target, info in targets.targets.items()}
+    delegated = (targets.delegations.roles or {}) if targets.delegations is not None else {}
+    return facts | {f"keys of {role}": _key_words(keys) for role, keys in delegated.items()}
+
+
+def _key_words(role: Role) -> str:
+    return f"{role.threshold} of " + " ".join(key_id[:8] for key_id in role.keyids)
+
+
+# Expiry ---------------------------------------------------------------------------------------------------------------
+
+
+def is_announced(role: str, expires_at: datetime, lifetime: timedelta, now: datetime) -> bool:
+    """Whether it is time to say that a role expires."""
+    left = expires_at - now
+    if role in ONLINE_ROLES:
+        return left <= lifetime * _OVERDUE_SHARE
+    return left <= min(timedelta(days=ANNOUNCED_D), lifetime * _ANNOUNCED_SHARE)
+
+
+def is_due(expires_at: datetime, lifetime: timedelta, now: datetime) -> bool:
+    """Whether a program should sign a role again."""
+    return expires_at - now <= lifetime * _REFRESH_SHARE
+
+
+def announcement(role: str, expires_at: datetime, lifetime: timedelta, now: datetime) -> str | None:
+    """A sentence on a role that expires soon, or has, with what to do; None where there is time."""
+    if not is_announced(role, expires_at, lifetime, now):
+        return None
+    mend = "slipway trust refresh" if role in ONLINE_ROLES else f"slipway trust refresh --role {_spelled(role)}"
+    if expires_at <= now:
+        return f"{role} expired at {expires_at:%Y-%m-%d %H:%M} UTC: devices refuse every update. Run: {mend}"
+    return f"{role} expires in {_words(expires_at - now)}, at {expires_at:%Y-%m-%d %H:%M} UTC. Run: {mend}"
+
+
+def _words(left: timedelta) -> str:
+    return f"{left.days} days" if left.days >= 2 else f"{left.total_seconds() / 3600:.0f} hours"
+
+
+def _spelled(role: str) -> str:
+    model = model_of(role)
+    return role if model is None else f"model:{model}"

@@ -1,0 +1,273 @@
+"""What can be asked of a registry, wherever it is: protocols that the services here and the client of a server satisfy.
+
+A verb is one method of a protocol and one row of `VERBS`. Types, API, its description and client follow from the two.
+A parameter whose name begins with ``on_`` is a listener: it is called while the verb goes on, across the wire as well.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from cloud_registry.core.catalog import Holder
+from cloud_registry.core.family import Family
+from cloud_registry.core.rollout.documents import RolloutPlan
+from cloud_registry.core.rollout.events import RecordedEvent
+from cloud_registry.core.rollout.state import Rollout
+from cloud_registry.core.rollout.view import event_as_json, plan_as_json, status_as_json
+from cloud_registry.core.running import PeriodQuery, RunningPeriod
+from cloud_registry.ports import AliasMove, ModelQuery, ProgressListener, Role, StoreCounts
+from cloud_registry.service.clean_up import Removed
+from cloud_registry.service.registration import Registered, Registration
+from cloud_registry.service.rollout_driver import Tick
+from cloud_registry.service.rollouts import Begun, RollbackRequest, RolloutRequest
+from manifests.identity import ModelReference
+from manifests.model import ModelManifest
+from manifests.telemetry import Envelope
+
+
+class ModelVerbs(Protocol):
+    """Model versions: register, find, tag, fetch, delete."""
+
+    def register(self, registration: Registration, on_progress: ProgressListener | None = None) -> Registered:
+        """Prove a model's files and store them as the next version of its name."""
+        ...
+
+    def resolve(self, text: str) -> ModelManifest:
+        """The manifest of name:version, or of a name's latest version."""
+        ...
+
+    def search(self, query: ModelQuery) -> Sequence[ModelManifest]:
+        """The manifests of the versions that meet a query, by name and version."""
+        ...
+
+    def tag(self, reference: ModelReference, changes: Mapping[str, str], removed: Iterable[str]) -> ModelManifest:
+        """Set tags of a version and take others away."""
+        ...
+
+    def add_properties(self, reference: ModelReference, properties: Mapping[str, str]) -> ModelManifest:
+        """Give a version properties, which are written once."""
+        ...
+
+    def archive(self, reference: ModelReference, *, archived: bool = True) -> ModelManifest:
+        """Put a version away, or take it out again."""
+        ...
+
+    def aliases(self, name: str) -> Mapping[str, int]:
+        """A model's aliases with the versions that they stand for."""
+        ...
+
+    def alias_moves(self, name: str) -> Sequence[tuple[str, AliasMove]]:
+        """Every move of every alias of a model, oldest first."""
+        ...
+
+    def point_alias(self, reference: ModelReference, alias: str, *, expected: int | None = None) -> AliasMove:
+        """Point an alias to a version; expected is where it must point until then, 0 for nowhere."""
+        ...
+
+    def drop_alias(self, name: str, alias: str) -> AliasMove:
+        """Take an alias away."""
+        ...
+
+    def family_of(self, reference: ModelReference) -> Family:
+        """Where a version comes from and what came of it."""
+        ...
+
+    def holders_of(self, reference: ModelReference, *, offline: bool = False) -> tuple[Holder, ...]:
+        """Who needs a version: devices, rollouts, images and aliases."""
+        ...
+
+    def history(self, query: PeriodQuery) -> Sequence[RunningPeriod]:
+        """Which versions ran where and when, newest first."""
+        ...
+
+    def delete_unneeded(self, reference: ModelReference, *, offline: bool = False) -> None:
+        """Delete a version that no rollout names and, unless offline, no device needs."""
+        ...
+
+    def download(
+        self, reference: ModelReference, folder: Path, *, force: bool, on_progress: ProgressListener | None = None
+    ) -> tuple[Path, ...]:
+        """Write a version's files and its manifest into a folder."""
+        ...
+
+    def remove_orphans(self) -> Removed:
+        """Remove stored files that no version names."""
+        ...
+
+
+class RolloutVerbs(Protocol):
+    """Rollouts: plan, begin, look at, and command. Where `can_drive` is false somebody else drives them."""
+
+    @property
+    def can_drive(self) -> bool: ...
+
+    def plan(self, request: RolloutRequest) -> RolloutPlan:
+        """What a rollout would do, without storing it."""
+        ...
+
+    def conflicts(self, drafted: RolloutPlan) -> dict[str, list[str]]:
+        """Unfinished rollouts with the devices of a plan that they hold."""
+        ...
+
+    def begin(self, request: RolloutRequest, on_progress: ProgressListener | None = None) -> Begun:
+        """Plan a rollout, make its deltas and store it, unless every device runs the version already."""
+        ...
+
+    def status(self, rollout_id: str) -> Rollout:
+        """Where a rollout stands."""
+        ...
+
+    def rollouts(self, *, active_only: bool = False) -> list[Rollout]:
+        """All rollouts, oldest first."""
+        ...
+
+    def history(self, rollout_id: str, after: int = 0) -> list[RecordedEvent]:
+        """A rollout's events in order, those numbered above `after`."""
+        ...
+
+    def controller(self, rollout_id: str) -> str | None:
+        """Who drives a rollout now; null where nobody does."""
+        ...
+
+    def pause(self, rollout_id: str, reason: str = "") -> Rollout:
+        """Offer nothing more until it is resumed."""
+        ...
+
+    def resume(self, rollout_id: str, override_reason: str = "") -> Rollout:
+        """Go on in the same wave."""
+        ...
+
+    def abort(self, rollout_id: str, reason: str = "") -> Rollout:
+        """Offer nothing more, ever."""
+        ...
+
+    def rollback(self, rollout_id: str, request: RollbackRequest) -> Rollout:
+        """Take a rollout back; the rollout that does it, which may be a new one."""
+        ...
+
+    def tick(self, rollout_id: str) -> Tick: ...
+
+    def release(self, rollout_id: str) -> None: ...
+
+
+class TelemetryVerbs(Protocol):
+    """What devices sent, and what of it is missing."""
+
+    def source_name(self) -> str:
+        """What the hub's stream is called; holds no secret."""
+        ...
+
+    def collect(self, *, follow: bool, on_batch: Callable[[StoreCounts], None] | None = None) -> StoreCounts:
+        """Store what the hub's stream holds that was not stored yet."""
+        ...
+
+    def summary(self) -> dict[str, Any]:
+        """What arrived by device, boot and model version, and what is missing."""
+        ...
+
+    def envelopes(self, device: str | None = None, limit: int | None = None) -> Iterator[Envelope]:
+        """Stored readings in the order of their arrival; with a limit the newest of them."""
+        ...
+
+
+class DeviceVerbs(Protocol):
+    """The devices of the fleet."""
+
+    def devices(self, model: str | None = None) -> list[dict[str, Any]]:
+        """Devices with their models, as their module twins show them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """One row of the API.
+
+    Attributes:
+        method, path: as HTTP has them; ``{parameter}`` in the path is a parameter of the method of that name. Of the
+            other parameters those of a GET are in the query, those of any other method in the JSON body, in camelCase.
+        view: makes the result's documented JSON from it. Without one the result is spelled as its type says.
+    """
+
+    protocol: type
+    name: str
+    method: str
+    path: str
+    role: Role
+    view: Callable[[Any], Any] | None = None
+
+    @property
+    def id(self) -> str:
+        """How the audit log, the metrics and the API's description call it: ``models.tag``."""
+        return f"{GROUPS[self.protocol]}.{self.name}"
+
+    @property
+    def changes(self) -> bool:
+        return self.role in (Role.PUBLISHER, Role.OPERATOR)
+
+
+GROUPS: Mapping[type, str] = {
+    ModelVerbs: "models",
+    RolloutVerbs: "rollouts",
+    TelemetryVerbs: "telemetry",
+    DeviceVerbs: "devices",
+}
+
+
+def _registered(found: Registered) -> Any:
+    return {
+        "manifest": found.manifest.to_wire(),
+        "sameBytes": [str(reference) for reference in found.same_bytes],
+        "dryRun": found.is_dry_run,
+    }
+
+
+def _removed(found: Removed) -> Any:
+    return {"files": found.blobs, "size": found.size_bytes, "unfinished": found.unfinished}
+
+
+def _begun(found: Begun) -> Any:
+    return {
+        "plan": plan_as_json(found.plan),
+        "rollout": status_as_json(found.rollout) if found.rollout is not None else None,
+    }
+
+
+def _each(view: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda found: [view(each) for each in found]
+
+
+READ, PUBLISH, OPERATE = Role.READER, Role.PUBLISHER, Role.OPERATOR
+VERBS: tuple[Verb, ...] = (
+    Verb(ModelVerbs, "register", "POST", "/models", PUBLISH, _registered),
+    Verb(ModelVerbs, "search", "POST", "/models/search", READ),
+    Verb(ModelVerbs, "history", "POST", "/models/history", READ),
+    Verb(ModelVerbs, "remove_orphans", "POST", "/models/prune", PUBLISH, _removed),
+    Verb(ModelVerbs, "resolve", "GET", "/models/{text}", READ),
+    Verb(ModelVerbs, "tag", "PATCH", "/models/{reference}/tags", PUBLISH),
+    Verb(ModelVerbs, "add_properties", "PATCH", "/models/{reference}/properties", PUBLISH),
+    Verb(ModelVerbs, "archive", "PATCH", "/models/{reference}/archive", PUBLISH),
+    Verb(ModelVerbs, "family_of", "GET", "/models/{reference}/lineage", READ),
+    Verb(ModelVerbs, "holders_of", "GET", "/models/{reference}/holders", READ),
+    Verb(ModelVerbs, "aliases", "GET", "/models/{name}/aliases", READ),
+    Verb(ModelVerbs, "alias_moves", "GET", "/models/{name}/aliases/moves", READ),
+    Verb(ModelVerbs, "point_alias", "PUT", "/models/{reference}/aliases/{alias}", PUBLISH),
+    Verb(ModelVerbs, "drop_alias", "DELETE", "/models/{name}/aliases/{alias}", PUBLISH),
+    Verb(ModelVerbs, "delete_unneeded", "DELETE", "/models/{reference}", PUBLISH),
+    Verb(RolloutVerbs, "plan", "POST", "/rollouts/plan", READ, plan_as_json),
+    Verb(RolloutVerbs, "conflicts", "POST", "/rollouts/conflicts", READ),
+    Verb(RolloutVerbs, "begin", "POST", "/rollouts", OPERATE, _begun),
+    Verb(RolloutVerbs, "rollouts", "GET", "/rollouts", READ, _each(status_as_json)),
+    Verb(RolloutVerbs, "status", "GET", "/rollouts/{rollout_id}", READ, status_as_json),
+    Verb(RolloutVerbs, "history", "GET", "/rollouts/{rollout_id}/events", READ, _each(event_as_json)),
+    Verb(RolloutVerbs, "controller", "GET", "/rollouts/{rollout_id}/controller", READ),
+    Verb(RolloutVerbs, "pause", "POST", "/rollouts/{rollout_id}/pause", OPERATE, status_as_json),
+    Verb(RolloutVerbs, "resume", "POST", "/rollouts/{rollout_id}/resume", OPERATE, status_as_json),
+    Verb(RolloutVerbs, "abort", "POST", "/rollouts/{rollout_id}/abort", OPERATE, status_as_json),
+    Verb(RolloutVerbs, "rollback", "POST", "/rollouts/{rollout_id}/rollback", OPERATE, status_as_json),
+    Verb(TelemetryVerbs, "collect", "POST", "/telemetry/collect", OPERATE),
+    Verb(TelemetryVerbs, "source_name", "GET", "/telemetry/source", READ),
+    Verb(TelemetryVerbs, "summary", "GET", "/telemetry/summary", READ),
+    Verb(TelemetryVerbs, "envelopes", "GET", "/telemetry/readings", READ),
+    Verb(DeviceVerbs, "devices", "GET", "/devices", READ),
+)

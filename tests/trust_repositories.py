@@ -1,0 +1,70 @@
+"""A trust repository in a folder, by the service itself, with keys in files and a clock that a test sets."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from tuf.api.metadata import Metadata
+
+from cloud_registry.adapters.signing_keys import SigningKeys
+from cloud_registry.adapters.tuf_repository import TufFolder
+from cloud_registry.core.trust_files import SignedFile
+from cloud_registry.service.trust import NewRepository, TrustService
+from cloud_registry.service.trust_work import Outcome
+from manifests.canonical import digest_of
+from manifests.identity import ModelReference
+
+
+def no_secret(_what: str, _is_new: bool) -> None:
+    return None
+
+
+def model_file(reference: str, content: bytes, name: str = "model.onnx") -> SignedFile:
+    model = ModelReference.parse(reference)
+    return SignedFile(f"{model.name}/{model.version}/{name}", digest_of(content), len(content), model)
+
+
+class Publisher:
+    """Whoever keeps the repository. `safe` is the folder of the offline keys."""
+
+    def __init__(self, directory: Path, secret: Callable[[str, bool], str | None] = no_secret, **request: Any) -> None:
+        self.safe = directory / "safe"
+        self.store = TufFolder(directory / "trust")
+        self.now = datetime.now(UTC)
+        self.keys = SigningKeys(secret)
+        self.service = TrustService(self.store, self.keys, lambda: self.now)
+        defaults: dict[str, Any] = {
+            "root_keys": tuple(self.key(f"root-{number}") for number in (1, 2, 3)),
+            "targets_keys": (self.key("targets-1"),),
+            "root_threshold": 2,
+        }
+        self.first = self.service.init(NewRepository(**{**defaults, **request}))
+
+    def key(self, name: str) -> str:
+        return str(self.safe / f"{name}.pem")
+
+    def sign(self, *files: SignedFile, keys: Sequence[str] = ()) -> Outcome:
+        return self.service.sign(files, keys=keys)
+
+    def take_away(self, *names: str) -> None:
+        """Put keys into the safe: they are not on this machine any more."""
+        for name in names:
+            path = Path(self.key(name))
+            path.rename(path.with_suffix(".away"))
+
+    def bring(self, *names: str) -> None:
+        for name in names:
+            path = Path(self.key(name))
+            path.with_suffix(".away").rename(path)
+
+    def later(self, **span: float) -> None:
+        self.now += timedelta(**span)
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """What a server serves of it."""
+        return {path.name: path.read_bytes() for path in self.store.metadata.iterdir()}
+
+    def read(self, role: str) -> Metadata[Any]:
+        return self.store.published()[role]
