@@ -3,10 +3,14 @@
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from cloud_registry.adapters.database import open_database
+from cloud_registry.adapters.sql_catalog import SqlCatalog
 from cloud_registry.core.search import facts_of, meets, parse_condition, pattern_matches
 from cloud_registry.errors import UsageError
+from cloud_registry.ports import ModelQuery
 from manifests.model import ModelManifest
 
 EXAMPLE = Path(__file__).parents[3] / "manifests" / "examples" / "model-manifest.json"
@@ -100,6 +104,29 @@ def test_this_holds_of_the_example(text: str):
 @pytest.mark.parametrize("text", FALSE)
 def test_this_does_not(text: str):
     assert not meets(facts_of(DIGITS), parse_condition(text))
+
+
+def test_a_store_finds_what_holds_and_nothing_else(database_url: str):
+    """Each condition on its own and joined with another: none may lose a version by the way it is asked."""
+    catalog = SqlCatalog(open_database(database_url))
+    for number in (1, 2, 3):
+        target = f"digits/{number}/model"
+        catalog.add("digits", lambda version, target=target: DIGITS if version == 3 else other(version, target))
+    catalog.move_alias("digits", "champion", lambda _: 3)
+
+    def is_found(condition: str) -> bool:
+        return DIGITS.version in [each.version for each in catalog.search(ModelQuery(where=condition))]
+
+    for holds, conditions in ((True, TRUE), (False, FALSE)):
+        for text in conditions:
+            assert is_found(text) is holds, text
+            assert is_found(f"({text}) and tag.site = 'line-3' and accuracy > 0.9") is holds, text
+            assert is_found(f"({text}) or version = 1") is holds, text
+
+
+def other(version: int, target: str) -> ModelManifest:
+    artifact = msgspec.structs.replace(DIGITS.artifacts[0], target=target)
+    return ModelManifest(name="digits", version=version, artifacts=(artifact,), created_at=DIGITS.created_at)
 
 
 UNREADABLE = {
