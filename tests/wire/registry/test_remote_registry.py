@@ -73,7 +73,7 @@ def test_tags_are_set_and_versions_fetched_and_deleted_from_afar(served: Served,
     reference = local.register(digits).manifest.reference
     assert remote.tag(reference, {"stage": "production"}, iter(["team"])).tags == {"stage": "production"}
     paths = remote.download(reference, tmp_path / "out", force=False)
-    assert [path.name for path in paths] == ["model.onnx", "model.tflite", "golden.npz", "manifest.json"]
+    assert [path.name for path in paths] == ["model.onnx", "model.tflite", "golden.npz", "sample.npz", "manifest.json"]
     assert (tmp_path / "out" / "model.onnx").read_bytes() == digits.files[0].read_bytes()
     with pytest.raises(ConflictError, match="is there already"):
         remote.download(reference, tmp_path / "out", force=False)
