@@ -180,7 +180,7 @@ def _download(
     (folder / "constraints.txt").write_text("".join(pins))
     output, is_done = _pip(request, folder, target, stand_ins)
     for _ in BUILT_HERE:
-        missing = None if is_done else missing_requirement(output)
+        missing = None if is_done else missing_requirement(output, pinned)
         if missing is None or not request.is_index_used or not _build_pure(missing, folder, stand_ins):
             break
         output, is_done = _pip(request, folder, target, stand_ins)

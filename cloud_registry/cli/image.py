@@ -129,6 +129,7 @@ def build(
     wish = _Wish(name, platforms, bases, recipe_file, requirements, from_base, dry_run)
     request = _request(context, reference, wish)
     targets = [_output(text) for text in outputs]
+    _check_target(target)
     if dry_run:
         value = {"name": str(request.name), "dryRun": True, "recipe": request.recipe.to_wire()}
         value["platforms"] = [str(platform) for platform in request.platforms]
@@ -361,6 +362,14 @@ def _output(text: str) -> tuple[str, str]:
     if kind not in ("oci", "tar", "engine") or bool(place) == (kind == "engine"):
         raise UsageError(f"{text!r} is no output", hint="Write oci:FOLDER, tar:FILE or engine; a registry is --push.")
     return kind, place
+
+
+def _check_target(target: str | None) -> None:
+    """Before anything is built: a name that cannot be pushed to."""
+    from cloud_registry.core.images.names import ImageName
+
+    if target is not None and not ImageName.parse(target).registry:
+        raise UsageError(f"{target} names no registry", hint=f"Write for example registry.example.com/{target}.")
 
 
 def _epoch_s() -> int:

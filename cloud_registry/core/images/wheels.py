@@ -89,10 +89,21 @@ def layer_words(wheels: Sequence[Wheel]) -> str:
     return "packages: " + ", ".join(f"{wheel.name} {wheel.version}" for wheel in wheels)
 
 
-def missing_requirement(output: str) -> str | None:
-    """The requirement that pip found no wheel for, as it was written."""
+def missing_requirement(output: str, pinned: Iterable[Wheel] = ()) -> str | None:
+    """The requirement that pip found no wheel for, as it was written.
+
+    Where a version was pinned, pip calls it a conflict of the pin with the requirement and tells no more than the name.
+    """
     missing = _NOT_FOUND.search(output)
-    return missing.group(1) if missing else None
+    if missing:
+        return missing.group(1)
+    conflict = _CONFLICT.search(output)
+    lines = conflict.group(1).splitlines() if conflict else []
+    asked = {line.rpartition(" ")[2] for line in lines if "(constraint)" in line}
+    # A conflict in which nothing but the pin of one package stands is the want of a wheel of that version.
+    if not lines or any("depends on" in line for line in lines):
+        return None
+    return next((f"{one.name}=={one.version}" for one in pinned if f"{one.name}=={one.version}" in asked), None)
 
 
 def refusal(output: str, platform: Platform, target: PythonTarget) -> str:

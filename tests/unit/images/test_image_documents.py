@@ -20,7 +20,14 @@ from cloud_registry.core.images.documents import (
 )
 from cloud_registry.core.images.platforms import Platform, PythonTarget
 from cloud_registry.core.images.retrying import ATTEMPTS_MAX, DELAY_S_MAX, delay_s, resume_offset
-from cloud_registry.core.images.wheels import OWN_LAYER_BYTES_MIN, OWN_LAYERS_MAX, Wheel, refusal, shares
+from cloud_registry.core.images.wheels import (
+    OWN_LAYER_BYTES_MIN,
+    OWN_LAYERS_MAX,
+    Wheel,
+    missing_requirement,
+    refusal,
+    shares,
+)
 from cloud_registry.errors import RegistryError, UsageError
 
 D = "sha256:" + "d" * 64
@@ -174,4 +181,7 @@ def test_why_there_is_no_wheel_is_told_with_those_that_there_are():
     assert refusal(conflict, Platform("amd64"), target).endswith(
         "cannot be had together: a 1.0 depends on c>=2; b 1.0 depends on c<2"
     )
+    pin = "\nThe conflict is caused by:\n    The user requested a<2\n    The user requested (constraint) a==1.6.1\n\n"
+    assert missing_requirement(pin, [Wheel("a", "1.6.1", "", D, 1)]) == "a==1.6.1"
+    assert missing_requirement(conflict, [Wheel("c", "1.0", "", D, 1)]) is None
     assert "could not be fetched: no network" in refusal("ERROR: no network\n", Platform("amd64"), target)
