@@ -105,7 +105,7 @@ def test_a_download_can_be_registered_again(slipway: Callable[..., Said], tmp_pa
     assert written == {
         "name": "digits",
         "version": 1,
-        "files": ["out/model.onnx", "out/golden.npz", "out/manifest.json"],
+        "files": ["out/model.onnx", "out/golden.npz", "out/sample.npz", "out/manifest.json"],
     }
     again = slipway("model", "register", "digits", "out/model.onnx", "--golden", "out/golden.npz", "--json")
     assert json.loads(again.out)["golden"]["samples"] == 4
