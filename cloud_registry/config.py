@@ -19,6 +19,8 @@ class RegistryConfig:
     hub_connection_string: str | None = None
     ca_file: Path | None = None
     telemetry_url: str | None = None
+    event_hub_connection_string: str | None = None
+    consumer_group: str = "$Default"
     module_id: str = "slipway"
     # Where the registry is a server somewhere else; its key stays out of what a debugger or a log prints.
     registry_url: str | None = None
@@ -39,9 +41,9 @@ def read_config(home: Path, environment: Mapping[str, str]) -> RegistryConfig:
     """Settings from the environment; every variable is optional.
 
     SLIPWAY_DATABASE, SLIPWAY_ARTIFACTS (URLs), IOTHUB_CONNECTION_STRING (service policy), SLIPWAY_CA_FILE or
-    REQUESTS_CA_BUNDLE, SLIPWAY_TELEMETRY_URL, SLIPWAY_MODULE, SLIPWAY_TRUST (a folder); SLIPWAY_REGISTRY and
-    SLIPWAY_API_KEY for a registry that is a server; SLIPWAY_TOKEN_ISSUER, _AUDIENCE and _KEYS for a server that takes
-    an issuer's tokens.
+    REQUESTS_CA_BUNDLE, SLIPWAY_TELEMETRY_URL, EVENTHUB_CONNECTION_STRING, SLIPWAY_CONSUMER_GROUP, SLIPWAY_MODULE,
+    SLIPWAY_TRUST (a folder); SLIPWAY_REGISTRY and SLIPWAY_API_KEY for a registry that is a server;
+    SLIPWAY_TOKEN_ISSUER, _AUDIENCE and _KEYS for a server that takes an issuer's tokens.
     """
     trust = environment.get("SLIPWAY_TRUST")
     ca_file = environment.get("SLIPWAY_CA_FILE") or environment.get("REQUESTS_CA_BUNDLE")
@@ -52,6 +54,8 @@ def read_config(home: Path, environment: Mapping[str, str]) -> RegistryConfig:
         hub_connection_string=environment.get("IOTHUB_CONNECTION_STRING") or None,
         ca_file=Path(ca_file) if ca_file else None,
         telemetry_url=environment.get("SLIPWAY_TELEMETRY_URL") or None,
+        event_hub_connection_string=environment.get("EVENTHUB_CONNECTION_STRING") or None,
+        consumer_group=environment.get("SLIPWAY_CONSUMER_GROUP") or "$Default",
         module_id=environment.get("SLIPWAY_MODULE") or "slipway",
         registry_url=environment.get("SLIPWAY_REGISTRY") or None,
         api_key=environment.get("SLIPWAY_API_KEY") or None,

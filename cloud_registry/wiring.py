@@ -1,7 +1,7 @@
 """The one place that knows concrete classes: puts the services together from the settings."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from pathlib import Path
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         TelemetrySource,
         TokenReader,
     )
+    from cloud_registry.service.benchmark import BenchmarkService
     from cloud_registry.service.docker_builds import DockerBuilds
     from cloud_registry.service.image_test import ImageTest
     from cloud_registry.service.images import ImageService
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from cloud_registry.service.publication import MadeDelta, Publication
     from cloud_registry.service.recipes import RecipeService
     from cloud_registry.service.rollouts import RolloutService
+    from cloud_registry.service.running import FleetWatch, RunningLog
+    from cloud_registry.service.served import ServedModels
     from cloud_registry.service.telemetry import TelemetryService
     from cloud_registry.service.trust import TrustService
     from cloud_registry.service.upkeep import Upkeep
@@ -52,7 +55,7 @@ class ServerLimits:
     """What a server takes: bytes of one uploaded file, requests of one caller, and where it writes them down."""
 
     upload_bytes_max: int = 20 * 1024**3
-    requests_per_second: float = 100.0
+    requests_per_second: float = 1000.0
     audit_log: Path | None = None
     is_public: bool = False
 
@@ -94,7 +97,7 @@ def open_telemetry_verbs(config: RegistryConfig, say: Callable[[str], None] = la
     if config.registry_url is None:
         from cloud_registry.service.local import LocalTelemetry
 
-        return LocalTelemetry(open_telemetry(config), lambda: open_telemetry_source(config, say))
+        return LocalTelemetry(open_telemetry(config), lambda: open_telemetry_sources(config, say))
     from cloud_registry.service.remote import RemoteTelemetry
 
     return cast("TelemetryVerbs", RemoteTelemetry(_transport(config)))
@@ -146,7 +149,16 @@ def open_local_models(config: RegistryConfig) -> "LocalModels":
         module_id=config.module_id,
         open_hub=(lambda: open_hub(config)) if config.hub_connection_string is not None else None,
         open_rollouts=lambda: open_local_rollouts(config),
+        running=open_running(config),
     )
+
+
+def open_benchmark(config: RegistryConfig) -> "BenchmarkService":
+    """Measures on this machine, wherever the registry is."""
+    from cloud_registry.adapters.model_probe import SubprocessProver
+    from cloud_registry.service.benchmark import BenchmarkService
+
+    return BenchmarkService(open_models(config), SubprocessProver(open_scratch(config)))
 
 
 def read_lineage(model: "Path", *, datasets: Sequence[str], parent: str, framework: str, author: str) -> "Lineage":
@@ -267,12 +279,29 @@ def _open_tokens(config: RegistryConfig) -> "TokenReader | None":
     return EntraTokens(terms, time.monotonic)
 
 
+def open_telemetry_sources(config: RegistryConfig, say: Callable[[str], None]) -> "list[TelemetrySource]":
+    """The hub's telemetry: one HTTP stream, or each partition of an Event Hubs endpoint.
+
+    Raises:
+        UsageError: the settings name neither. What else opening an endpoint may meet, event_hub_partitions says.
+    """
+    if config.telemetry_url is None and config.event_hub_connection_string is not None:
+        from cloud_registry.adapters.eventhub_telemetry import event_hub_partitions, read_endpoint
+
+        endpoint = read_endpoint(config.event_hub_connection_string, config.consumer_group, config.ca_file)
+        return list(event_hub_partitions(endpoint, say))
+    return [open_telemetry_source(config, say)]
+
+
 def open_telemetry_source(config: RegistryConfig, say: Callable[[str], None]) -> "TelemetrySource":
     """The hub's telemetry; raises UsageError where the settings name none. `say` is told when it comes and goes."""
     from cloud_registry.adapters.http_telemetry import HttpTelemetry
 
     if config.telemetry_url is None:
-        raise UsageError("no telemetry stream is configured", hint="Set SLIPWAY_TELEMETRY_URL to the hub's stream.")
+        raise UsageError(
+            "no telemetry stream is configured",
+            hint="Set EVENTHUB_CONNECTION_STRING to the hub's built-in endpoint, or SLIPWAY_TELEMETRY_URL to a stream.",
+        )
     if config.hub_connection_string is None:
         raise UsageError(
             "no hub is configured, and its key opens the telemetry stream",
@@ -307,8 +336,10 @@ def open_local_rollouts(config: RegistryConfig) -> "RolloutService":
 
     from cloud_registry.adapters.sql_rollouts import SqlRollouts
     from cloud_registry.service.rollouts import RolloutService
+    from cloud_registry.service.running import RunningRecorder
 
     check_local(config, "rollouts are driven")
+    recorder = RunningRecorder(open_running(config), _now)
     return RolloutService(
         log=SqlRollouts(open_engine(config.database_url)),
         models=open_local_models(config),
@@ -318,7 +349,22 @@ def open_local_rollouts(config: RegistryConfig) -> "RolloutService":
         module_id=config.module_id,
         trust=open_trust(config),
         publication=open_publication(config),
+        on_twins=recorder.saw,
     )
+
+
+def open_running(config: RegistryConfig) -> "RunningLog":
+    from cloud_registry.adapters.sql_running import SqlRunning
+
+    return SqlRunning(open_engine(config.database_url))
+
+
+def open_fleet_watch(config: RegistryConfig, interval_s: float) -> "FleetWatch":
+    """Records what the whole fleet runs; its `tick` is to be called more often than `interval_s` seconds."""
+    from cloud_registry.service.running import FleetWatch, RunningRecorder
+
+    recorder = RunningRecorder(open_running(config), _now)
+    return FleetWatch(lambda: open_hub(config), config.module_id, recorder, open_clock(), interval_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,7 +462,7 @@ def open_server(config: RegistryConfig, limits: ServerLimits) -> "Starlette":
     return create_app(
         ServerParts(
             services={
-                ModelVerbs: models,
+                ModelVerbs: _for_strangers(models),
                 RolloutVerbs: rollouts,
                 TelemetryVerbs: open_telemetry_verbs(config),
                 DeviceVerbs: open_devices(config),
@@ -434,6 +480,16 @@ def open_server(config: RegistryConfig, limits: ServerLimits) -> "Starlette":
             metadata=config.trust_directory / "metadata",
         )
     )
+
+
+def _for_strangers(models: "LocalModels") -> "ServedModels":
+    import os
+
+    from cloud_registry.service.served import ServedModels
+
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    given = {each.name: getattr(models, each.name) for each in fields(models)}
+    return ServedModels(**given, proof_memory_bytes_max=memory_bytes // 2)
 
 
 def open_trust(config: RegistryConfig, secret: "Secret | None" = None) -> "TrustService":

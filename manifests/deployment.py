@@ -62,6 +62,8 @@ def create_options_pieces(settings: Mapping[str, Any]) -> list[str]:
         if match is None or value is None:
             continue
         number = int(match[1] or 0)
+        if match[1] and number == 0:
+            raise ManifestError(f"the first piece is createOptions, not {key}")
         if number in pieces:
             raise ManifestError(f"createOptions has piece {number} twice")
         pieces[number] = str(value)

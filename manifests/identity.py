@@ -18,9 +18,13 @@ Generation = Annotated[int, msgspec.Meta(ge=1)]
 _NAME = re.compile(MODEL_NAME_PATTERN)
 
 
+def is_model_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None
+
+
 def check_model_name(name: str) -> str:
     """Return the name; raises ManifestError where it may not be one."""
-    if not _NAME.fullmatch(name):
+    if not is_model_name(name):
         raise ManifestError(
             f"{name!r} is not a model name: use 1 to 63 of a-z, 0-9, '_' and '-', starting with a letter or digit"
         )

@@ -50,8 +50,8 @@ def binaries() -> Path | None:
 
 
 @contextmanager
-def running_server(folder_of_binaries: Path) -> Iterator[PostgresqlServer]:
-    """Nothing is synced to the disk: what a power cut leaves behind is PostgreSQL's own matter."""
+def running_server(folder_of_binaries: Path, *, is_synced: bool = False) -> Iterator[PostgresqlServer]:
+    """Unless it is asked for, nothing is synced to the disk: what a power cut leaves is PostgreSQL's own matter."""
     user = _user()
     # A socket's path is short.
     folder = Path(tempfile.mkdtemp(prefix="slipway-pg-"))
@@ -71,7 +71,7 @@ def running_server(folder_of_binaries: Path) -> Iterator[PostgresqlServer]:
         server = PostgresqlServer(folder)
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
-                [folder_of_binaries / "postgres", "-D", data, "-k", folder, "-h", "", "-F"],
+                [folder_of_binaries / "postgres", "-D", data, "-k", folder, "-h", "", *([] if is_synced else ["-F"])],
                 stdout=log, stderr=log, cwd=folder, **rights,
             )  # fmt: skip
         _wait_for(server, process)

@@ -7,10 +7,13 @@ last word on each. What only a look at every version can answer (a negation, a d
 import hashlib
 import operator
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from sqlalchemy import (
     Column,
+    ColumnElement,
     Double,
     ForeignKeyConstraint,
     Index,
@@ -19,7 +22,8 @@ from sqlalchemy import (
     String,
     Table,
     and_,
-    intersect,
+    func,
+    or_,
     select,
     union,
 )
@@ -93,56 +97,126 @@ def word_of(text: str) -> str:
     return text[:8].encode("ascii", "replace").decode() + ":" + hashlib.sha256(text.encode()).hexdigest()
 
 
+# --- what narrows a search -------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The versions with a row in a table that passes the tests. The lower the rank, the fewer they are likely to be."""
+
+    table: Table
+    tests: Callable[[Any], tuple[ColumnElement[bool], ...]]
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Every:
+    """The versions that are in each part."""
+
+    parts: "tuple[_Narrowing, ...]"
+
+    @property
+    def rank(self) -> int:
+        return min(part.rank for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Either:
+    """The versions that are in some part."""
+
+    parts: "tuple[_Narrowing, ...]"
+
+    @property
+    def rank(self) -> int:
+        return max(part.rank for part in self.parts)
+
+
+_Narrowing = _Rows | _Every | _Either
+
+
 def keys_that_may_meet(condition: Condition, columns: dict[str, Table]) -> Keys | None:
     """A query for name and version of every version that may meet the condition; None where all may.
 
     Args:
         columns: the tables that hold the fields ``name``, ``version`` and ``alias``.
     """
-    return _keys(condition, columns, is_negated=False)
+    narrowing = _narrowing(condition, columns, is_negated=False)
+    return None if narrowing is None else _keys(narrowing)
 
 
-def _keys(condition: Condition, columns: dict[str, Table], *, is_negated: bool) -> Keys | None:
+def _keys(narrowing: _Narrowing) -> Keys:
+    match narrowing:
+        case _Rows(table, tests):
+            rows = table.alias()
+            return select(rows.c.name, rows.c.version).where(*tests(rows.c))
+        case _Either(parts):
+            # SQLite takes no bracketed operand, so that a union in it is a table of its own.
+            found = [_keys(part) for part in parts]
+            return union(*(select(each.subquery()) if isinstance(each, CompoundSelect) else each for each in found))
+        case _Every(parts):
+            # The part with the fewest versions is walked through, and each of them looked up in the others.
+            first, *others = sorted(parts, key=lambda part: part.rank)
+            keys = _keys(first).subquery()
+            looked_up = [_contains(part, keys.c.name, keys.c.version) for part in others]
+            return select(keys.c.name, keys.c.version).where(*looked_up)
+
+
+def _contains(narrowing: _Narrowing, name: Any, version: Any) -> ColumnElement[bool]:
+    match narrowing:
+        case _Rows(table, tests):
+            rows = table.alias()
+            looked_up = _without_index(rows.c) if table is model_facts else rows.c
+            of_version = (rows.c.name == name, rows.c.version == version)
+            return select(rows.c.name).where(*of_version, *tests(looked_up)).exists()
+        case _Every(parts):
+            return and_(*(_contains(part, name, version) for part in parts))
+        case _Either(parts):
+            return or_(*(_contains(part, name, version) for part in parts))
+
+
+def _without_index(rows: Any) -> Any:
+    """The same columns, so that the row is found by its version: SQLite would rather walk along the field's index."""
+    return SimpleNamespace(field=func.coalesce(rows.field, ""), number=rows.number, word=rows.word)
+
+
+def _narrowing(condition: Condition, columns: dict[str, Table], *, is_negated: bool) -> _Narrowing | None:
     match condition:
         case Negated(inner):
-            return _keys(inner, columns, is_negated=not is_negated)
+            return _narrowing(inner, columns, is_negated=not is_negated)
         case AllOf(conditions) | AnyOf(conditions):
-            parts = [_keys(each, columns, is_negated=is_negated) for each in conditions]
+            parts = [_narrowing(each, columns, is_negated=is_negated) for each in conditions]
+            known = tuple(part for part in parts if part is not None)
             # A negation turns the one into the other.
             if isinstance(condition, AllOf) is not is_negated:
-                narrowing = [part for part in parts if part is not None]
-                return _joined(intersect, narrowing) if narrowing else None
-            return None if any(part is None for part in parts) else _joined(union, [p for p in parts if p is not None])
+                return _Every(known) if known else None
+            return _Either(known) if len(known) == len(parts) else None
         case Present(field):
-            return None if is_negated or not has_rows(field) else _having(field)
+            return None if is_negated or not has_rows(field) else _having(field, 3)
         case Compared():
             return None if is_negated else _comparing(condition, columns)
 
 
-def _joined(join: Callable[..., CompoundSelect[Any]], parts: list[Keys]) -> Keys:
-    if len(parts) == 1:
-        return parts[0]
-    # SQLite takes no bracketed operand, so that each part is a table of its own.
-    return join(*(select(part.subquery()) if isinstance(part, CompoundSelect) else part for part in parts))
-
-
-def _comparing(condition: Compared, columns: dict[str, Table]) -> Keys | None:
+def _comparing(condition: Compared, columns: dict[str, Table]) -> _Narrowing | None:
     field, value = condition.field, condition.value
     if field in columns:
         is_text = isinstance(value, str)
         if is_text is (field == "version") or (is_text and condition.operator != "="):
             return None
-        table = columns[field]
-        return select(table.c.name, table.c.version).where(_OPERATORS[condition.operator](table.c[field], value))
+        compare = _OPERATORS[condition.operator]
+        return _Rows(columns[field], lambda rows: (compare(rows[field], value),), 0 if is_text else 3)
     if not has_rows(field):
         return None
     if not isinstance(value, str):
-        return _having(field, _OPERATORS[condition.operator](model_facts.c.number, value))
+        test = _OPERATORS[condition.operator]
+        return _having(field, 1 if condition.operator == "=" else 2, lambda rows: test(rows.number, value))
     if condition.operator == "=":
-        return _having(field, model_facts.c.word == word_of(value))
+        return _having(field, 1, lambda rows: rows.word == word_of(value))
     # How databases order and match texts differs.
-    return _having(field)
+    return _having(field, 3)
 
 
-def _having(field: str, *tests: Any) -> Select[Any]:
-    return select(model_facts.c.name, model_facts.c.version).where(and_(model_facts.c.field == field, *tests))
+def _having(field: str, rank: int, test: Callable[[Any], ColumnElement[bool]] | None = None) -> _Rows:
+    def tests(rows: Any) -> tuple[ColumnElement[bool], ...]:
+        return (rows.field == field,) if test is None else (rows.field == field, test(rows))
+
+    return _Rows(model_facts, tests, rank)

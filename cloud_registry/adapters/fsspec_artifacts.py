@@ -23,8 +23,8 @@ from cloud_registry.errors import NotFoundError, RegistryError, UsageError
 from cloud_registry.ports import BlobContent, ProgressListener, StoredBlob
 from manifests.canonical import is_digest
 
-# Chunks of a download are small where they cost nothing: many of them are in memory at once.
-READ_CHUNK_BYTES = 256 * 1024
+# Chunks of a download are small where they cost nothing: hundreds of them are in memory at once.
+READ_CHUNK_BYTES = 64 * 1024
 # From an object store each chunk is a request.
 REMOTE_CHUNK_BYTES = 4 * 1024 * 1024
 

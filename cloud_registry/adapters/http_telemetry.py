@@ -15,6 +15,7 @@ from urllib.parse import quote_plus
 
 import requests
 
+from cloud_registry.adapters.telemetry_following import batches_through_outages
 from cloud_registry.errors import HubError, HubUnreachableError, RegistryError, TrustError, UsageError
 from cloud_registry.ports import StreamPosition, TelemetryBatch, TelemetryEvent
 
@@ -27,7 +28,6 @@ BATCH_BLOCKS_MAX = 500
 BLOCK_BYTES = 4096
 LINE_BYTES_MAX = 1024 * 1024
 TOKEN_LIFETIME_S = 3600
-RETRY_DELAYS_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 
 _END = object()
 _Item = tuple[TelemetryEvent, str]
@@ -120,27 +120,9 @@ class HttpTelemetry:
         return self._url
 
     def batches(self, after: StreamPosition, follow: bool) -> Iterator[TelemetryBatch]:
-        position, attempt, is_lost = after, 0, False
-        while True:
-            try:
-                start = self._start(position)
-                if is_lost:
-                    self.say("The telemetry stream is back.")
-                    is_lost = False
-                for batch in self._stream(start, follow):
-                    position, attempt = batch.position, 0
-                    yield batch
-                if not follow:
-                    return
-            except HubUnreachableError as err:
-                if not follow:
-                    raise
-                if not is_lost:
-                    self.say(f"{err.message}. Trying again until it is there.")
-                is_lost = True
-            # A stream that ends in peace is asked again after the shortest delay.
-            time.sleep(RETRY_DELAYS_S[min(attempt, len(RETRY_DELAYS_S) - 1)])
-            attempt += 1
+        yield from batches_through_outages(
+            lambda position: self._stream(self._start(position), follow), after, follow=follow, say=self.say
+        )
 
     def _start(self, position: StreamPosition) -> StreamPosition:
         """Where to go on: behind the position, or at the start where the stream was begun anew behind this address.

@@ -86,6 +86,7 @@ def _members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
 
 def _zip_members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
     with zipfile.ZipFile(path) as archive:
+        check_members([info.filename for info in archive.infolist() if not info.is_dir()], path.name)
         for info in archive.infolist():
             if info.is_dir():
                 continue

@@ -17,7 +17,8 @@ from pathlib import Path
 
 NAMESPACE, SECCOMP = "namespace", "seccomp"
 BARRIERS = (NAMESPACE, SECCOMP)
-FILE_BYTES_MAX = 1024**3
+# No ONNX file is larger, since protobuf takes no more.
+FILE_BYTES_MAX = 2 * 1024**3
 OPEN_FILES_MAX = 256
 
 _PARENT_DEATH_SIGNAL, _NO_NEW_PRIVILEGES, _SET_SECCOMP, _SECCOMP_FILTER = 1, 38, 22, 2  # prctl(2)

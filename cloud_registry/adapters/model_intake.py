@@ -5,8 +5,8 @@ and looked at again before the version becomes visible.
 """
 
 import os
-import shutil
 import stat
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cloud_registry.adapters.model_archives import is_archive, unpack
+from cloud_registry.adapters.model_weights import files_beside, merged
 from cloud_registry.core.data_schema import read_schema
 from cloud_registry.core.dependencies import TEXT_BYTES_MAX, conda_requirements, requirements_in
 from cloud_registry.core.model_directory import (
@@ -28,7 +29,7 @@ from cloud_registry.core.model_files import format_of
 from cloud_registry.core.model_imports import ImportedFacts, imported
 from cloud_registry.core.processing import read_processing
 from cloud_registry.core.scoring_script import SCRIPT_NAME
-from cloud_registry.errors import RefusedModelError, UsageError
+from cloud_registry.errors import NotFoundError, RefusedModelError, UsageError
 from cloud_registry.ports import ProgressListener, ScratchFolders, Submission, SubmittedFacts
 from manifests.model import FORMAT_SUFFIXES, ModelFormat
 
@@ -91,7 +92,7 @@ class _Tree:
             return found.place
         target = self._room(path)
         with _opened_as_seen(found, path) as source, target.open("wb") as copy:
-            shutil.copyfileobj(source, copy)
+            copy.write(source.read(found.size_bytes))
         self._check(path)
         return target
 
@@ -105,9 +106,8 @@ class _Tree:
                 self._check(path)
 
     def _room(self, path: str) -> Path:
-        folder = self.workspace / str(len(self.copies))
-        folder.mkdir()
-        target = folder / path.rsplit("/", 1)[-1]
+        # A folder for each, so that a file keeps its own name, whatever that is.
+        target = Path(tempfile.mkdtemp(dir=self.workspace)) / path.rsplit("/", 1)[-1]
         self.copies[path] = target
         return target
 
@@ -141,6 +141,8 @@ def _by_format(paths: Sequence[Path]) -> tuple[tuple[ModelFormat, Path], ...]:
     files: dict[ModelFormat, Path] = {}
     for path in paths:
         format_ = format_of(path)
+        if format_ is None and not path.suffix and not path.exists():
+            raise NotFoundError(f"there is no file and no folder {path}")
         if format_ is None:
             raise UsageError(
                 f"{path.name} is neither .onnx nor .tflite",
@@ -243,9 +245,14 @@ def _of_directory(tree: _Tree) -> Submission:
     roles = roles_of(sorted({*tree.files, *tree.copies}), tree.name, facts.roles)
     _check_dependencies(tree, roles)
     artifacts: tuple[tuple[ModelFormat, str], ...] = roles.artifacts or (("python", SCRIPT_NAME),)
+    places = {format_: tree.place(path) for format_, path in artifacts}
+    beside: tuple[str, ...] = ()
+    for format_, path in artifacts:
+        if format_ == "onnx" and (beside := files_beside(places[format_], path, tree.files)):
+            places[format_] = merged(path, beside, tree.place, tree.workspace)
     return Submission(
-        artifacts=tuple((format_, tree.place(path)) for format_, path in artifacts),
-        source=tuple((path, tree.place(path)) for path in roles.source),
+        artifacts=tuple(places.items()),
+        source=tuple((path, tree.place(path)) for path in roles.source if path not in beside),
         sample=tree.place(roles.sample) if roles.sample else None,
         golden=tree.place(roles.golden) if roles.golden else None,
         script=tree.place(roles.script) if roles.script and roles.artifacts else None,

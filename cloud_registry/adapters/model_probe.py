@@ -19,11 +19,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cloud_registry.adapters.model_confinement import BARRIERS
+from cloud_registry.core.data_schema import completed
 from cloud_registry.core.model_files import first_look, memory_bound_bytes, sample_kind
 from cloud_registry.errors import NotFoundError, RefusedModelError
-from cloud_registry.ports import ProgressListener, Proof, ProofTerms, ProvenArtifact, ScratchFolders
+from cloud_registry.ports import ProgressListener, Proof, ProofTerms, ProvenArtifact, ScratchFolders, Speed, SpeedTerms
 from manifests.model import FORMAT_SUFFIXES, DataSchema, ModelFormat, Signature, Verdict
 
+# For loading a model and its first runs, when it is measured.
+LOADING_MAX_S = 120.0
 COPY_CHUNK_BYTES = 1024 * 1024
 LAST_WORDS_LENGTH_MAX = 300
 # What the engine's process may know of ours: where libraries are, and no connection string.
@@ -31,10 +34,33 @@ _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPD
 
 
 class SubprocessProver:
-    """A ModelProver. What it copies and writes is in folders of `scratch`."""
+    """A ModelProver and a ModelBench. What it copies and writes is in folders of `scratch`."""
 
     def __init__(self, scratch: ScratchFolders) -> None:
         self._scratch = scratch
+
+    def measure(self, format_: ModelFormat, path: Path, golden: Path | None, terms: SpeedTerms) -> Speed:
+        with self._scratch.open("benchmark") as folder:
+            copy = _copied(format_, path, folder, None)
+            proof_terms = ProofTerms(
+                golden=golden,
+                duration_max_s=LOADING_MAX_S + terms.duration_s,
+                memory_max_bytes=terms.memory_max_bytes,
+            )
+            request = _request(copy, proof_terms, None, golden) | {"measureS": terms.duration_s}
+            report = _examine(copy, request, proof_terms.duration_max_s)
+        return Speed(
+            format=format_,
+            engine=report["engine"],
+            engine_version=report["engineVersion"],
+            runs=report["runs"],
+            load_ms=report["loadMs"],
+            latency_median_ms=report["latencyMs"][0],
+            latency_p90_ms=report["latencyMs"][1],
+            latency_p99_ms=report["latencyMs"][2],
+            per_second=report["perSecond"],
+            memory_peak_bytes=report["memoryPeakBytes"],
+        )
 
     def prove(
         self, files: Sequence[tuple[ModelFormat, Path]], terms: ProofTerms, on_progress: ProgressListener | None = None
@@ -88,7 +114,7 @@ def _proof(
             golden=golden or recorded,
             samples=first["samples"],
             sample=(sample, sample_kind(sample)) if sample else None,
-            schema=terms.schema or DataSchema.from_wire(first["schema"]),
+            schema=completed(terms.schema or DataSchema(), DataSchema.from_wire(first["schema"])),
             verdict=_verdict(first),
         )
 
@@ -113,7 +139,8 @@ def _copied(format_: ModelFormat, path: Path, folder: Path, on_progress: Progres
             raise RefusedModelError(f"{path.name} {flaw}", hint="Export or copy the file again, and compare its size.")
         _check_room(total_bytes, folder, path.name)
         source.seek(0)
-        while chunk := source.read(COPY_CHUNK_BYTES):
+        # A file that somebody goes on writing to has no end: one byte more than it had is enough to know.
+        while done_bytes <= total_bytes and (chunk := source.read(COPY_CHUNK_BYTES)):
             digest.update(chunk)
             copy.write(chunk)
             done_bytes += len(chunk)
@@ -194,6 +221,21 @@ def _proven(copy: _Copy, report: dict[str, Any]) -> ProvenArtifact:
         signature=Signature.from_wire(report["signature"]),
         latency_median_ms=report["latencyMedianMs"],
     )
+
+
+def ask_worker(request: dict[str, Any], size_bytes: int, duration_max_s: float) -> dict[str, Any]:
+    """Have something else done with a stranger's file in a bounded process; its report. Refusals are raised."""
+    bounds = {
+        "parent": os.getpid(),
+        "memoryMaxBytes": memory_bound_bytes(size_bytes, _available_bytes()),
+        "barriers": BARRIERS,
+        # What reads a file and runs nothing of it has no use for a network, and no harm to do with one.
+        "isUnconfined": True,
+        "durationMaxS": duration_max_s,
+    }
+    path = Path(request["model"])
+    copy = _Copy("onnx", Path(request["name"]), path, "")
+    return _examine(copy, bounds | request, duration_max_s)
 
 
 def _verdict(report: dict[str, Any]) -> Verdict:

@@ -5,6 +5,7 @@ import re
 import time
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from cloud_registry.adapters.model_probe_engines import (
     import_engine,
     load_model,
 )
-from cloud_registry.core.data_schema import TABLE_NAME, check_schema, fields_of, schema_of, signature_of
+from cloud_registry.core.data_schema import TABLE_NAME, check_schema, completed, fields_of, schema_of, signature_of
 from cloud_registry.core.golden import (
     INPUT_PREFIX,
     OUTPUT_PREFIX,
@@ -41,6 +42,8 @@ from manifests.processing import Processing
 # Samples travel to devices: a set of more than this is a data set.
 ARRAYS_BYTES_MAX = 256 * 1024 * 1024
 LATENCY_RUNS_MIN = 10
+WARM_UP_RUNS = 5
+MEASURED_RUNS_MAX = 1_000_000
 
 
 def examine(request: dict[str, Any]) -> dict[str, Any]:
@@ -73,6 +76,80 @@ def examine(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def measure(request: dict[str, Any]) -> dict[str, Any]:
+    """Run the model for a while, one sample after another, and tell how long each took."""
+    name: str = request["name"]
+    import_engine(request["format"])
+    _forget_peak()
+    before_bytes = _status_bytes("VmRSS")
+    started = time.perf_counter()
+    engine = load_model(request["format"], request["model"], name)
+    load_ms = (time.perf_counter() - started) * 1000
+    check_tensors(engine.signature, name)
+    samples = _samples_to_measure(request, engine)
+    for sample in samples[:WARM_UP_RUNS]:
+        _run_once(engine, sample, name)
+    durations_s: list[float] = []
+    started = time.perf_counter()
+    while time.perf_counter() - started < request["measureS"] and len(durations_s) < MEASURED_RUNS_MAX:
+        durations_s.append(_run_once(engine, samples[len(durations_s) % len(samples)], name)[1])
+    elapsed_s = time.perf_counter() - started
+    peak_bytes = _status_bytes("VmHWM")
+    return {
+        "engine": engine.name,
+        "engineVersion": engine.version,
+        "runs": len(durations_s),
+        "loadMs": round(load_ms, 3),
+        "latencyMs": [round(float(value) * 1000, 4) for value in np.percentile(durations_s, (50, 90, 99))],
+        "perSecond": round(len(durations_s) / elapsed_s, 1),
+        "memoryPeakBytes": max(peak_bytes - before_bytes, 0) if peak_bytes and before_bytes else None,
+    }
+
+
+def merge_weights(request: dict[str, Any]) -> dict[str, Any]:
+    """Write a model whose weights lie beside it as one file."""
+    name: str = request["name"]
+    try:
+        import onnx
+    except ImportError as err:
+        raise RefusedModelError(
+            f"{name} keeps its weights in other files, and the library that brings them together is not installed",
+            hint="Save it as one file: onnx.save(model, path, save_as_external_data=False), or pip install onnx.",
+        ) from err
+    try:
+        onnx.save(onnx.load(request["model"]), request["mergeTo"])
+    except MemoryError:
+        raise
+    except Exception as err:
+        check_memory(err)
+        raise RefusedModelError(
+            f"{name} and the files of its weights do not make one model: "
+            f"{engine_reason(str(err), str(Path(request['model']).parent) + '/')}",
+            hint="Copy all of its files again, or save it as one file.",
+        ) from err
+    return {}
+
+
+def _samples_to_measure(request: dict[str, Any], engine: Engine) -> list[dict[str, Array]]:
+    specs = engine.signature.inputs
+    if not request["golden"]:
+        zeros = _zeros(specs)
+        if zeros is None:
+            raise RefusedModelError(
+                f"{request['name']} takes inputs of open size or text, and there is no golden set to run it on",
+                hint="Register it with --sample, so that answers are recorded.",
+            )
+        return [zeros]
+    arrays = named(read_arrays(Path(request["golden"]), request["arraysName"]), INPUT_PREFIX)
+    # The golden set goes by the names of the version's first file.
+    if len(specs) == len(arrays) == 1:
+        arrays = {specs[0].name: next(iter(arrays.values()))}
+    count = check_fit(specs, arrays, INPUT_PREFIX, request["arraysName"])
+    return [
+        {key: np.ascontiguousarray(array[index : index + 1]) for key, array in arrays.items()} for index in range(count)
+    ]
+
+
 def examine_script(request: dict[str, Any]) -> dict[str, Any]:
     """Parse a scoring script, and read what comes with it; nothing of it is run."""
     name: str = request["name"]
@@ -85,7 +162,7 @@ def examine_script(request: dict[str, Any]) -> dict[str, Any]:
                 hint=f"Rename the file to {stored}, and open it by that name.",
             )
     schema, samples = _read_along(request)
-    declared = DataSchema.from_wire(request["schema"]) if request["schema"] else schema
+    declared = completed(DataSchema.from_wire(request["schema"] or {}), schema)
     return {
         "signature": signature_of(declared).to_wire(),
         "schema": schema.to_wire(),
@@ -248,12 +325,14 @@ def _stacked(rows: list[dict[str, Array]], spec: TensorSpec, name: str) -> Array
 
 def _run_on_zeros(engine: Engine, name: str) -> float | None:
     """The latency on zeros; None where open dimensions or text leave us no honest input to make up."""
-    inputs: dict[str, Array] = {}
-    for spec in engine.signature.inputs:
-        if spec.dtype == "str" or any(size < 0 for size in spec.shape[1:]):
-            return None
-        inputs[spec.name] = np.zeros((1, *spec.shape[1:]), dtype=spec.dtype)
-    return _run_samples(engine, inputs, 1, name)[1]
+    inputs = _zeros(engine.signature.inputs)
+    return None if inputs is None else _run_samples(engine, inputs, 1, name)[1]
+
+
+def _zeros(specs: Sequence[TensorSpec]) -> dict[str, Array] | None:
+    if any(spec.dtype == "str" or any(size < 0 for size in spec.shape[1:]) for spec in specs):
+        return None
+    return {spec.name: np.zeros((1, *spec.shape[1:]), dtype=spec.dtype) for spec in specs}
 
 
 def _check_golden(signature: Signature, expected: dict[str, Array], samples: int, request: dict[str, Any]) -> None:

@@ -34,10 +34,14 @@ def _report(request: dict[str, Any]) -> dict[str, Any]:
             f"{request['name']} was not run: this system lets us keep no network from it",
             hint="Register it on a Linux machine with user namespaces or seccomp, or trust it and add --unconfined.",
         )
-    from cloud_registry.adapters.model_probe_examination import examine
+    from cloud_registry.adapters.model_probe_examination import examine, measure, merge_weights
 
     try:
-        return {**examine(request), "limits": list(limits)}
+        if "mergeTo" in request:
+            report = merge_weights(request)
+        else:
+            report = measure(request) if request.get("measureS") else examine(request)
+        return {**report, "limits": list(limits)}
     except MemoryError as err:
         raise RefusedModelError(
             f"{request['name']} needs more than the {request['memoryMaxBytes']:,} bytes of memory that it may take",

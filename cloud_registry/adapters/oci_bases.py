@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -118,8 +118,6 @@ class BaseImages:
         config = _json(b"".join(registry.blob(name, config_descriptor)), config_descriptor.digest)
         diff_ids = _diff_ids(config)
         descriptors = [Descriptor.from_wire(layer) for layer in manifest.get("layers") or ()]
-        if len(diff_ids) != len(descriptors):
-            raise UsageError(f"{name} has {len(descriptors)} layers, and its configuration names {len(diff_ids)}")
 
         def stored(layer: Descriptor, diff_id: str) -> Layer:
             if is_foreign(layer):
@@ -130,7 +128,7 @@ class BaseImages:
                 self._store.write(pieces, layer.digest)
             return Layer(layer, diff_id, "base")
 
-        pairs = zip(descriptors, diff_ids, strict=True)
+        pairs = _pairs(descriptors, diff_ids)
         return _Found(
             descriptor.digest, config, tuple(_later(stored, layer, diff_id) for layer, diff_id in pairs)
         )  # fmt: skip
@@ -180,7 +178,7 @@ class BaseImages:
                 self._store.write(pieces, layer.digest)
             return Layer(layer, diff_id, "base")
 
-        pairs = zip(descriptors, diff_ids, strict=True)
+        pairs = _pairs(descriptors, diff_ids)
         digest = "sha256:" + hashlib.sha256(content).hexdigest()
         return _Found(digest, config, tuple(_later(stored, layer, diff_id) for layer, diff_id in pairs))
 
@@ -188,7 +186,7 @@ class BaseImages:
         self, files: "_LayoutFolder | _SavedImage", source: BaseSource, platform: Platform, told: ProgressListener
     ) -> _Found:
         """What `docker save` writes: manifest.json names a configuration and archives of layers, as a rule bare."""
-        images = json.loads(files.document("manifest.json"))
+        images = _saved_images(files.document("manifest.json"), str(source))
         configs = [_json(files.document(image["Config"]), "its configuration") for image in images]
         fitting = [at for at, config in enumerate(configs) if Platform.of_config(config) == platform]
         # None fits: the caller says which platform it is of.
@@ -204,7 +202,7 @@ class BaseImages:
             self._store.add_record("archives", diff_id, layer.to_wire())
             return layer
 
-        pairs = zip(images[at]["Layers"], _diff_ids(configs[at]), strict=True)
+        pairs = _pairs(images[at]["Layers"], _diff_ids(configs[at]))
         digest = "sha256:" + hashlib.sha256(files.document(images[at]["Config"])).hexdigest()
         return _Found(digest, configs[at], tuple(_later(stored, member, diff_id) for member, diff_id in pairs))
 
@@ -335,6 +333,25 @@ def _json(content: bytes, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UsageError(f"{what} of the base image is no JSON object")
     return value
+
+
+def _saved_images(content: bytes, what: str) -> list[dict[str, Any]]:
+    """The entries of a saved image's manifest.json, each with its configuration's and its layers' places."""
+    images = _json(b'{"images":' + content + b"}", f"manifest.json of {what}").get("images")
+    if not isinstance(images, list) or not images:
+        raise UsageError(f"manifest.json of {what} lists no image")
+    for image in images:
+        paths = [image.get("Config"), *(image.get("Layers") or ())] if isinstance(image, dict) else [None]
+        if not all(isinstance(path, str) for path in paths):
+            raise UsageError(f"manifest.json of {what} names no configuration or no layers")
+    return images
+
+
+def _pairs(parts: Sequence[Any], diff_ids: Sequence[str]) -> list[tuple[Any, str]]:
+    """Layers with the digests of their archives; raises UsageError where there are not as many of the one."""
+    if len(parts) != len(diff_ids):
+        raise UsageError(f"the base image has {len(parts)} layers, and its configuration names {len(diff_ids)}")
+    return list(zip(parts, diff_ids, strict=True))
 
 
 def _diff_ids(config: Mapping[str, Any]) -> list[str]:

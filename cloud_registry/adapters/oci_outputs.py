@@ -121,10 +121,12 @@ def docker_manifest(record: ImageRecord, platform: PlatformRecord) -> bytes:
 
 
 def load_into_engine(store: OciStore, record: ImageRecord, on_progress: ProgressListener | None = None) -> str:
-    """Give the engine the image for its own platform; returns the id by which it knows it."""
+    """Give the engine the image for its own platform, or the only one; returns the id by which it knows it."""
     from cloud_registry.adapters.oci_engine import engine_platform, load_image
 
-    platform = chosen_platform(record, engine_platform())
+    # An image for another machine was asked for by name: an engine with an emulator runs it.
+    is_lone = len(record.platforms) == 1
+    platform = record.platforms[0] if is_lone else chosen_platform(record, engine_platform())
     if any(layer.media_type.endswith("+zstd") for layer in platform.layers):
         raise RegistryError(
             f"{record.name} has layers of zstd, which not every engine loads from an archive",

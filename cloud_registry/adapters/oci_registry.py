@@ -7,6 +7,7 @@ where the bytes ended.
 import json
 import os
 from collections.abc import Callable, Iterator
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urljoin, urlsplit
@@ -14,7 +15,7 @@ from urllib.parse import urlencode, urljoin, urlsplit
 import oras.provider
 import requests
 from oras.container import Container
-from oras.logger import setup_logger
+from oras.logger import logger, setup_logger
 
 from cloud_registry.core.images.documents import (
     DOCUMENT_BYTES_MAX,
@@ -56,6 +57,8 @@ class OciRegistry:
         self, host: str, *, sleep: Callable[[float], None], ca_file: Path | None = None, plain_http: bool = False
     ) -> None:
         setup_logger(quiet=True)
+        # Its words are for its own command line.
+        logger.set_level(CRITICAL + 1)
         self._host, self._sleep = host or DEFAULT_REGISTRY, sleep
         self._server = _HUB_HOST if self._host == DEFAULT_REGISTRY else self._host
         self._client = oras.provider.Registry(
@@ -210,7 +213,9 @@ class OciRegistry:
                         on_progress(f"pushing {descriptor.digest[:19]}", offset, descriptor.size_bytes)
                     continue
                 attempt += 1
-                self._fail_for_good(response, name)
+                # 416: it has other bytes than we think; it is asked which.
+                if response is None or response.status_code != requests.codes.requested_range_not_satisfiable:
+                    self._fail_for_good(response, name)
                 retry_after = response.headers.get("Retry-After", "") if response is not None else ""
                 self._wait_or_fail(attempt, retry_after, f"the upload to {name} broke at byte {offset:,}: {reason}")
                 location, offset = self._status(name, location, descriptor.size_bytes)
@@ -253,20 +258,39 @@ class OciRegistry:
         """One attempt, with a second one where a token had run out; the answer, and in words what was wrong with it."""
         self._load_credentials(name)
         try:
-            response = self._client.do_request(url, method, data=data, headers=headers, stream=is_streamed)
-            if response.status_code in (_UNAUTHORIZED, _FORBIDDEN) and getattr(self._client.auth, "token", None):
-                # The token is of another repository, for reading only, or old: ask for one for this.
-                self._client.auth.token = None
-                headers.pop("Authorization", None)
-                response = self._client.do_request(url, method, data=data, headers=headers, stream=is_streamed)
-        except ValueError as err:
-            if isinstance(err, requests.RequestException):
-                return None, _words(err)
-            # So oras says that the registry wants to know who we are and that it has nothing to tell.
-            raise self._refusal(name, "it wants a login") from err
+            response = self._ask(method, url, name, headers, data, is_streamed=is_streamed)
         except (requests.RequestException, OSError) as err:
             return None, _words(err)
         return response, "" if response.ok else f"it answered {response.status_code} {_reason(response)}"
+
+    def _ask(
+        self, method: str, url: str, name: ImageName, headers: dict[str, str], data: bytes | None, *, is_streamed: bool
+    ) -> requests.Response:
+        """Ask, and say who we are where that is wanted: first with the token there is, then with one for this."""
+        # Not oras's own do_request: that one retries for minutes whatever went wrong, and sends bytes twice.
+        auth, session = self._client.auth, self._client.session
+        for attempt in range(3):
+            known = auth.get_auth_header() if self._is_ours(url) else {}
+            response: requests.Response = session.request(
+                method,
+                url,
+                data=data,
+                headers={**headers, **known},
+                stream=is_streamed,
+                verify=self._client._tls_verify,
+            )
+            if response.status_code not in (_UNAUTHORIZED, _FORBIDDEN) or attempt == 2 or not self._is_ours(url):
+                break
+            # The token may be of another repository, for reading only, or old.
+            auth.token = None
+            response.close()
+            if not auth.authenticate_request(response, {})[1]:
+                raise self._refusal(name, "it wants a login")
+        return response
+
+    def _is_ours(self, url: str) -> bool:
+        """Whether a login may be told there: an upload's address may be another server's."""
+        return url.startswith(self._root)
 
     def _load_credentials(self, name: ImageName) -> None:
         """What `docker login` wrote. Loaded once, since a credential helper is a program that is run."""

@@ -18,11 +18,11 @@ MIGRATIONS = Path(__file__).parents[1] / "migrations"
 TABLE_MODULES = (
     "sql_catalog",
     "sql_deltas",
-    "sql_deployments",
     "sql_images",
     "sql_keys",
     "sql_recipes",
     "sql_rollouts",
+    "sql_running",
     "sql_telemetry",
 )
 # Any number that nobody else locks in the same database.

@@ -164,7 +164,9 @@ class _TokenSigner(Signer):
         from securesystemslib.signer import HSMSigner
 
         with _token_words(key):
-            _, public_key = HSMSigner.import_(int.from_bytes(key.key_id, "big"), key.token)
+            number = int.from_bytes(key.key_id, "big")
+            # A token may show even its public keys to those alone who know the PIN.
+            _, public_key = HSMSigner.import_(number, key.token, lambda _: pin(key.token))
         return cls(key, public_key, pin)
 
     @classmethod

@@ -24,12 +24,14 @@ from sqlalchemy import (
     Table,
     Text,
     and_,
+    column,
     delete,
     false,
     insert,
+    or_,
     select,
-    tuple_,
     update,
+    values,
 )
 from sqlalchemy.exc import IntegrityError
 
@@ -97,6 +99,8 @@ model_alias_moves = Table(
 _COLUMNS = {"name": model_versions, "version": model_versions, "alias": model_aliases}
 # Databases bound the number of parameters in one statement.
 _KEYS_EACH = 200
+# The least that a page of a limited search reads: some of it may not meet the query after all.
+_PAGE_MIN = 50
 # Versions that are in memory at once while a search walks through all of them.
 _ROWS_EACH = 500
 
@@ -338,20 +342,47 @@ def _read(connection: Connection, statement: Select[Any]) -> Iterator[ModelManif
 def _candidates(connection: Connection, query: ModelQuery) -> Iterator[ModelManifest]:
     """Every version that may meet the query, by name, then version."""
     keys = _keys_of(query)
-    every = select(model_versions).order_by(model_versions.c.name, model_versions.c.version)
+    every = select(model_versions)
     if query.archived is not None:
         every = every.where(model_versions.c.archived == query.archived)
     if query.name is not None:
         every = every.where(model_versions.c.name.like(_like_pattern(query.name), escape="\\"))
     if keys is None:
-        yield from _read(connection, every)
+        yield from _read(connection, every.order_by(model_versions.c.name, model_versions.c.version))
+    else:
+        # Two steps: an index alone tells who may meet the conditions, and only those are read then. In one step a
+        # planner that guesses their number wrongly walks through all versions.
+        for wanted in _pages(connection, keys, query.limit):
+            yield from _read(connection, _among(every, wanted))
+
+
+def _pages(connection: Connection, keys: Keys, limit: int | None) -> Iterator[list[_Key]]:
+    """The keys in order, a page at a time; with a limit no more of them are asked for than are looked at."""
+    if limit is None:
+        found: Any = connection.execute(keys)
+        wanted = sorted({(name, version) for name, version in found})
+        yield from (wanted[start : start + _KEYS_EACH] for start in range(0, len(wanted), _KEYS_EACH))
         return
-    # Two steps: what meets the conditions is known from the index alone, and only that is then read.
-    found: Any = connection.execute(keys)
-    wanted = sorted({(name, version) for name, version in found})
-    both = tuple_(model_versions.c.name, model_versions.c.version)
-    for start in range(0, len(wanted), _KEYS_EACH):
-        yield from _read(connection, every.where(both.in_(wanted[start : start + _KEYS_EACH])))
+    table = keys.subquery()
+    page = select(table).order_by(table.c.name, table.c.version).limit(min(max(limit, _PAGE_MIN), _KEYS_EACH))
+    after: _Key | None = None
+    while True:
+        beyond = page
+        if after is not None:
+            is_later = and_(table.c.name == after[0], table.c.version > after[1])
+            beyond = page.where(or_(table.c.name > after[0], is_later))
+        found = connection.execute(beyond)
+        wanted = [(name, version) for name, version in found]
+        if not wanted:
+            return
+        yield wanted
+        after = wanted[-1]
+
+
+def _among(every: Select[Any], keys: list[_Key]) -> Select[Any]:
+    wanted = values(column("name", String), column("version", Integer), name="wanted").data(keys).cte()
+    both = and_(model_versions.c.name == wanted.c.name, model_versions.c.version == wanted.c.version)
+    return every.join(wanted, both).order_by(model_versions.c.name, model_versions.c.version)
 
 
 def _keys_of(query: ModelQuery) -> Keys | None:

@@ -1,4 +1,4 @@
-"""`slipway model`: register, find, tag, fetch and delete model versions."""
+"""`slipway model`: register, find, tag, fetch, archive and delete model versions."""
 
 from pathlib import Path
 from typing import Any
@@ -7,79 +7,93 @@ import click
 
 from cloud_registry import wiring
 from cloud_registry.cli.context import CommandContext, json_option, pass_context
+from cloud_registry.cli.model_benchmark import benchmark
+from cloud_registry.cli.model_history import alias, exact_reference, history, lineage, property_
 from cloud_registry.cli.model_manifest import manifest
 from cloud_registry.cli.model_register import register
+from cloud_registry.cli.model_words import list_words, show_words
 from cloud_registry.cli.progress import progress
-from cloud_registry.cli.tables import fields, size_words, table
+from cloud_registry.cli.tables import size_words, table
 from cloud_registry.core.catalog import check_tag_key, parse_tag, parse_tag_query
+from cloud_registry.core.model_diff import differences
+from cloud_registry.core.search import parse_condition
 from cloud_registry.errors import UsageError
 from cloud_registry.ports import ModelQuery
-from manifests.model import ModelManifest, TensorSpec
-from manifests.processing import Processing
+from manifests.exit_codes import ExitCode
 
 
 @click.group()
 def model() -> None:
-    """Register models, and find, tag, fetch and delete their versions."""
+    """Register models, and find, tag, compare, fetch, archive and delete their versions."""
 
 
 model.add_command(register)
-model.add_command(manifest)
+for each in (alias, benchmark, history, lineage, manifest, property_):
+    model.add_command(each)
+
+_limit_option = click.option("--limit", type=click.IntRange(min=1), metavar="NUMBER", help="Show so many at most.")
+_archived_option = click.option("--archived", is_flag=True, help="Those that were put away, and no others.")
 
 
 @model.command("list")
+@_archived_option
+@_limit_option
 @json_option
 @pass_context
-def list_models(context: CommandContext, as_json: bool) -> None:
-    """List every version of every model.
+def list_models(context: CommandContext, archived: bool, limit: int | None, as_json: bool) -> None:
+    """List every version of every model, but for those that were archived.
 
     \b
     Example:
       slipway model list
     """
-    _print_found(context, ModelQuery(), as_json, "No models are registered.")
+    _print_found(context, ModelQuery(archived=archived, limit=limit), as_json, "No models are registered.")
 
 
 @model.command()
+@click.argument("condition", required=False, default="")
 @click.option("--tag", "tags", multiple=True, metavar="KEY[=VALUE]", help="A tag that must be there. Repeatable.")
 @click.option("--name", help="The model's name; * stands for anything.")
+@_archived_option
+@_limit_option
 @json_option
 @pass_context
-def search(context: CommandContext, tags: tuple[str, ...], name: str | None, as_json: bool) -> None:
-    """Find versions by tags and name; everything that is given must hold.
+def search(
+    context: CommandContext,
+    condition: str,
+    tags: tuple[str, ...],
+    name: str | None,
+    archived: bool,
+    limit: int | None,
+    as_json: bool,
+) -> None:
+    """Find versions by a CONDITION, tags and name; everything that is given must hold.
+
+    A CONDITION compares what is known of a version: its metrics by name, tag.KEY, property.KEY, name, version, alias,
+    format, size, created, author, framework, parent, commit, dataset, engine, opset, operator, latency, memory, label
+    and more (docs/registry/catalog.md), with = != < <= > >=, like, in, and, or, not.
 
     \b
     Example:
+      slipway model search "accuracy > 0.97 and tag.site = 'line-3'"
       slipway model search --name 'dig*' --tag stage=production --tag team
     """
-    query = ModelQuery(name, tuple(parse_tag_query(text) for text in tags))
+    tag_queries = tuple(parse_tag_query(text) for text in tags)
+    query = ModelQuery(name, tag_queries, where=condition, archived=archived, limit=limit)
     _print_found(context, query, as_json, "No version matches.")
 
 
 def _print_found(context: CommandContext, query: ModelQuery, as_json: bool, nothing: str) -> None:
+    if query.where:
+        # Here as well as where the catalog is: a condition that cannot be read needs no server to say so.
+        parse_condition(query.where)
     found = wiring.open_models(context.config).search(query)
     if not found and not as_json:
         context.say(nothing)
         return
-    context.result([manifest.to_wire() for manifest in found], as_json=as_json, text=lambda: _list_words(found))
-
-
-def _list_words(found: Any) -> str:
-    return table(
-        ("MODEL", "FORMATS", "SIZE", "GOLDEN", "REGISTERED", "TAGS"),
-        [
-            (
-                str(manifest.reference),
-                ",".join(artifact.format for artifact in manifest.artifacts),
-                size_words(sum(artifact.size_bytes for artifact in manifest.artifacts)),
-                str(manifest.golden.samples) if manifest.golden else "-",
-                manifest.created_at[:19] + "Z",
-                " ".join(f"{key}={value}" for key, value in manifest.tags.items()),
-            )
-            for manifest in found
-        ],
-        numbers=("SIZE", "GOLDEN"),
-    )
+    context.result([manifest.to_wire() for manifest in found], as_json=as_json, text=lambda: list_words(found))
+    if len(found) == query.limit:
+        context.say(f"There may be more than these {len(found)}.")
 
 
 @model.command()
@@ -87,52 +101,83 @@ def _list_words(found: Any) -> str:
 @json_option
 @pass_context
 def show(context: CommandContext, reference: str, as_json: bool) -> None:
-    """Show one version: REF is name:version, or a name for its latest version.
+    """Show one version: REF is name:version, name@alias, or a name for its latest version.
 
     \b
     Example:
-      slipway model show digits:3
+      slipway model show digits@champion
     """
     manifest = wiring.open_models(context.config).resolve(reference)
-    context.result(manifest.to_wire(), as_json=as_json, text=lambda: _show_words(manifest))
+    context.result(manifest.to_wire(), as_json=as_json, text=lambda: show_words(manifest))
 
 
-def _show_words(manifest: ModelManifest) -> str:
-    facts = [
-        ("model", str(manifest.reference)),
-        ("description", manifest.description),
-        ("registered", manifest.created_at),
-        ("tags", " ".join(f"{key}={value}" for key, value in manifest.tags.items())),
-        ("metrics", " ".join(f"{key}={value:g}" for key, value in manifest.metrics.items())),
-        ("labels", ", ".join(manifest.labels)),
-    ]
-    for artifact in manifest.artifacts:
-        latency = artifact.latency_median_ms
-        facts += [
-            (artifact.format, f"{artifact.target}  {size_words(artifact.size_bytes)}  {artifact.digest}"),
-            ("  inputs", _tensor_words(artifact.signature.inputs)),
-            ("  outputs", _tensor_words(artifact.signature.outputs)),
-            ("  latency", f"{latency:g} ms a sample on the registering machine" if latency is not None else ""),
-        ]
-    golden = manifest.golden
-    if golden is not None:
-        words = f"{golden.target}  {golden.samples} samples  tolerance {golden.tolerance_absolute:g}  {golden.digest}"
-        facts.append(("golden", words))
-    if manifest.processing is not None:
-        facts.append(("processing", _processing_words(manifest.processing)))
-    return fields(facts)
+@model.command()
+@click.argument("before", metavar="REF")
+@click.argument("after", metavar="REF")
+@json_option
+@pass_context
+def diff(context: CommandContext, before: str, after: str, as_json: bool) -> None:
+    """Show what differs between two versions: tensors, sizes, metrics, operators, files, lineage, tags.
+
+    \b
+    Example:
+      slipway model diff digits@champion digits
+    """
+    models = wiring.open_models(context.config)
+    old, new = models.resolve(before), models.resolve(after)
+    found = differences(old, new)
+    value = {
+        "before": str(old.reference),
+        "after": str(new.reference),
+        "differences": [{"field": each.field, "before": each.before, "after": each.after} for each in found],
+    }
+    columns = ("FIELD", str(old.reference), str(new.reference))
+    if not found and not as_json:
+        context.say(f"{old.reference} and {new.reference} differ in nothing but their numbers and times.")
+        return
+    rows = [(each.field, _shown(each.before), _shown(each.after)) for each in found]
+    context.result(value, as_json=as_json, text=lambda: table(columns, rows))
 
 
-def _processing_words(processing: Processing) -> str:
-    steps = [str(step.__struct_config__.tag) for entry in processing.inputs for step in entry.steps]
-    after = [str(step.__struct_config__.tag) for entry in processing.outputs for step in entry.steps]
-    return " → ".join([*steps, "model", *after])
+def _shown(value: object) -> str:
+    if isinstance(value, str) and value.startswith("sha256:"):
+        return value[:19] + "…"
+    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _tensor_words(specs: tuple[TensorSpec, ...]) -> str:
-    from cloud_registry.core.golden import words
+@model.command()
+@click.argument("reference", metavar="REF")
+@json_option
+@pass_context
+def archive(context: CommandContext, reference: str, as_json: bool) -> None:
+    """Put a version away: it is in no list, is never the latest, and is offered to nobody. Nothing of it is removed.
 
-    return ", ".join(f"{spec.name} {words(spec)}" for spec in specs)
+    \b
+    Example:
+      slipway model archive digits:2
+    """
+    _put_away(context, reference, as_json, archived=True)
+
+
+@model.command()
+@click.argument("reference", metavar="REF")
+@json_option
+@pass_context
+def restore(context: CommandContext, reference: str, as_json: bool) -> None:
+    """Take a version out of the archive again.
+
+    \b
+    Example:
+      slipway model restore digits:2
+    """
+    _put_away(context, reference, as_json, archived=False)
+
+
+def _put_away(context: CommandContext, reference: str, as_json: bool, *, archived: bool) -> None:
+    exact = exact_reference(reference, "archive" if archived else "restore")
+    manifest = wiring.open_models(context.config).archive(exact, archived=archived)
+    word = "Archived" if archived else "Restored"
+    context.result(manifest.to_wire(), as_json=as_json, text=lambda: f"{word} {manifest.reference}")
 
 
 @model.command()
@@ -144,7 +189,7 @@ def _tensor_words(specs: tuple[TensorSpec, ...]) -> str:
 def tag(
     context: CommandContext, reference: str, tags: tuple[str, ...], removed: tuple[str, ...], as_json: bool
 ) -> None:
-    """Set tags of a version, or take them away. Tags are all that may change once a version is registered.
+    """Set tags of a version, or take them away. A property (slipway model property) is what never changes.
 
     \b
     Example:
@@ -162,26 +207,36 @@ def tag(
 @model.command()
 @click.argument("reference", metavar="REF")
 @click.option("--offline", is_flag=True, help="Delete without asking the fleet who runs it.")
+@click.option("--dry-run", is_flag=True, help="Say who needs it, and delete nothing.")
 @json_option
 @pass_context
-def delete(context: CommandContext, reference: str, offline: bool, as_json: bool) -> None:
+def delete(context: CommandContext, reference: str, offline: bool, dry_run: bool, as_json: bool) -> None:
     """Delete a version that nobody needs. Its number is never used again.
 
-    It is refused while a device is asked to run it, runs it or keeps it to go back to, and while a rollout names it.
+    It is refused, with exit code 5 and the list of them, while a device is asked to run it, runs it or keeps it to go
+    back to, and while a rollout, an image or an alias names it.
 
     \b
     Example:
       slipway model delete digits:2
     """
     models = wiring.open_models(context.config)
-    manifest = models.resolve(reference)
-    if ":" not in reference:
-        raise UsageError(f"name the version to delete: {manifest.reference} is the latest")
+    exact = exact_reference(reference, "delete")
     if offline:
         context.say("Devices were not asked (--offline); rollouts were.")
-    models.delete_unneeded(manifest.reference, offline=offline)
-    value = {"name": manifest.name, "version": manifest.version, "deleted": True}
-    context.result(value, as_json=as_json, text=lambda: f"Deleted {manifest.reference}")
+    value: dict[str, Any] = {"name": exact.name, "version": exact.version, "deleted": not dry_run}
+    if dry_run or as_json:
+        found = models.holders_of(exact, offline=offline)
+        value["holders"] = [{"where": holder.where, "why": holder.why} for holder in found]
+        if found:
+            value["deleted"] = False
+            words = f"{exact} is in use:\n" + "\n".join(f"  {holder.where} {holder.why}" for holder in found)
+            context.result(value, as_json=as_json, text=lambda: words)
+            raise SystemExit(int(ExitCode.CONFLICT))
+    if not dry_run:
+        models.delete_unneeded(exact, offline=offline)
+    words = f"Nobody needs {exact}" if dry_run else f"Deleted {exact}"
+    context.result(value, as_json=as_json, text=lambda: words)
 
 
 @model.command()

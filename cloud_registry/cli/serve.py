@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # Downloads that are under way at a stop may go on for this long; a device resumes what is cut.
 GRACE_S = 5
 BACKLOG = 1024
+# How often it is looked whether metadata must be signed again; it lives for days.
+TRUST_INTERVAL_S = 3600.0
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -44,7 +46,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--rate",
     "requests_per_second",
-    default=100.0,
+    default=1000.0,
     show_default=True,
     type=click.FloatRange(min=0.1),
     metavar="N",
@@ -59,6 +61,15 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     metavar="SECONDS",
     help="How often the controller looks at the rollouts.",
 )
+@click.option(
+    "--fleet-look",
+    "fleet_look_s",
+    default=60.0,
+    show_default=True,
+    type=click.FloatRange(0.05, 86400),
+    metavar="SECONDS",
+    help="How often it records what the whole fleet runs (slipway model history).",
+)
 @pass_context
 def serve(
     context: CommandContext,
@@ -69,6 +80,7 @@ def serve(
     key: Path | None,
     no_controller: bool,
     tick_s: float,
+    fleet_look_s: float,
     **limits: Any,
 ) -> None:
     """Serve the registry over HTTPS: its API, model files and metadata to devices; and drive the rollouts under way.
@@ -86,7 +98,8 @@ def serve(
     app = wiring.open_server(context.config, wiring.ServerLimits(**limits))
     listener = _listen(address, port)
     bound_port = listener.getsockname()[1]
-    controller = None if no_controller else _controller(context, tick_s)
+    controller = None if no_controller else _controller(context, tick_s, fleet_look_s)
+    refresher = _refresher(context)
     scheme = "https" if certificate else "http"
     if not limits["is_public"] and not wiring.open_keys(context.config).is_asked_for:
         context.say("Nobody has a key yet, so model files are open. Make one with: slipway key create")
@@ -96,6 +109,7 @@ def serve(
     def is_ready() -> None:
         shown = f"[{address}]" if ":" in address else address
         click.echo(f"Serving artifacts on {scheme}://{shown}:{bound_port}/artifacts/")
+        refresher.start()
         if controller is not None:
             controller.start()
             context.say(f"Driving rollouts, with a look at them every {tick_s:g} s.")
@@ -104,6 +118,7 @@ def serve(
         _run(app, listener, certificate, key, is_ready)
     finally:
         listener.close()
+        refresher.stop()
         if controller is not None and not controller.stop():
             context.say("The controller was still waiting for the hub; its rollouts go on with the next start.")
     context.say("Stopped.")
@@ -143,14 +158,27 @@ def _listen(address: str, port: int) -> socket.socket:
     return listener
 
 
-def _controller(context: CommandContext, tick_s: float) -> "ControllerThread | None":
+def _controller(context: CommandContext, tick_s: float, fleet_look_s: float) -> "ControllerThread | None":
     from cloud_registry.web.controller import ControllerThread
 
     if context.config.hub_connection_string is None:
         context.say("No hub is configured (IOTHUB_CONNECTION_STRING), so no rollouts are driven.")
         return None
     rollouts = wiring.open_local_rollouts(context.config)
-    return ControllerThread(rollouts.tick_all, rollouts.release_all, tick_s)
+    watch = wiring.open_fleet_watch(context.config, fleet_look_s)
+
+    def tick() -> None:
+        rollouts.tick_all()
+        watch.tick()
+
+    return ControllerThread(tick, rollouts.release_all, tick_s)
+
+
+def _refresher(context: CommandContext) -> "ControllerThread":
+    """Keeps the signed metadata fresh, from the moment on when there is any."""
+    from cloud_registry.web.controller import ControllerThread
+
+    return ControllerThread(wiring.open_trust(context.config).keep_fresh, lambda: None, TRUST_INTERVAL_S)
 
 
 def _run(app: Any, listener: socket.socket, certificate: Path | None, key: Path | None, is_ready: Any) -> None:

@@ -10,8 +10,9 @@ from datetime import datetime
 from typing import Any
 
 from cloud_registry.core.search import facts_of, meets, parse_condition, pattern_matches
-from cloud_registry.errors import UsageError
+from cloud_registry.errors import ConflictError, UsageError
 from cloud_registry.ports import (
+    ImageReference,
     ModelQuery,
     ModuleTwin,
     Proof,
@@ -20,7 +21,7 @@ from cloud_registry.ports import (
     SampleKind,
     StoredBlob,
 )
-from manifests.identity import ModelReference, check_model_name
+from manifests.identity import ModelReference, check_model_name, is_model_name
 from manifests.model import (
     FORMAT_SUFFIXES,
     Artifact,
@@ -54,6 +55,45 @@ def parse_reference(text: str) -> tuple[str, int | None]:
         reference = ModelReference.parse(text)
         return reference.name, reference.version
     return check_model_name(text), None
+
+
+# The alias that needs no pointing: it means the same as the name alone.
+LATEST_ALIAS = "latest"
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """What a person wrote for a version: a number, an alias, or neither, which means the latest version."""
+
+    name: str
+    version: int | None = None
+    alias: str | None = None
+
+    @property
+    def is_exact(self) -> bool:
+        return self.version is not None
+
+
+def parse_selector(text: str) -> Selector:
+    """Read ``name:version``, ``name@alias``, or ``name`` alone, which is ``name@latest``.
+
+    Raises:
+        ManifestError, UsageError: it is none of these.
+    """
+    name, at, alias = text.partition("@")
+    if not at:
+        return Selector(*parse_reference(text))
+    return Selector(check_model_name(name), alias=None if alias == LATEST_ALIAS else check_alias(alias))
+
+
+def check_alias(alias: str) -> str:
+    """Return the alias; raises UsageError where it may not be one."""
+    hint = "An alias is a word such as champion: 1 to 63 of a-z, 0-9, '_' and '-', not digits alone."
+    if alias == LATEST_ALIAS:
+        raise UsageError("'latest' always means the highest version and cannot be pointed elsewhere", hint=hint)
+    if not is_model_name(alias) or alias.isdigit():
+        raise UsageError(f"{alias!r} is not an alias", hint=hint)
+    return alias
 
 
 def check_text(text: str, what: str, length_max: int, *, lines: bool = False) -> str:
@@ -107,6 +147,25 @@ def edited_tags(tags: Mapping[str, str], changes: Mapping[str, str], removed: It
     if len(kept) > TAGS_MAX:
         raise UsageError(f"a model version carries at most {TAGS_MAX} tags; this would make {len(kept)}")
     return dict(sorted(kept.items()))
+
+
+def grown_properties(properties: Mapping[str, str], new: Mapping[str, str], what: str) -> dict[str, str]:
+    """The properties with the new ones; to say the same again is no error.
+
+    Raises:
+        ConflictError: one of them is there with another value.
+        UsageError: there are too many.
+    """
+    for key, value in new.items():
+        if properties.get(key, value) != value:
+            raise ConflictError(
+                f"property {key!r} of {what} is {properties[key]!r} and is written once",
+                hint="A tag may change: slipway model tag. Or register another version.",
+            )
+    grown = {**properties, **new}
+    if len(grown) > TAGS_MAX:
+        raise UsageError(f"a model version carries at most {TAGS_MAX} properties; this would make {len(grown)}")
+    return dict(sorted(grown.items()))
 
 
 def matches(manifest: ModelManifest, query: ModelQuery) -> bool:
@@ -269,7 +328,7 @@ def _artifact(reference: ModelReference, proven: ProvenArtifact) -> Artifact:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Holder:
-    """Somebody who needs a version: a device's module, or a rollout. `why` is a clause in words."""
+    """Somebody who needs a version: a device's module, a rollout, an image or an alias. `why` is a clause in words."""
 
     where: str
     why: str
@@ -280,8 +339,10 @@ def holders(
     digests: frozenset[str],
     module_twins: Sequence[ModuleTwin],
     rollouts: Sequence[RolloutReference],
+    images: Sequence[ImageReference] = (),
+    aliases: Sequence[str] = (),
 ) -> tuple[Holder, ...]:
-    """Everyone who is asked to run the version, runs it, keeps it to go back to, or carries it.
+    """Everyone who is asked to run the version, runs it, keeps it to go back to, carries it, holds it or means it.
 
     The twins are read as raw JSON: a report that is too new or too broken to be understood whole still holds what it
     names. Where an entry names a version, the version counts; a digest alone counts where no version is told, since two
@@ -293,6 +354,10 @@ def holders(
         for why in _held_by_module(reference, digests, twin)
     ]
     found += [Holder(rollout.rollout_id, why) for rollout in rollouts for why in _held_by_rollout(reference, rollout)]
+    found += [
+        Holder(image.image, f"holds it ({image.digest[:19]})") for image in images if image.reference == reference
+    ]
+    found += [Holder(f"{reference.name}@{alias}", "stands for it") for alias in aliases]
     return tuple(sorted(set(found)))
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import msgspec
+
 from cloud_registry.core.golden import Arrays, dtype_name, shape_words, words
 from cloud_registry.core.sample_forms import GivenSample
 from cloud_registry.errors import RefusedModelError, UsageError
@@ -46,6 +48,28 @@ def array_field(spec: TensorSpec) -> Field:
     return Field(name=spec.name, kind="numpy", dtype=spec.dtype, shape=spec.shape)
 
 
+def completed(declared: DataSchema, measured: DataSchema) -> DataSchema:
+    """The declared schema with what it leaves out: a side of it, or the name of the only tensor of a side.
+
+    MLflow names no tensor that stands alone, and its answers may be one of several that the network gives.
+    """
+
+    def side(fields: tuple[Field, ...], seen: tuple[Field, ...]) -> tuple[Field, ...]:
+        if not fields:
+            return seen
+        if all(field.name for field in fields):
+            return fields
+        if seen and len(seen) != len(fields):
+            return seen
+        names = [field.name for field in seen] if seen else [TABLE_NAME] * len(fields)
+        return tuple(
+            field if field.name else msgspec.structs.replace(field, name=name)
+            for field, name in zip(fields, names, strict=True)
+        )
+
+    return DataSchema(inputs=side(declared.inputs, measured.inputs), outputs=side(declared.outputs, measured.outputs))
+
+
 def fields_of(arrays: Arrays) -> tuple[Field, ...]:
     """Fields for arrays that carry one sample a row."""
     return tuple(
@@ -80,6 +104,8 @@ def check_schema(schema: DataSchema, signature: Signature, given: GivenSample | 
     ):
         by_name = {spec.name: spec for spec in specs}
         for field in fields:
+            if not field.name and len(specs) != len(fields):
+                continue
             spec = by_name.get(field.name) or (specs[0] if len(specs) == len(fields) == 1 else None)
             if field.kind in ("numpy", "json"):
                 _check_array(field, spec, side, specs, file_name)
@@ -101,7 +127,8 @@ def _check_array(field: Field, spec: TensorSpec | None, side: str, specs: Sequen
     if is_other or not fits:
         declared = f"{field.dtype or spec.dtype}{shape_words(shape) if shape else ''}"
         raise RefusedModelError(
-            f"the schema says that the {side} {field.name!r} is {declared}, and in {file_name} it is {words(spec)}",
+            f"the schema says that the {side} {field.name or spec.name!r} is {declared}, and in {file_name} it is "
+            f"{words(spec)}",
             hint="Correct the schema, or leave it out: it is then made from the model and its sample.",
         )
 

@@ -154,11 +154,11 @@ def _mlflow_schema(signature: Mapping[str, Any], name: str) -> DataSchema | None
             specs = json.loads(signature.get(side) or "[]")
         except (ValueError, TypeError, RecursionError) as err:
             raise RefusedModelError(f"the signature in {name} is no JSON: {err}") from err
-        sides.append(_fields(specs if isinstance(specs, list) else [], side))
+        sides.append(_fields(specs if isinstance(specs, list) else []))
     return DataSchema(inputs=sides[0], outputs=sides[1]) if any(sides) else None
 
 
-def _fields(specs: Sequence[Any], side: str) -> tuple[Field, ...]:
+def _fields(specs: Sequence[Any]) -> tuple[Field, ...]:
     columns = [spec for spec in specs if isinstance(spec, dict) and spec.get("type") in _COLUMN_DTYPES]
     tensors = [spec for spec in specs if isinstance(spec, dict) and isinstance(spec.get("tensor-spec"), dict)]
     if columns and len(columns) == len(specs) and all(isinstance(spec.get("name"), str) for spec in columns):
@@ -166,15 +166,15 @@ def _fields(specs: Sequence[Any], side: str) -> tuple[Field, ...]:
         dtype = dtypes.pop() if len(dtypes) == 1 else ""
         return (Field(name=TABLE_NAME, kind="pandas", dtype=dtype, columns=tuple(spec["name"] for spec in columns)),)
     if tensors and len(tensors) == len(specs):
-        return tuple(_tensor_field(spec, f"{side[:-1]}{number or ''}") for number, spec in enumerate(tensors))
+        return tuple(map(_tensor_field, tensors))
     return ()
 
 
-def _tensor_field(spec: Mapping[str, Any], name: str) -> Field:
+def _tensor_field(spec: Mapping[str, Any]) -> Field:
     tensor = spec["tensor-spec"]
     shape = tensor.get("shape")
     sizes = tuple(shape) if isinstance(shape, list) and all(isinstance(size, int) for size in shape) else ()
-    return Field(name=str(spec.get("name") or name), kind="numpy", dtype=str(tensor.get("dtype", "")), shape=sizes)
+    return Field(name=str(spec.get("name") or ""), kind="numpy", dtype=str(tensor.get("dtype", "")), shape=sizes)
 
 
 # --- Azure ML: model.schema.json of its CLI v2, and inferenceconfig.json of CLI v1 -----------------------------------

@@ -1,6 +1,5 @@
 """What the registry needs of the world, as protocols. Adapters satisfy them by shape."""
 
-import enum
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -8,6 +7,30 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from cloud_registry.ports.images import (
+    ContainerEngine,
+    ContainerFacts,
+    EndpointAnswer,
+    ImageFacts,
+    ImageReference,
+    ImageReferences,
+    RecipeStore,
+    RunningImage,
+    ScoringEndpoint,
+)
+from cloud_registry.ports.server import (
+    ApiKey,
+    ApiKeyStore,
+    AuditLog,
+    EventListener,
+    Principal,
+    RegistryTransport,
+    Role,
+    StagedUpload,
+    TokenReader,
+    UploadStaging,
+    UploadWriter,
+)
 from cloud_registry.ports.storage import (
     ArtifactStore,
     BackupPlace,
@@ -31,18 +54,34 @@ from cloud_registry.ports.telemetry import (
 from manifests.identity import ModelReference
 from manifests.model import DataSchema, ModelFormat, ModelManifest, Signature, Verdict
 from manifests.processing import Processing
-from manifests.recipe import ImageRecipe
 from manifests.twin import ReportedSection, read_reported
 
 # What has modules of its own here and is asked for by this name.
 __all__ = [
+    "ApiKey",
+    "ApiKeyStore",
     "ArtifactStore",
+    "AuditLog",
     "BackupPlace",
     "BlobContent",
+    "ContainerEngine",
+    "ContainerFacts",
     "DatabaseDump",
     "DumpFacts",
+    "EndpointAnswer",
+    "EventListener",
+    "ImageFacts",
+    "ImageReference",
+    "ImageReferences",
+    "Principal",
     "ProgressListener",
+    "RecipeStore",
+    "RegistryTransport",
+    "Role",
+    "RunningImage",
+    "ScoringEndpoint",
     "ScratchFolders",
+    "StagedUpload",
     "StoreCounts",
     "StoredBlob",
     "StreamPosition",
@@ -51,7 +90,10 @@ __all__ = [
     "TelemetryEvent",
     "TelemetryRow",
     "TelemetrySource",
+    "TokenReader",
     "UnreadableEvent",
+    "UploadStaging",
+    "UploadWriter",
 ]
 
 
@@ -224,18 +266,6 @@ class ModelCatalogStore(Protocol):
         ...
 
 
-class RecipeStore(Protocol):
-    """Recipes of images. Each method is one transaction."""
-
-    def history(self, reference: ModelReference) -> Sequence[ImageRecipe]:
-        """Every revision, oldest first; the newest one counts."""
-        ...
-
-    def append(self, reference: ModelReference, recipes: Sequence[ImageRecipe]) -> None:
-        """Store revisions; raises ConflictError where one of that number is there, or the version is not."""
-        ...
-
-
 SampleKind = Literal["npz", "csv", "json", "image"]
 
 
@@ -340,95 +370,32 @@ class ModelProver(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class ImageFacts:
-    """An image as an engine knows it. `health_check` is the command that Docker runs, empty where there is none."""
+class SpeedTerms:
+    """How long each file is run, after it was loaded and warmed up."""
 
-    identifier: str
-    platform: str
-    size_bytes: int
-    labels: Mapping[str, str]
-    user: str
-    environment: Mapping[str, str]
-    health_check: tuple[str, ...] = ()
+    duration_s: float = 3.0
+    memory_max_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class ContainerFacts:
-    """A container at this moment. `exit_code` is None while it runs; the peak of memory is what the engine tells."""
+class Speed:
+    """What running one file of a model on this machine showed; memory is what it took beside the engine itself."""
 
-    is_running: bool
-    exit_code: int | None = None
-    was_out_of_memory: bool = False
-    memory_peak_bytes: int | None = None
-
-
-class RunningImage(Protocol):
-    def url(self) -> str | None:
-        """Where its port can be reached from this machine, without a path; None before it starts and once it ended."""
-        ...
-
-    def facts(self) -> ContainerFacts: ...
-
-    def log(self) -> str:
-        """Its last lines."""
-        ...
-
-    def execute(self, command: tuple[str, ...]) -> tuple[int, str]:
-        """Run a command inside; its exit code and what it said."""
-        ...
+    format: ModelFormat
+    engine: str
+    engine_version: str
+    runs: int
+    load_ms: float
+    latency_median_ms: float
+    latency_p90_ms: float
+    latency_p99_ms: float
+    per_second: float
+    memory_peak_bytes: int | None
 
 
-class ContainerEngine(Protocol):
-    """A container engine. Methods raise RegistryError where it cannot be reached or refuses."""
-
-    def build(
-        self,
-        context: Path,
-        tag: str,
-        platform: str,
-        dockerfile: str,
-        say: Callable[[str], None],
-        *,
-        is_cache_used: bool,
-    ) -> str:
-        """Build an image from a folder with a Dockerfile and give its id; `say` hears each line."""
-        ...
-
-    def image(self, name: str) -> ImageFacts:
-        """What the engine knows of an image; raises NotFoundError."""
-        ...
-
-    def running(
-        self, image: str, *, port: int, environment: Mapping[str, str], lifetime_s: float
-    ) -> AbstractContextManager[RunningImage]:
-        """A container that is removed when the context is left; `lifetime_s` bounds one whose owner was killed."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointAnswer:
-    """What a scoring endpoint answered to arrays: arrays by tensor, and how long it took by either clock."""
-
-    outputs: Mapping[str, Any]
-    latency_ms: float
-    inside_ms: float | None
-
-
-class ScoringEndpoint(Protocol):
-    """The scoring endpoint of an image. Methods raise RegistryError where it refuses or is not reached."""
-
-    def is_ready(self) -> bool:
-        """Whether the model is loaded; False as well where nobody answers yet."""
-        ...
-
-    def metadata(self) -> dict[str, Any]: ...
-
-    def score(self, inputs: Mapping[str, Any]) -> EndpointAnswer:
-        """Answers for arrays by tensor, whose first axis counts the samples."""
-        ...
-
-    def score_body(self, body: bytes) -> float:
-        """Have a request of any form answered; the milliseconds that it took."""
+class ModelBench(Protocol):
+    def measure(self, format_: ModelFormat, path: Path, golden: Path | None, terms: SpeedTerms) -> Speed:
+        """Run a model file on its golden samples, or on zeros; raises RefusedModelError where it does not run."""
         ...
 
 
@@ -445,151 +412,3 @@ class RolloutReference:
 
 class RolloutReferences(Protocol):
     def references(self) -> Sequence[RolloutReference]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class ImageReference:
-    """An image that holds a model version: its name with tag, and the digest of its manifest."""
-
-    image: str
-    digest: str
-    reference: ModelReference
-
-
-class ImageReferences(Protocol):
-    def references(self) -> Sequence[ImageReference]: ...
-
-
-class Role(enum.StrEnum):
-    """What somebody may do on a server. A device may fetch what its fleet is offered, and nothing else."""
-
-    READER = "reader"
-    PUBLISHER = "publisher"
-    OPERATOR = "operator"
-    DEVICE = "device"
-
-
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """Somebody who was recognised. `id` is unique and holds no secret; `devices` are patterns of device ids."""
-
-    id: str
-    name: str
-    roles: frozenset[Role]
-    devices: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ApiKey:
-    """A key as it is kept: its secret's digest, never the secret."""
-
-    id: str
-    name: str
-    roles: frozenset[Role]
-    secret_digest: str
-    created_at: datetime
-    devices: tuple[str, ...] = ()
-    expires_at: datetime | None = None
-    revoked_at: datetime | None = None
-
-
-class ApiKeyStore(Protocol):
-    """API keys by their id. Secrets are not in it."""
-
-    def add(self, key: ApiKey) -> None: ...
-
-    def find(self, key_id: str) -> ApiKey | None: ...
-
-    def all(self) -> Sequence[ApiKey]:
-        """Every key ever made, oldest first; revoked ones stay, for the audit log names them."""
-        ...
-
-    def revoke(self, key_id: str, at: datetime) -> bool:
-        """Mark it revoked, once; False where there is no such key."""
-        ...
-
-    def has_any(self) -> bool: ...
-
-
-class TokenReader(Protocol):
-    def principal(self, token: str) -> Principal:
-        """Whom a signed token names; raises TrustError where it is not good."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class StagedUpload:
-    """A file on its way to the server: `offset_bytes` of `size_bytes` are there and safe."""
-
-    id: str
-    digest: str
-    size_bytes: int
-    offset_bytes: int
-    is_whole: bool = False
-
-
-class UploadWriter(Protocol):
-    def write(self, chunk: bytes) -> None: ...
-
-
-class UploadStaging(Protocol):
-    """Files on their way to the server, each its owner's alone."""
-
-    def scratch_folder(self) -> Path:
-        """A new folder on the same disk, for second names of what was uploaded; the caller removes it."""
-        ...
-
-    def begin(self, owner: str, digest: str, size_bytes: int) -> StagedUpload:
-        """A new upload, or the one of that file that was begun before."""
-        ...
-
-    def find(self, owner: str, upload_id: str) -> StagedUpload:
-        """How far it is; raises NotFoundError."""
-        ...
-
-    def appending(self, owner: str, upload_id: str, offset_bytes: int) -> AbstractContextManager[UploadWriter]:
-        """Write on; when it is left with the last byte written, the digest is checked."""
-        ...
-
-    def place(self, owner: str, upload_id: str, at: Path) -> None: ...
-
-    def remove(self, owner: str, upload_id: str) -> None: ...
-
-    def remove_old(self, now_s: float) -> int: ...
-
-
-class AuditLog(Protocol):
-    def write(self, entry: Mapping[str, Any]) -> None:
-        """Append an entry; it is on its way to the disk when this returns. Raises RegistryError where it cannot be."""
-        ...
-
-
-# Told (listener's name, its arguments) while a remote call goes on.
-EventListener = Callable[[str, Sequence[Any]], None]
-
-
-class RegistryTransport(Protocol):
-    """A server's API as the remote services use it. Methods raise what the server raised, or RegistryError."""
-
-    def call(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str],
-        body: bytes | None,
-        on_event: EventListener | None = None,
-    ) -> bytes:
-        """One request; the JSON of its result. With `on_event` progress is told as it comes."""
-        ...
-
-    def lines(self, method: str, path: str, query: Mapping[str, str], body: bytes | None) -> Iterator[bytes]:
-        """One request whose result is a row of JSON values."""
-        ...
-
-    def upload(self, path: Path, on_progress: ProgressListener | None = None) -> str:
-        """Bring a file to the server, going on where an earlier attempt was cut; the upload's id."""
-        ...
-
-    def artifact(self, target: str, digest: str, size_bytes: int) -> Iterator[bytes]:
-        """An artifact's bytes; a line that is cut is taken up again where it was."""
-        ...

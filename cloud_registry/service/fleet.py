@@ -1,6 +1,6 @@
 """Reads and writes the module twins of a fleet, with as few calls as the hub's tier wants."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 
 from cloud_registry.core.rollout.drafting import Candidate
@@ -17,10 +17,16 @@ QUERY_INTERVAL_S = 4.0
 
 
 class Fleet:
-    """The devices behind one hub, as one module of theirs shows them. The hub is opened at first use."""
+    """The devices behind one hub, as one module of theirs shows them. The hub is opened at first use.
 
-    def __init__(self, open_hub: Callable[[], FleetHub], module_id: str) -> None:
+    `on_twins` is handed every twin that is read.
+    """
+
+    def __init__(
+        self, open_hub: Callable[[], FleetHub], module_id: str, on_twins: Callable[[Iterable[ModuleTwin]], None]
+    ) -> None:
         self.module_id = module_id
+        self._on_twins = on_twins
         self._open_hub = open_hub
         self._opened_hub: FleetHub | None = None
         self._queried_at: dict[str, datetime] = {}
@@ -39,7 +45,7 @@ class Fleet:
                 f"no device meets the target {condition!r}",
                 hint="See which devices there are with: slipway device list",
             )
-        twins = {twin.device_id: twin for twin in self._hub.module_twins(self.module_id)}
+        twins = self._all_twins()
         return [Candidate(device_id, twins.get(device_id)) for device_id in device_ids]
 
     def named(self, devices: Sequence[str]) -> list[Candidate]:
@@ -47,7 +53,7 @@ class Fleet:
         candidates = []
         for device in dict.fromkeys(devices):
             try:
-                candidates.append(Candidate(device, self._hub.module_twin(device, self.module_id)))
+                candidates.append(Candidate(device, self._read(device)))
             except NotFoundError as err:
                 raise NotFoundError(
                     f"device {device} is not known to the hub, or has no module {self.module_id!r}",
@@ -58,7 +64,7 @@ class Fleet:
     def twins(self, devices: Sequence[str]) -> dict[str, ModuleTwin | None]:
         """The twins of these devices, None for one that is gone."""
         if len(devices) > DIRECT_READS_MAX:
-            twins = {twin.device_id: twin for twin in self._hub.module_twins(self.module_id)}
+            twins = self._all_twins()
             return {device: twins.get(device) for device in devices}
         return {device: self._twin(device) for device in devices}
 
@@ -77,9 +83,19 @@ class Fleet:
 
     def _twin(self, device: str) -> ModuleTwin | None:
         try:
-            return self._hub.module_twin(device, self.module_id)
+            return self._read(device)
         except NotFoundError:
             return None
+
+    def _read(self, device: str) -> ModuleTwin:
+        twin = self._hub.module_twin(device, self.module_id)
+        self._on_twins([twin])
+        return twin
+
+    def _all_twins(self) -> dict[str, ModuleTwin]:
+        twins = self._hub.module_twins(self.module_id)
+        self._on_twins(twins)
+        return {twin.device_id: twin for twin in twins}
 
 
 def observations_of(twins: dict[str, ModuleTwin | None], model: str) -> dict[str, DeviceObservation]:

@@ -1,13 +1,17 @@
 """The verbs on this machine: the services, with what they ask the fleet opened at first use."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cloud_registry.core.catalog import Holder
 from cloud_registry.core.devices import device_as_json
+from cloud_registry.core.family import Family
+from cloud_registry.core.running import PeriodQuery, RunningPeriod
 from cloud_registry.errors import UsageError
-from cloud_registry.ports import FleetHub, RolloutReferences, StoreCounts, TelemetrySource
+from cloud_registry.ports import FleetHub, ImageReferences, RolloutReferences, StoreCounts, TelemetrySource
 from cloud_registry.service.models import ModelService
+from cloud_registry.service.running import RunningLog
 from cloud_registry.service.telemetry import TelemetryService
 from manifests.identity import ModelReference, check_model_name
 from manifests.telemetry import Envelope
@@ -19,6 +23,8 @@ class LocalModels(ModelService):
 
     open_hub: Callable[[], FleetHub] | None
     open_rollouts: Callable[[], RolloutReferences]
+    running: RunningLog
+    open_images: Callable[[], ImageReferences] | None = None
 
     def delete_unneeded(self, reference: ModelReference, *, offline: bool = False) -> None:
         """Delete a version that nobody needs: see `delete`; raises UsageError where devices cannot be asked."""
@@ -28,7 +34,23 @@ class LocalModels(ModelService):
                 hint="Set IOTHUB_CONNECTION_STRING, or delete it all the same with --offline.",
             )
         hub = None if offline or self.open_hub is None else self.open_hub()
-        self.delete(reference, hub, self.open_rollouts())
+        self.delete(reference, hub, self.open_rollouts(), self._images())
+
+    def holders_of(self, reference: ModelReference, *, offline: bool = False) -> tuple[Holder, ...]:
+        """Who needs a version: see `holders`; without a hub, or offline, devices are not asked."""
+        hub = None if offline or self.open_hub is None else self.open_hub()
+        return self.holders(reference, hub, self.open_rollouts(), self._images())
+
+    def family_of(self, reference: ModelReference) -> Family:
+        """Where a version comes from and what came of it: see `family`."""
+        return self.family(reference, self._images())
+
+    def history(self, query: PeriodQuery) -> Sequence[RunningPeriod]:
+        """Which versions ran where and when, newest first."""
+        return self.running.periods(query)
+
+    def _images(self) -> ImageReferences | None:
+        return None if self.open_images is None else self.open_images()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +58,13 @@ class LocalTelemetry:
     """Satisfies TelemetryVerbs."""
 
     service: TelemetryService
-    open_source: Callable[[], TelemetrySource]
+    open_sources: Callable[[], Sequence[TelemetrySource]]
 
     def source_name(self) -> str:
-        return self.open_source().name
+        return ", ".join(source.name for source in self.open_sources())
 
     def collect(self, *, follow: bool, on_batch: Callable[[StoreCounts], None] | None = None) -> StoreCounts:
-        return self.service.collect(self.open_source(), follow=follow, on_batch=on_batch)
+        return self.service.collect_all(self.open_sources(), follow=follow, on_batch=on_batch)
 
     def summary(self) -> dict[str, Any]:
         return self.service.summary()

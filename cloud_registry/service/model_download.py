@@ -2,14 +2,25 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from cloud_registry.core.catalog import source_target
+from cloud_registry.core.model_directory import check_member_path, check_members
 from cloud_registry.errors import ConflictError, RegistryError
 from cloud_registry.ports import ProgressListener
-from manifests.model import Artifact, GoldenSet, ModelManifest
+from manifests.model import Artifact, GoldenSet, ModelManifest, StoredSample
 from manifests.processing import LabelFile
 
-File = Artifact | GoldenSet | LabelFile
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A stored file of a version; `path` is where it belongs below the folder that is written."""
+
+    path: str
+    target: str
+    digest: str
+    size_bytes: int
 
 
 def write_version(
@@ -26,16 +37,39 @@ def write_version(
         ConflictError: a file of that name is there, and `force` is not given.
         RegistryError: the bytes that came are not the registered ones.
     """
-    files: list[File] = [*manifest.artifacts, *manifest.attachments]
-    paths = {file.digest: folder / _file_name(file.target) for file in files}
+    files = files_of(manifest)
+    paths = {file.path: folder / file.path for file in files}
     manifest_path = folder / "manifest.json"
     if not force:
         _check_free([*paths.values(), manifest_path])
     folder.mkdir(parents=True, exist_ok=True)
     for file in files:
-        fetch_blob(read(file), file.digest, file.size_bytes, paths[file.digest], on_progress)
+        paths[file.path].parent.mkdir(parents=True, exist_ok=True)
+        fetch_blob(read(file), file.digest, file.size_bytes, paths[file.path], on_progress)
     manifest_path.write_bytes(manifest.to_json() + b"\n")
     return (*paths.values(), manifest_path)
+
+
+def files_of(manifest: ModelManifest) -> list[File]:
+    """Every file of a version with its place in a folder; files of a directory go where they were.
+
+    Raises:
+        RefusedModelError: a path could lead outside; the manifest may come from a server that is not ours.
+    """
+    stored: list[Artifact | GoldenSet | LabelFile | StoredSample] = [*manifest.artifacts, *manifest.attachments]
+    stored += [manifest.sample] if manifest.sample is not None else []
+    files = {
+        name: File(name, file.target, file.digest, file.size_bytes)
+        for file in stored
+        for name in (_file_name(file.target),)
+    }
+    where = str(manifest.reference)
+    for source in manifest.source:
+        check_member_path(source.path, where)
+        target = source_target(manifest.reference, source.path)
+        files.setdefault(source.path, File(source.path, target, source.digest, source.size_bytes))
+    check_members([*files, "manifest.json"], where)
+    return list(files.values())
 
 
 def _file_name(target: str) -> str:

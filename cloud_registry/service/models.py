@@ -5,11 +5,21 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from cloud_registry.core.catalog import Holder, edited_tags, holders, parse_reference
+from cloud_registry.core.catalog import (
+    Holder,
+    check_alias,
+    edited_tags,
+    grown_properties,
+    holders,
+    parse_selector,
+)
+from cloud_registry.core.family import Family, ancestors_of
 from cloud_registry.errors import ConflictError, NotFoundError
 from cloud_registry.ports import (
+    AliasMove,
     ArtifactStore,
     FleetHub,
+    ImageReferences,
     ModelCatalogStore,
     ModelIntake,
     ModelProver,
@@ -52,27 +62,87 @@ class ModelService:
             raise self._not_found(reference)
         return self.manifest(reference)
 
-    def delete(self, reference: ModelReference, hub: FleetHub | None, rollouts: RolloutReferences | None) -> None:
+    def add_properties(self, reference: ModelReference, properties: Mapping[str, str]) -> ModelManifest:
+        """Give a version properties that it does not have yet; raises ConflictError for one that would change."""
+
+        def grown(known: Mapping[str, str]) -> dict[str, str]:
+            return grown_properties(known, properties, str(reference))
+
+        if not self.catalog.add_properties(reference, grown):
+            raise self._not_found(reference)
+        return self.manifest(reference)
+
+    def archive(self, reference: ModelReference, *, archived: bool = True) -> ModelManifest:
+        """Put a version away, so that it is in no list and no latest, or take it out again.
+
+        Raises:
+            ConflictError: an alias points to it, and it is to be put away.
+        """
+        if not self.catalog.archive(reference, archived=archived):
+            raise self._not_found(reference)
+        return self.manifest(reference)
+
+    def point_alias(self, reference: ModelReference, alias: str, *, expected: int | None = None) -> AliasMove:
+        """Point an alias to a version, wherever it pointed before; nobody sees it in between.
+
+        Args:
+            expected: the version that it must point to until then, 0 for none; None asks for nothing.
+
+        Raises:
+            ConflictError: it points elsewhere than was expected, or the version is archived.
+        """
+        check_alias(alias)
+        if self.manifest(reference).archived:
+            raise _is_archived(reference)
+
+        def decide(before: int | None) -> int:
+            _check_expected(reference.name, alias, before, expected)
+            return reference.version
+
+        move = self.catalog.move_alias(reference.name, alias, decide)
+        if move is None:
+            raise self._not_found(reference)
+        return move
+
+    def drop_alias(self, name: str, alias: str) -> AliasMove:
+        """Take an alias away; raises NotFoundError where there is none."""
+        check_alias(alias)
+        move = self.catalog.move_alias(check_model_name(name), alias, lambda _before: None)
+        if move is None or move.before is None:
+            raise self._no_alias(name, alias)
+        return move
+
+    def delete(
+        self,
+        reference: ModelReference,
+        hub: FleetHub | None,
+        rollouts: RolloutReferences | None,
+        images: ImageReferences | None = None,
+    ) -> None:
         """Delete a version that nobody needs. Its number stays used, its files go with the next clean-up.
 
         Args:
             hub: who is asked what devices run; None means that they are not asked.
 
         Raises:
-            ConflictError: devices or rollouts hold it; the message says which.
+            ConflictError: devices, rollouts, images or aliases hold it; the message says which.
             HubUnreachableError: the devices could not be asked; nothing was deleted.
         """
-        found = self.holders(reference, hub, rollouts)
+        found = self.holders(reference, hub, rollouts, images)
         if found:
             raise ConflictError(
                 f"{reference} is in use and was not deleted:\n" + _holder_lines(found),
-                hint="Roll another version out to them first (slipway rollout start), or abort the rollout.",
+                hint=_release_hint(found),
             )
         if not self.catalog.remove(reference):
             raise self._not_found(reference)
 
     def holders(
-        self, reference: ModelReference, hub: FleetHub | None, rollouts: RolloutReferences | None
+        self,
+        reference: ModelReference,
+        hub: FleetHub | None,
+        rollouts: RolloutReferences | None,
+        images: ImageReferences | None = None,
     ) -> tuple[Holder, ...]:
         manifest = self.manifest(reference)
         return holders(
@@ -80,6 +150,8 @@ class ModelService:
             frozenset(artifact.digest for artifact in manifest.artifacts),
             hub.module_twins(self.module_id) if hub is not None else (),
             rollouts.references() if rollouts is not None else (),
+            images.references() if images is not None else (),
+            manifest.aliases,
         )
 
     def remove_orphans(self, age_min: timedelta = ORPHAN_AGE_MIN) -> Removed:
@@ -103,9 +175,42 @@ class ModelService:
         return found
 
     def resolve(self, text: str) -> ModelManifest:
-        """The manifest for ``name:version``, or for ``name``, which means its latest version."""
-        name, version = parse_reference(text)
-        return self.latest(name) if version is None else self.manifest(ModelReference(name, version))
+        """The manifest for ``name:version``, ``name@alias``, or ``name``, which means its latest version."""
+        selector = parse_selector(text)
+        if selector.version is not None:
+            return self.manifest(ModelReference(selector.name, selector.version))
+        if selector.alias is None:
+            return self.latest(selector.name)
+        found = self.catalog.find_alias(selector.name, selector.alias)
+        if found is None:
+            raise self._no_alias(selector.name, selector.alias)
+        return found
+
+    def aliases(self, name: str) -> Mapping[str, int]:
+        """A model's aliases with the versions that they stand for; raises NotFoundError for a model that never was."""
+        if not self.catalog.last_version(check_model_name(name)):
+            raise self._not_found(ModelReference(name, 0))
+        return self.catalog.aliases(name)
+
+    def alias_moves(self, name: str) -> Sequence[tuple[str, AliasMove]]:
+        """Every move of every alias of a model, oldest first."""
+        return self.catalog.alias_moves(check_model_name(name))
+
+    def family(self, reference: ModelReference, images: ImageReferences | None = None) -> Family:
+        """Where a version comes from and what came of it."""
+        manifest = self.manifest(reference)
+        digests = sorted({data.digest for data in manifest.lineage.datasets}) if manifest.lineage else []
+        words = ", ".join(f"'{digest}'" for digest in digests)
+        same_data = self.search(ModelQuery(where=f"dataset in ({words})", archived=None)) if digests else ()
+        children = self.search(ModelQuery(where=f"parent = '{reference}'", archived=None))
+        return Family(
+            reference=str(reference),
+            lineage=manifest.lineage,
+            ancestors=tuple(ancestors_of(manifest, self.catalog.find)),
+            children=tuple(str(child.reference) for child in children),
+            same_data=tuple(str(other.reference) for other in same_data if other.reference != reference),
+            images=tuple(sorted({i.image for i in images.references() if i.reference == reference})) if images else (),
+        )
 
     def search(self, query: ModelQuery) -> Sequence[ModelManifest]:
         return self.catalog.search(query)
@@ -128,6 +233,13 @@ class ModelService:
 
     # --- parts ---------------------------------------------------------------
 
+    def _no_alias(self, name: str, alias: str) -> NotFoundError:
+        known = ", ".join(f"{name}@{each}" for each in self.catalog.aliases(name))
+        return NotFoundError(
+            f"there is no alias {name}@{alias}",
+            hint=f"There are: {known}." if known else f"Point one: slipway model alias {name}:VERSION {alias}",
+        )
+
     def _not_found(self, reference: ModelReference) -> NotFoundError:
         last = self.catalog.last_version(reference.name)
         latest = self.catalog.latest(reference.name)
@@ -135,7 +247,7 @@ class ModelService:
             reason = (
                 f"no model {reference.name!r} is registered"
                 if not last
-                else (f"every version of model {reference.name!r} was deleted")
+                else (f"every version of model {reference.name!r} was deleted or archived")
             )
             return NotFoundError(reason, hint="See what there is with: slipway model list")
         reason = f"{reference} was deleted" if 1 <= reference.version <= last else f"there is no {reference}"
@@ -147,6 +259,26 @@ class ModelService:
     def fetch(self, digest: str, size_bytes: int, path: Path, on_progress: ProgressListener | None) -> None:
         """Write a stored file, whole and verified or not at all; raises RegistryError for bytes that changed."""
         fetch_blob(self.artifacts.read(digest), digest, size_bytes, path, on_progress)
+
+
+def _check_expected(name: str, alias: str, before: int | None, expected: int | None) -> None:
+    if expected is not None and (before or 0) != expected:
+        raise ConflictError(
+            f"{name}@{alias} stands for {f'{name}:{before}' if before else 'nothing'}, "
+            f"not for {f'{name}:{expected}' if expected else 'nothing'}: somebody has moved it",
+            hint=f"Look at it again: slipway model alias {name}",
+        )
+
+
+def _is_archived(reference: ModelReference) -> ConflictError:
+    return ConflictError(f"{reference} is archived", hint=f"Take it out again first: slipway model restore {reference}")
+
+
+def _release_hint(found: Sequence[Holder]) -> str:
+    if all(holder.why == "stands for it" for holder in found):
+        name, _, alias = found[0].where.partition("@")
+        return f"Point it elsewhere (slipway model alias {name}:VERSION {alias}) or drop it (--remove)."
+    return "Roll another version out to them first (slipway rollout start), or abort the rollout."
 
 
 def _holder_lines(found: Sequence[Holder]) -> str:

@@ -20,7 +20,9 @@ class ModelCatalog(Protocol):
 
     def manifest(self, reference: ModelReference) -> ModelManifest: ...
 
-    def latest(self, name: str) -> ModelManifest: ...
+    def resolve(self, text: str) -> ModelManifest:
+        """The version that a person means by ``name:version``, ``name@alias`` or ``name``."""
+        ...
 
 
 class ReleaseTrust(Protocol):

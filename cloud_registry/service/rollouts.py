@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from cloud_registry.core.catalog import parse_reference
 from cloud_registry.core.publication import digests_before, formats_offered, with_deltas
 from cloud_registry.core.rollout import events as ev
 from cloud_registry.core.rollout.documents import RolloutPlan, RolloutTerms
@@ -25,7 +24,7 @@ from cloud_registry.core.rollout.state import Rollout, RolloutState
 from cloud_registry.core.trust_files import files_of_content, files_of_deltas
 from cloud_registry.core.waves import DEFAULT_WAVES, parse_waves
 from cloud_registry.errors import ConflictError, GateRefusedError, NotFoundError, RegistryError
-from cloud_registry.ports import Clock, FleetHub, ProgressListener, RolloutReference
+from cloud_registry.ports import Clock, FleetHub, ModuleTwin, ProgressListener, RolloutReference
 from cloud_registry.service.fleet import Fleet, observations_of
 from cloud_registry.service.rollout_driver import RolloutDriver, Tick
 from cloud_registry.service.rollout_log import ModelCatalog, ReleaseDeltas, ReleaseTrust, RolloutLog, RolloutReader
@@ -87,12 +86,14 @@ class RolloutService:
         module_id: str = "slipway",
         trust: ReleaseTrust | None = None,
         publication: ReleaseDeltas | None = None,
+        on_twins: Callable[[Iterable[ModuleTwin]], None] = lambda _twins: None,
     ) -> None:
+        """`on_twins` is handed every module twin that is read on the way."""
         self._trust = trust
         self._publication = publication
         self._events = log
         self._models = models
-        self._fleet = Fleet(hub, module_id)
+        self._fleet = Fleet(hub, module_id, on_twins)
         self._clock = clock
         self._reader = RolloutReader(log)
         self._driver = RolloutDriver(log, self._reader, self._fleet, clock, owner)
@@ -107,8 +108,13 @@ class RolloutService:
             NotFoundError: no such model version, a named device is unknown, or no device meets the condition.
             HubUnreachableError, TrustError: the fleet cannot be read.
         """
-        name, version = parse_reference(request.reference)
-        manifest = self._version(name, version)
+        manifest = self._models.resolve(request.reference)
+        name = manifest.name
+        if manifest.archived:
+            raise ConflictError(
+                f"{manifest.reference} is archived, so that nobody is offered it",
+                hint=f"Take it out again first: slipway model restore {manifest.reference}",
+            )
         shares = parse_waves(request.waves)
         candidates = self._fleet.named(request.devices) if request.devices else self._fleet.meeting(request.condition)
         head = Head(
@@ -182,9 +188,6 @@ class RolloutService:
                 for digest, offers in found.items()
             }
         return with_deltas(drafted, found)
-
-    def _version(self, name: str, version: int | None) -> ModelManifest:
-        return self._models.latest(name) if version is None else self._models.manifest(ModelReference(name, version))
 
     def _known(self, model: str, candidates: Iterable[Candidate]) -> dict[int, ModelManifest]:
         """Manifests of the versions now running, as far as the registry still has them."""
@@ -338,12 +341,13 @@ class RolloutService:
                 ) from err
 
     def _version_to(self, text: str, model: str) -> ModelManifest:
-        name, version = parse_reference(text)
-        if name != model:
+        manifest = self._models.resolve(text)
+        if manifest.name != model:
             raise ConflictError(
-                f"the rollout carries {model}, not {name}", hint=f"Name a version of {model}, such as --to {model}:1"
+                f"the rollout carries {model}, not {manifest.name}",
+                hint=f"Name a version of {model}, such as --to {model}:1",
             )
-        return self._version(name, version)
+        return manifest
 
     def _command(self, rollout_id: str, decide: Callable[[Rollout], ev.RolloutEvent | None]) -> Rollout:
         """Append what an operator decided, on the latest state, whatever a controller writes meanwhile."""

@@ -3,6 +3,7 @@
 What is signed by enough keys is published at once, all of it or nothing; what is not waits for more signatures.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,9 +16,11 @@ from tuf.api.metadata import Metadata
 from cloud_registry.core import trust as rules
 from cloud_registry.core.trust import ONLINE_ROLES, ROOT, TARGETS, Roles, Signatures, TrustSettings
 from cloud_registry.core.trust_files import SignedFile
-from cloud_registry.errors import ConflictError, NotFoundError, TrustError, UsageError
+from cloud_registry.errors import ConflictError, NotFoundError, RegistryError, TrustError, UsageError
 from cloud_registry.service.trust_work import KeyRing, Outcome, Staged, TrustStore, TrustWork
 from manifests.identity import ModelReference
+
+_log = logging.getLogger("slipway.trust")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,8 @@ class TrustService:
         self._store = store
         self._keys = keys
         self._now = now
+        # What was logged last; a number of days that falls makes a new sentence a day.
+        self._said: frozenset[str] = frozenset()
 
     def exists(self) -> bool:
         return self._store.exists()
@@ -140,6 +145,22 @@ class TrustService:
             again = {role: rules.unsigned_next(work.coming[role]) for role in named if role not in ONLINE_ROLES}
             work.change(again)
             return work.finish(self._store, force=force or len(again) < len(named))
+
+    def keep_fresh(self) -> None:
+        """What a server does every hour: refresh what a program signs, and log what a person should. Never raises."""
+        if not self.exists():
+            return
+        try:
+            published = self.refresh().published
+            said = self.state().announcements
+        except RegistryError as err:
+            said, published = (f"the signed metadata was not refreshed: {err.message}. {err.hint}",), {}
+        if published:
+            _log.info("signed again: %s", ", ".join(published))
+        for sentence in said:
+            if sentence not in self._said:
+                _log.warning("%s", sentence)
+        self._said = frozenset(said)
 
     def discard(self) -> list[str]:
         """Throw away what waits for signatures; the roles that did."""

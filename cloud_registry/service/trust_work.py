@@ -90,6 +90,7 @@ class TrustWork:
         self._keys = keys
         self._now = now
         self._signers: dict[str, Signer] = {}
+        self._named: set[str] = set()
         self._unavailable: dict[str, str] = {}
         self.settings = settings
         self.published = published
@@ -108,6 +109,7 @@ class TrustWork:
         """Sign with these, whether or not fewer would do, and find them again."""
         found = {signer.public_key.keyid: signer for signer in signers}
         self._signers.update(found)
+        self._named.update(found)
         known = {**self.settings.key_places, **dict(zip(found, places, strict=True))}
         self.settings = TrustSettings(lifetimes_d=self.settings.lifetimes_d, key_places=known)
 
@@ -129,11 +131,11 @@ class TrustWork:
         """Sign what is staged, and return what still waits."""
         for role, metadata in self.staged.items():
             for key_id in self._key_ids(role):
-                if key_id in self._signers and key_id not in self._signed(role).signed:
+                if key_id in self._named and key_id not in self._signed(role).signed:
                     self._add_signature(metadata, self._signers[key_id])
             for key_id in self._signed(role).missing:
-                if self._signed(role).needed and (signer := self._signer(key_id)) is not None:
-                    self._add_signature(metadata, signer)
+                if self._signed(role).needed:
+                    self._sign_if_at_hand(metadata, key_id)
             self._sign_for_old_root(role, metadata)
         return tuple(state for role in self.staged if (state := self._signed(role)).needed)
 
@@ -142,9 +144,17 @@ class TrustWork:
         if ROOT not in self.staged or role == ROOT or role not in self.published:
             return
         for key_id in rules.role_keys(self.published, role)[0].keyids:
-            is_done = rules.is_signed(self.published, role, metadata)
-            if not is_done and (signer := self._signer(key_id)) is not None:
+            if not rules.is_signed(self.published, role, metadata):
+                self._sign_if_at_hand(metadata, key_id)
+
+    def _sign_if_at_hand(self, metadata: Metadata[Any], key_id: str) -> None:
+        """Sign with a key that nobody named, if it is where it was last and opens; else remember why not."""
+        signer = self._signer(key_id)
+        if signer is not None:
+            try:
                 self._add_signature(metadata, signer)
+            except TrustError as err:
+                self._unavailable[key_id] = err.message
 
     def _signed(self, role: str) -> Signatures:
         return rules.signatures_of(self.published, self.staged, role)
@@ -183,19 +193,32 @@ class TrustWork:
     # Publishing -------------------------------------------------------------------------------------------------------
 
     def finish(self, store: TrustStore, *, force: bool = False) -> Outcome:
-        """Publish everything if it is signed by enough keys, else keep it for the others."""
+        """Publish everything that is staged if it is signed by enough keys, else keep it for the others."""
         waiting = self.sign()
-        changes = rules.changes(self.published, self.staged)
-        unavailable = tuple(self._unavailable.values())
+        new = self._meanwhile(force=force) if waiting else self.completed(force=force)
+        # From here on nothing is refused any more.
         store.keep_staged(self.published, self.staged, store.root_chain())
         store.keep_settings(self.settings)
-        if waiting:
-            return Outcome({}, waiting, self.settings.key_places, changes, unavailable)
-        new = self.completed(force=force)
         store.publish(self.files(new))
-        store.keep_staged({}, {}, ())
-        versions = {role: metadata.signed.version for role, metadata in new.items()}
-        return Outcome(versions, (), self.settings.key_places, changes, unavailable)
+        if not waiting:
+            store.keep_staged({}, {}, ())
+        return Outcome(
+            {role: metadata.signed.version for role, metadata in new.items()},
+            waiting,
+            self.settings.key_places,
+            rules.changes(self.published, self.staged),
+            tuple(self._unavailable.values()),
+        )
+
+    def _meanwhile(self, *, force: bool) -> Staged:
+        """What a program has to sign while others wait for a person: the timestamp must not expire meanwhile."""
+        others = TrustWork(self._keys, self.settings, self.published, {}, self._now)
+        try:
+            return others.completed(force=force)
+        except TrustError as err:
+            # What waits may well be the new key.
+            self._unavailable[TIMESTAMP] = err.message
+            return {}
 
     def completed(self, *, force: bool = False) -> Staged:
         """What is staged, with the snapshot and timestamp that belong to it, signed."""
@@ -218,8 +241,7 @@ class TrustWork:
         self._renew(role, metadata)
         threshold, _ = rules.role_keys(self.coming, role)
         for key_id in self._key_ids(role):
-            if (signer := self._signer(key_id)) is not None:
-                self._add_signature(metadata, signer)
+            self._sign_if_at_hand(metadata, key_id)
         if not rules.is_signed(self.coming, role, metadata):
             places = [self.settings.key_places.get(key_id, key_id) for key_id in threshold.keyids]
             raise TrustError(

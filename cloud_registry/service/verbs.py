@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from cloud_registry.core.catalog import Holder
+from cloud_registry.core.family import Family
 from cloud_registry.core.rollout.documents import RolloutPlan
 from cloud_registry.core.rollout.events import RecordedEvent
 from cloud_registry.core.rollout.state import Rollout
 from cloud_registry.core.rollout.view import event_as_json, plan_as_json, status_as_json
-from cloud_registry.ports import ModelQuery, ProgressListener, Role, StoreCounts
+from cloud_registry.core.running import PeriodQuery, RunningPeriod
+from cloud_registry.ports import AliasMove, ModelQuery, ProgressListener, Role, StoreCounts
 from cloud_registry.service.clean_up import Removed
 from cloud_registry.service.registration import Registered, Registration
 from cloud_registry.service.rollout_driver import Tick
@@ -40,6 +43,42 @@ class ModelVerbs(Protocol):
 
     def tag(self, reference: ModelReference, changes: Mapping[str, str], removed: Iterable[str]) -> ModelManifest:
         """Set tags of a version and take others away."""
+        ...
+
+    def add_properties(self, reference: ModelReference, properties: Mapping[str, str]) -> ModelManifest:
+        """Give a version properties, which are written once."""
+        ...
+
+    def archive(self, reference: ModelReference, *, archived: bool = True) -> ModelManifest:
+        """Put a version away, or take it out again."""
+        ...
+
+    def aliases(self, name: str) -> Mapping[str, int]:
+        """A model's aliases with the versions that they stand for."""
+        ...
+
+    def alias_moves(self, name: str) -> Sequence[tuple[str, AliasMove]]:
+        """Every move of every alias of a model, oldest first."""
+        ...
+
+    def point_alias(self, reference: ModelReference, alias: str, *, expected: int | None = None) -> AliasMove:
+        """Point an alias to a version; expected is where it must point until then, 0 for nowhere."""
+        ...
+
+    def drop_alias(self, name: str, alias: str) -> AliasMove:
+        """Take an alias away."""
+        ...
+
+    def family_of(self, reference: ModelReference) -> Family:
+        """Where a version comes from and what came of it."""
+        ...
+
+    def holders_of(self, reference: ModelReference, *, offline: bool = False) -> tuple[Holder, ...]:
+        """Who needs a version: devices, rollouts, images and aliases."""
+        ...
+
+    def history(self, query: PeriodQuery) -> Sequence[RunningPeriod]:
+        """Which versions ran where and when, newest first."""
         ...
 
     def delete_unneeded(self, reference: ModelReference, *, offline: bool = False) -> None:
@@ -176,7 +215,11 @@ GROUPS: Mapping[type, str] = {
 
 
 def _registered(found: Registered) -> Any:
-    return {"manifest": found.manifest.to_wire(), "sameBytes": [str(reference) for reference in found.same_bytes]}
+    return {
+        "manifest": found.manifest.to_wire(),
+        "sameBytes": [str(reference) for reference in found.same_bytes],
+        "dryRun": found.is_dry_run,
+    }
 
 
 def _removed(found: Removed) -> Any:
@@ -198,9 +241,18 @@ READ, PUBLISH, OPERATE = Role.READER, Role.PUBLISHER, Role.OPERATOR
 VERBS: tuple[Verb, ...] = (
     Verb(ModelVerbs, "register", "POST", "/models", PUBLISH, _registered),
     Verb(ModelVerbs, "search", "POST", "/models/search", READ),
+    Verb(ModelVerbs, "history", "POST", "/models/history", READ),
     Verb(ModelVerbs, "remove_orphans", "POST", "/models/prune", PUBLISH, _removed),
     Verb(ModelVerbs, "resolve", "GET", "/models/{text}", READ),
     Verb(ModelVerbs, "tag", "PATCH", "/models/{reference}/tags", PUBLISH),
+    Verb(ModelVerbs, "add_properties", "PATCH", "/models/{reference}/properties", PUBLISH),
+    Verb(ModelVerbs, "archive", "PATCH", "/models/{reference}/archive", PUBLISH),
+    Verb(ModelVerbs, "family_of", "GET", "/models/{reference}/lineage", READ),
+    Verb(ModelVerbs, "holders_of", "GET", "/models/{reference}/holders", READ),
+    Verb(ModelVerbs, "aliases", "GET", "/models/{name}/aliases", READ),
+    Verb(ModelVerbs, "alias_moves", "GET", "/models/{name}/aliases/moves", READ),
+    Verb(ModelVerbs, "point_alias", "PUT", "/models/{reference}/aliases/{alias}", PUBLISH),
+    Verb(ModelVerbs, "drop_alias", "DELETE", "/models/{name}/aliases/{alias}", PUBLISH),
     Verb(ModelVerbs, "delete_unneeded", "DELETE", "/models/{reference}", PUBLISH),
     Verb(RolloutVerbs, "plan", "POST", "/rollouts/plan", READ, plan_as_json),
     Verb(RolloutVerbs, "conflicts", "POST", "/rollouts/conflicts", READ),

@@ -100,16 +100,20 @@ def _check_runtime(runtime: Any, place: Path, found: Findings) -> None:
         found.refuse(here, "registryCredentials is not an object")
         return
     for name, entry in credentials.items():
-        if entry is None:
-            continue
-        if not isinstance(entry, Mapping):
-            found.refuse((*here, name), "the credentials are not an object", "Give username, password and address.")
-            continue
-        for key in ("username", "password", "address"):
-            value = field_of(entry, key)
-            if isinstance(value, Mapping | list) or not str("" if value is None else value).strip():
-                where = (*here, name, key) if key in entry else (*here, name)
-                found.refuse(where, f"the {key} is missing or empty", "Give all of username, password and address.")
+        if entry is not None:
+            check_credentials(entry, (*here, name), found)
+
+
+def check_credentials(entry: Any, place: Path, found: Findings) -> None:
+    """Look at the credentials of one registry."""
+    if not isinstance(entry, Mapping):
+        found.refuse(place, "the credentials are not an object", "Give username, password and address.")
+        return
+    for key in ("username", "password", "address"):
+        value = field_of(entry, key)
+        if isinstance(value, Mapping | list) or not str("" if value is None else value).strip():
+            where = (*place, key) if key in entry else place
+            found.refuse(where, f"the {key} is missing or empty", "Give all of username, password and address.")
 
 
 def check_module(entry: Any, name: str, place: Path, found: Findings, *, is_system: bool = False) -> None:

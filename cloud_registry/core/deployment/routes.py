@@ -21,6 +21,12 @@ FUNCTIONS = (
     "twin_change_includes",
 )
 
+# One name in a path: no word or number of the language, and none of the signs that it gives a meaning.
+_WORDS = "select|from|where|into|and|or|not|true|false|null|undefined"
+_ITEM = r"(?!((?i:<words>)|\d+)(?=[\s\/]))[^\s()<>@,;:\\\"'\/\[\]?={}$][^\s()<>@,;:\\\"\/\[\]?={}]*".replace(
+    "<words>", _WORDS
+)
+
 GRAMMAR = r"""
 start: (SELECT STAR)? FROM SOURCE (WHERE coalesced)? INTO sink
 sink: UPSTREAM -> upstream
@@ -36,7 +42,7 @@ sink: UPSTREAM -> upstream
 ?unary: (MINUS | NOT) unary
       | operand
 ?operand: STRING | NUMBER | TRUE | FALSE | NULL | UNDEFINED
-        | SYSTEM | BODY | FUNCTION "(" (coalesced ("," coalesced)*)? ")" | PROPERTY
+        | SYSTEM | FUNCTION "(" (coalesced ("," coalesced)*)? ")" | PROPERTY
         | "(" coalesced ")"
 
 SELECT.2: /select(?!\w)/i
@@ -45,7 +51,7 @@ WHERE.2: /where(?!\w)/i
 INTO.2: /into(?!\w)/i
 UPSTREAM: /\$upstream(?!\w)/i
 BROKERED: /brokeredendpoint/i
-SOURCE: /(\/([^\s\/*"'()]+|\*))+\/?(?=\s)/
+SOURCE: /(\s*\/\s*<item>)+(?=\s)/
 OR.2: /or(?!\w)/i
 AND.2: /and(?!\w)/i
 NOT.2: /not(?!\w)/i
@@ -54,11 +60,10 @@ FALSE.2: /false(?!\w)/
 NULL.2: /null(?!\w)/i
 UNDEFINED.2: /undefined(?!\w)/i
 FUNCTION.3: /(<functions>)(?=\s*\()/i
-BODY.2: /\$body(\.\w+|\[\d+\])*|\{\$body(\.\w+|\[\d+\])*\}/i
-SYSTEM.1: /\$[A-Za-z_][\w.]*|\{\$[A-Za-z_][\w.]*\}/
-PROPERTY: /[A-Za-z_]\w*(\.\w+)*/
-NUMBER: /0x[0-9a-f]+|\d+(\.\d+)?(e[-+]?\d+)?/i
-STRING: /"(\\.|[^"\\])*"|'(\\.|[^'\\])*'/
+SYSTEM.1: /\$[^\s()<>@,;:\\"\/?={}]+|\{\$[^\s()<>@,;:\\"\/?={}]+\}/
+PROPERTY: /[^\W\d][^\s()<>@,;:\\"\/\[\]?={}'*+%|!]*/
+NUMBER: /0x[0-9a-f]+|\d*\.\d+(e[-+]?\d+)?|\d+(e[-+]?\d+)?/i
+STRING: /"(\\(["'\\]|u[0-9a-fA-F]{4})|[^"\\])*"|'(\\(["'\\]|u[0-9a-fA-F]{4})|[^'\\])*'/
 EQUAL: "="
 UNEQUAL.1: "!=" | "<>"
 ORDER: "<=" | ">=" | "<" | ">"
@@ -68,7 +73,7 @@ PERCENT: "%"
 PLUS: "+"
 MINUS: "-"
 %ignore /\s+/
-""".replace("<functions>", "|".join(sorted(FUNCTIONS, key=len, reverse=True)))
+""".replace("<functions>", "|".join(sorted(FUNCTIONS, key=len, reverse=True))).replace("<item>", _ITEM)
 
 
 class RouteError(ValueError):
@@ -127,7 +132,7 @@ def read_route(text: str) -> RoutePlan:
         raise RouteError(f"the route is not understood: {err}") from err
     tokens = {token.type: token for token in tree.scan_values(lambda value: isinstance(value, Token))}
     sink = next(iter(tree.find_pred(lambda found: found.data in ("upstream", "brokered"))))
-    source, is_conditional = str(tokens["SOURCE"]), "WHERE" in tokens
+    source, is_conditional = "".join(str(tokens["SOURCE"]).split()), "WHERE" in tokens
     if sink.data == "upstream":
         return RoutePlan(source, is_conditional=is_conditional)
     endpoint = str(sink.children[1])[1:-1]

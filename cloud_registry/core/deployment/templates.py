@@ -81,7 +81,8 @@ def module_image(name: str) -> ModuleImage | None:
     match = _MODULE_FOLDER.match(name)
     if match is None:
         return None
-    folder = match["folder"].strip()
+    # Solutions that were made on Windows have backslashes.
+    folder = match["folder"].strip().replace("\\", "/")
     return ModuleImage(folder.rstrip("/").rpartition("/")[2], match["platform"], match["debug"] is not None, folder)
 
 

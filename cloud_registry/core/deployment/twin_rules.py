@@ -23,6 +23,7 @@ INTEGER_BOUND_MAX = 2**52
 MODULES_PER_DEPLOYMENT_MAX = 50
 MODULE_ID_LENGTH_MAX = 128
 # What only a base may set: https://learn.microsoft.com/azure/iot-edge/module-deployment-monitoring.
+# Credentials of one more registry are an exception that deployed products rely on.
 BASE_ONLY = ("systemModules", "runtime", "schemaVersion")
 
 _FORBIDDEN_IN_KEYS = re.compile(r"[.$ \x00-\x1f\x7f-\x9f]")
@@ -131,7 +132,8 @@ def _check_setting(
     if path and not all(path):
         found.refuse(place, "the path has an empty name", f"Write {DESIRED}.<name>.")
     is_layer_of_system = deployment.kind == "layered" and module in (EDGE_AGENT, EDGE_HUB)
-    if is_layer_of_system and (not path or path[0] in BASE_ONLY):
+    is_credential = path[:3] == ("runtime", "settings", "registryCredentials") and len(path) > 3
+    if is_layer_of_system and not is_credential and (not path or path[0] in BASE_ONLY):
         what = path[0] if path else "the whole section"
         found.refuse(place, f"a layer may not set {what} of {module}", "Set it in the base deployment.")
     if not path and not isinstance(value, Mapping):

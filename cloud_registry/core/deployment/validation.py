@@ -111,15 +111,15 @@ def check_runtime(deployment: Deployment, found: Findings) -> None:
         for place, path, section in deployment.settings(EDGE_HUB):
             if not path:
                 hub_rules.check_hub(section, place, running, found)
-    for module, group in ((EDGE_AGENT, "modules"), (EDGE_HUB, "routes")):
-        for place, path, value in deployment.settings(module):
-            if len(path) != 2 or path[0] != group or value is None:
-                continue
-            if module == EDGE_AGENT:
-                agent_rules.check_module(value, path[1], place, found)
-            else:
-                # What a layer's route names may run in the base.
-                hub_rules.check_route(value, place, (), found)
+    for place, path, value in deployment.settings(EDGE_AGENT):
+        if len(path) == 2 and path[0] == "modules" and value is not None:
+            agent_rules.check_module(value, path[1], place, found)
+        elif len(path) == 4 and path[:3] == ("runtime", "settings", "registryCredentials") and value is not None:
+            agent_rules.check_credentials(value, place, found)
+    for place, path, value in deployment.settings(EDGE_HUB):
+        if len(path) == 2 and path[0] == "routes" and value is not None:
+            # What a layer's route names may run in the base.
+            hub_rules.check_route(value, place, (), found)
 
 
 def _known(verdict: Verdict, unknown: frozenset[Path]) -> Verdict:

@@ -94,8 +94,12 @@ def chosen_manifest(index: Mapping[str, Any], platform: Platform, name: str) -> 
         UsageError: there is none; the message names the platforms that there are.
     """
     listed = [Descriptor.from_wire(one) for one in index.get("manifests") or ()]
-    # Attestations stand in an index as manifests of an unknown platform.
-    images = [one for one in listed if one.platform is None or one.platform.architecture != "unknown"]
+    # Documents that are attached to images have a type of their own, or stand there for an unknown platform.
+    images = [
+        one
+        for one in listed
+        if not one.artifact_type and (one.platform is None or one.platform.architecture != "unknown")
+    ]
     for descriptor in images:
         if descriptor.platform == platform:
             return descriptor

@@ -19,6 +19,9 @@ MACHINES_NAMED_MAX = 8
 _SKIPPED = re.compile(r"Skipping link: none of the wheel's tags \(.*?\) are compatible .*?/([^/\s#]+\.whl)")
 _NOT_FOUND = re.compile(r"No matching distribution found for (\S+)")
 _ERROR = re.compile(r"^ERROR: (.+)$", re.MULTILINE)
+_VERSIONS = re.compile(r"\(from versions: ([^)]+)\)")
+_CONFLICT = re.compile(r"The conflict is caused by:\n((?:[ \t]+\S.*\n)+)")
+VERSIONS_NAMED_MAX = 5
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -97,9 +100,17 @@ def refusal(output: str, platform: Platform, target: PythonTarget) -> str:
     place = f"{platform} with Python {target.version_text} and {target.libc} {'.'.join(map(str, target.libc_version))}"
     wanted = missing_requirement(output)
     if wanted is None:
-        errors = [line for line in _ERROR.findall(output) if not line.startswith("Could not find a version")]
-        return f"the packages for {place} cannot be had together: {' '.join(errors)[:600] or output.strip()[-300:]}"
+        conflict = _CONFLICT.search(output)
+        if conflict is not None:
+            lines = [line.strip() for line in conflict.group(1).splitlines()]
+            return f"the packages for {place} cannot be had together: {'; '.join(lines)}"
+        errors = " ".join(_ERROR.findall(output))
+        return f"the packages for {place} could not be fetched: {errors[:600] or output.strip()[-300:]}"
     name = canonicalize_name(re.split(r"[^A-Za-z0-9._-]", wanted)[0])
+    versions = _VERSIONS.search(output)
+    if versions is not None and versions.group(1) != "none":
+        known = versions.group(1).split(", ")[-VERSIONS_NAMED_MAX:]
+        return f"there is no {wanted} for {place}; there is {name} {', '.join(known)}"
     there = _others(output, name)
     if there is None:
         return f"there is no wheel of {wanted} for {place}; no wheel of that name was seen at all"

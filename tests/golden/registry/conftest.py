@@ -17,13 +17,22 @@ _CHANGING = (
     (re.compile(r"sha256:[0-9a-f]{64}"), "sha256:<digest>"),
     (re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)"), "<time>"),
     (re.compile(r"[\d.e-]+ ms a sample"), "<latency> ms a sample"),
+    (re.compile(r"[\d.]+ ([kMG]B|bytes) at most"), "<memory> at most"),
+    (re.compile(r"onnxruntime \d[\d.]*"), "onnxruntime <version>"),
+    (re.compile(r"^(machine +|  limits +)\S.*$", re.MULTILINE), r"\1<of this machine>"),
 )
 
 
 @pytest.fixture
-def replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], tuple[str, str]]:
+def replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str]]:
     """Runs a session; gives the transcript as it is and as it was written down."""
-    for name in ("IOTHUB_CONNECTION_STRING", "SLIPWAY_TELEMETRY_URL", "SLIPWAY_DATABASE", "SLIPWAY_ARTIFACTS"):
+    for name in (
+        "IOTHUB_CONNECTION_STRING",
+        "SLIPWAY_TELEMETRY_URL",
+        "EVENTHUB_CONNECTION_STRING",
+        "SLIPWAY_DATABASE",
+        "SLIPWAY_ARTIFACTS",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLIPWAY_HOME", str(tmp_path / "home"))
     work = tmp_path / "work"
@@ -35,7 +44,9 @@ def replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], 
     (work / "cut.onnx").write_bytes((work / "digits.onnx").read_bytes()[:100])
     save_arrays(work / "sample.npz", input_x=ROWS)
 
-    def run(session: Path) -> tuple[str, str]:
+    def run(session: Path, database_url: str | None = None) -> tuple[str, str]:
+        if database_url is not None:
+            monkeypatch.setenv("SLIPWAY_DATABASE", database_url)
         runner = CliRunner()
         lines = []
         for line in session.read_text().splitlines():

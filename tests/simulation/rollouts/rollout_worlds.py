@@ -80,8 +80,8 @@ class Catalog:
             raise NotFoundError(f"there is no {reference}")
         return manifest(reference.version)
 
-    def latest(self, name: str) -> ModelManifest:
-        return self.manifest(ModelReference(name, 9))
+    def resolve(self, text: str) -> ModelManifest:
+        return self.manifest(ModelReference.parse(text if ":" in text else f"{text}:9"))
 
 
 # What a device does with an offer of a given version: its reports, one a step. A step of None says nothing.

@@ -4,16 +4,19 @@ import pytest
 
 from cloud_registry.core.catalog import (
     Holder,
+    Selector,
     edited_tags,
+    grown_properties,
     holders,
     matches,
     parse_metric,
     parse_reference,
+    parse_selector,
     parse_tag,
     parse_tag_query,
 )
-from cloud_registry.errors import UsageError
-from cloud_registry.ports import ModelQuery, ModuleTwin, RolloutReference
+from cloud_registry.errors import ConflictError, UsageError
+from cloud_registry.ports import ImageReference, ModelQuery, ModuleTwin, RolloutReference
 from manifests.errors import ManifestError
 from manifests.identity import ModelReference
 from manifests.model import ModelManifest
@@ -101,6 +104,44 @@ def test_holders_are_told_in_order_and_once():
     ]
     found = holders(V2, frozenset(), modules, [RolloutReference("r-0001", "digits", 2)])
     assert [holder.where for holder in found] == ["dev-01/slipway", "dev-02/slipway", "dev-03/slipway", "r-0001"]
+
+
+def test_images_and_aliases_hold_what_they_name():
+    images = [
+        ImageReference("registry.local/digits:2", DIGEST, V2),
+        ImageReference("registry.local/digits:1", OTHER, ModelReference("digits", 1)),
+    ]
+    assert holders(V2, frozenset(), [], [], images, ("champion",)) == (
+        Holder("digits@champion", "stands for it"),
+        Holder("registry.local/digits:2", "holds it (sha256:222222222222)"),
+    )
+
+
+SELECTORS = {
+    "digits:3": Selector("digits", version=3),
+    "digits@champion": Selector("digits", alias="champion"),
+    "digits@latest": Selector("digits"),
+    "digits": Selector("digits"),
+}
+
+
+@pytest.mark.parametrize("text", SELECTORS)
+def test_a_version_is_meant_by_its_number_its_alias_or_as_the_latest(text: str):
+    assert parse_selector(text) == SELECTORS[text]
+
+
+@pytest.mark.parametrize("text", ["digits@", "@champion", "digits@3", "digits@Champion", "digits@a@b", "digits:3@a"])
+def test_what_means_no_version_is_refused(text: str):
+    with pytest.raises((UsageError, ManifestError)):
+        parse_selector(text)
+
+
+def test_a_property_is_written_once_and_may_be_said_again():
+    assert grown_properties({"a": "1"}, {"a": "1", "b": "2"}, "digits:2") == {"a": "1", "b": "2"}
+    with pytest.raises(ConflictError, match="'a' of digits:2 is '1' and is written once"):
+        grown_properties({"a": "1"}, {"a": "2"}, "digits:2")
+    with pytest.raises(UsageError, match="at most 64 properties"):
+        grown_properties({}, {f"k{number}": "" for number in range(65)}, "digits:2")
 
 
 def test_a_reference_is_a_version_or_a_name_for_its_latest():

@@ -70,6 +70,11 @@ DISAGREEMENTS: dict[str, tuple[list[Change], bool, bool]] = {
     "a route of wrong grammar": ([(ROUTE, "FORM /messages/* INTO $upstream")], True, False),
     "options that are no JSON": ([((*MODULE, "settings", "createOptions"), "{")], True, False),
     "a gap in the numbers of the options": ([((*MODULE, "settings", "createOptions02"), "")], True, False),
+    "a first piece with a number": (
+        [((*MODULE, "settings"), {"image": "a:1", "createOptions00": "{}"})],
+        True,
+        False,
+    ),
     "options deleted by null": ([((*MODULE, "settings", "createOptions01"), None)], False, True),
     "options as an object": ([((*MODULE, "settings", "createOptions"), {})], False, False),
     "tag and digest": ([((*MODULE, "settings", "image"), f"a/b:1@sha256:{'0' * 64}")], True, False),
@@ -199,7 +204,7 @@ def test_a_problem_names_its_line_its_reason_and_its_mend():
 
 UNREADABLE = {
     "nothing": (b"", "ends too early"),
-    "a comment": (b'{\n // why\n "a": 1}', "line 2, column 2: a comment is no JSON"),
+    "a comment": (b'{\n // why\n "a": 1}', "a comment is no JSON (column 2)"),
     "a comma too much": (b'{"a": 1,}', "a comma before '}'"),
     "a placeholder outside quotes": (b'{"modulesContent": {"a": ${TTL}}}', "the placeholder ${TTL} stands outside"),
     "single quotes": (b"{'a': 1}", "a name in double quotes is missing"),
@@ -257,6 +262,19 @@ LAYERS = {
     "with an empty agent": ({"$edgeAgent": {}}, True),
     "without an agent": ({"$edgeAgent": GONE}, False),
     "with a runtime": ({"$edgeAgent": {"properties.desired.runtime": {}}}, False),
+    "with credentials of one more registry": (
+        {
+            "$edgeAgent": {
+                "properties.desired.runtime.settings.registryCredentials.b": {
+                    "username": "u",
+                    "password": "p",
+                    "address": "b.azurecr.io",
+                }
+            }
+        },
+        True,
+    ),
+    "with half of them": ({"$edgeAgent": {"properties.desired.runtime.settings.registryCredentials.b": {}}}, False),
     "with a system module": ({"$edgeAgent": {"properties.desired.systemModules.edgeHub": {}}}, False),
     "with a schema version": ({"$edgeHub": {"properties.desired.schemaVersion": "1.1"}}, False),
     "with a bad module": ({"$edgeAgent": {"properties.desired.modules.a": {"type": "docker"}}}, False),

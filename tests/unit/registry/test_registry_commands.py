@@ -38,7 +38,13 @@ class Said:
 @pytest.fixture
 def slipway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
     """Runs a command line in this process, in a folder of its own, with no hub."""
-    for name in ("IOTHUB_CONNECTION_STRING", "SLIPWAY_TELEMETRY_URL", "SLIPWAY_DATABASE", "SLIPWAY_ARTIFACTS"):
+    for name in (
+        "IOTHUB_CONNECTION_STRING",
+        "SLIPWAY_TELEMETRY_URL",
+        "EVENTHUB_CONNECTION_STRING",
+        "SLIPWAY_DATABASE",
+        "SLIPWAY_ARTIFACTS",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLIPWAY_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)

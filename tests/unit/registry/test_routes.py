@@ -35,6 +35,8 @@ CONDITIONS = {
     "(a = 1": False,
     "a = 'x": False,
     "nonsense(a) = 1": False,
+    "message-type = 'a\\'b' AND größe > .5": True,
+    "a = 'x\\n'": False,
     "a =": False,
     "TRUE AND FALSE x": False,
 }
@@ -55,6 +57,29 @@ def test_a_route_says_from_where_to_whom():
     assert read_route(text) == RoutePlan("/messages/modules/cam/outputs/*", "scorer", "frames")
     assert read_route(text).source_module == "cam"
     assert read_route("FROM /messages/* INTO $upstream").source_module is None
+
+
+SOURCES = {
+    "/messages/modules/cam-1.2/outputs/%o%": True,
+    "/messages*": True,
+    " / messages / * ": True,
+    "/messages/modules/<FROM_MODULE_NAME>/outputs/*": False,
+    "/messages/modules/a@b": False,
+    "/messages/modules/1/outputs/a": False,
+    "/messages/modules/From/outputs/a": False,
+    "/messages/modules/fromage/outputs/1a": True,
+    "/messages//a": False,
+    "messages": False,
+}
+
+
+@pytest.mark.parametrize(("source", "is_taken"), SOURCES.items())
+def test_a_source_has_the_names_that_the_runtimes_lexer_knows(source: str, is_taken: bool):
+    if is_taken:
+        assert read_route(f"FROM {source} INTO $upstream").source == source.replace(" ", "")
+    else:
+        with pytest.raises(RouteError):
+            read_route(f"FROM {source} INTO $upstream")
 
 
 # A source, a place where a message comes from, and whether the route takes it.

@@ -34,6 +34,7 @@ PLACEHOLDERS = {
     "MODULES.scorer.windows-amd64.debug": ModuleImage("scorer", "windows-amd64", is_debug=True),
     "MODULEDIR<../shared/scorer>": ModuleImage("scorer", folder="../shared/scorer"),
     "MODULEDIR<./scorer>.amd64.debug": ModuleImage("scorer", "amd64", is_debug=True, folder="./scorer"),
+    "MODULEDIR<.\\scorer>": ModuleImage("scorer", folder="./scorer"),
     "EDGE_RUNTIME_VERSION": None,
     "MODULES": None,
 }

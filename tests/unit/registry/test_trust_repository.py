@@ -137,6 +137,21 @@ def test_what_lacks_signatures_waits_and_nothing_of_it_is_published(tmp_path):
     publisher.service.check([ONE, TWO])
 
 
+def test_what_waits_for_a_person_does_not_keep_the_timestamp_from_being_refreshed(publisher):
+    publisher.sign(ONE)
+    publisher.take_away("targets-1")
+    publisher.sign(TWO)
+    for version in (3, 4, 5):
+        publisher.later(days=5)
+        outcome = publisher.service.refresh()
+        assert outcome.published["timestamp"] == version
+        assert waiting(outcome) == [("model-digits", 1)]
+        assert publisher.service.state().problems == ()
+    assert publisher.service.unsigned([ONE, TWO]) == [TWO]
+    publisher.bring("targets-1")
+    assert publisher.service.sign().published["model-digits"] == 2
+
+
 def test_what_waits_can_be_thrown_away(publisher):
     publisher.take_away("targets-1")
     publisher.sign(ONE)
@@ -252,6 +267,27 @@ def test_a_program_signs_again_when_half_of_a_life_is_over(publisher):
     assert publisher.service.refresh().published == {"snapshot": 3, "timestamp": 4}
 
 
+def test_a_server_keeps_it_fresh_and_logs_what_is_due_once_a_day(publisher, caplog):
+    publisher.later(days=4)
+    publisher.service.keep_fresh()
+    assert publisher.read("timestamp").signed.version == 2
+    for _ in range(51):
+        publisher.later(days=3)
+        publisher.service.keep_fresh()
+        publisher.service.keep_fresh()
+    assert publisher.service.state().problems == ()
+    said = [record.message.partition(", at")[0] for record in caplog.records if record.levelname == "WARNING"]
+    assert said == ["targets expires in 25 days", "targets expires in 22 days"]
+    caplog.clear()
+    (publisher.store.directory / "keys" / "timestamp-1.pem").unlink()
+    for _ in range(3):
+        publisher.later(days=4)
+        publisher.service.keep_fresh()
+    assert len([record for record in caplog.records if "timestamp cannot be signed" in record.message]) == 1
+    empty = TrustService(type(publisher.store)(publisher.safe / "nowhere"), publisher.keys, lambda: publisher.now)
+    empty.keep_fresh()
+
+
 def test_what_a_person_must_sign_again_is_announced_weeks_ahead(publisher):
     publisher.sign(ONE)
     for _ in range(15):
@@ -315,7 +351,20 @@ def test_an_online_key_that_is_lost_is_replaced_by_the_keys_of_root(publisher, r
     assert publisher.service.unsigned([ONE]) == [ONE]
     outcome = publisher.service.rotate(role, [])
     assert outcome.published["root"] == 2
+    assert publisher.service.unsigned([ONE]) == [ONE], "what was refused is not done later, unasked"
+    publisher.sign(ONE)
     publisher.service.check([ONE])
+
+
+def test_a_lost_online_key_is_replaced_though_its_role_expires_meanwhile(publisher):
+    (publisher.store.directory / "keys" / "timestamp-1.pem").unlink()
+    publisher.later(days=6)
+    publisher.take_away("root-1", "root-2")
+    outcome = publisher.service.rotate("timestamp", [])
+    assert waiting(outcome) == [("root", 1)]
+    assert "timestamp cannot be signed" in outcome.unavailable[-1]
+    publisher.bring("root-2")
+    assert publisher.service.sign().published == {"root": 2, "timestamp": 2}
 
 
 def test_two_commands_at_once_do_not_mix(publisher):

@@ -86,6 +86,55 @@ def test_tags_are_set_and_versions_fetched_and_deleted_from_afar(served: Served,
     assert remote.remove_orphans() == wiring.open_models(served.config).remove_orphans()
 
 
+def test_a_directory_is_registered_from_afar_as_it_is_at_home(served: Served, digits: Registration, tmp_path: Path):
+    folder = tmp_path / "churn"
+    folder.mkdir()
+    (folder / "score.py").write_text("def init():\n    pass\n\n\ndef run(data):\n    return data\n")
+    (folder / "requirements.txt").write_text("numpy==2.1.0\n")
+    (folder / "weights").mkdir()
+    (folder / "weights" / "größe.bin").write_bytes(b"w" * 1000)
+    remote, local = wiring.open_models(served.as_role("publisher")), wiring.open_models(served.config)
+    registration = Registration("churn", (folder,))
+    from_afar, at_home = remote.register(registration).manifest, local.register(registration).manifest
+    assert [(file.path, file.digest) for file in from_afar.source] == [
+        (file.path, file.digest) for file in at_home.source
+    ]
+    assert "weights/größe.bin" in [file.path for file in from_afar.source]
+    dry = remote.register(replace(digits, is_dry_run=True))
+    assert (dry.is_dry_run, dry.manifest.version) == (True, 1)
+    assert [each.name for each in local.search(ModelQuery())] == ["churn", "churn"]
+
+
+def test_a_stranger_does_not_lift_the_bounds_that_a_model_runs_in(served: Served, digits: Registration):
+    remote = wiring.open_models(served.as_role("publisher"))
+    for terms, words in (
+        (ProofTerms(is_unconfined=True), "with the network in reach"),
+        (ProofTerms(duration_max_s=901), "at most 900 s, and 901 s were asked"),
+        (ProofTerms(duration_max_s=float("inf")), "cannot be read|at most 900 s"),
+        (ProofTerms(memory_max_bytes=2**50), "bytes of memory"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            remote.register(replace(digits, terms=terms))
+    assert wiring.open_models(served.config).search(ModelQuery()) == []
+
+
+def test_aliases_properties_and_the_archive_work_from_afar(served: Served, digits: Registration):
+    remote, local = wiring.open_models(served.as_role("publisher")), wiring.open_models(served.config)
+    reference = local.register(digits).manifest.reference
+    remote.point_alias(reference, "champion")
+    assert remote.resolve("digits@champion").reference == reference
+    assert remote.aliases("digits") == local.aliases("digits")
+    assert remote.add_properties(reference, {"line": "3"}).properties == {"line": "3"}
+    with pytest.raises(ConflictError):
+        remote.archive(reference)
+    remote.drop_alias("digits", "champion")
+    assert remote.archive(reference).archived
+    assert remote.archive(reference, archived=False) == local.resolve("digits:1")
+    assert list(remote.alias_moves("digits")) == list(local.alias_moves("digits"))
+    assert remote.family_of(reference) == local.family_of(reference)
+    assert list(remote.holders_of(reference, offline=True)) == list(local.holders_of(reference, offline=True))
+
+
 def test_an_error_arrives_with_the_words_and_the_code_that_it_had_there(served: Served, tmp_path: Path):
     remote = wiring.open_models(served.as_role("publisher"))
     (tmp_path / "zip.onnx").write_bytes(b"PK\x03\x04 and so on")
@@ -138,7 +187,8 @@ def test_the_command_line_is_the_same_against_a_server(
 def test_each_verb_is_refused_to_whoever_lacks_its_role(served: Served):
     roles = ("reader", "publisher", "operator", "device")
     for verb in VERBS:
-        path = "/api/v1" + verb.path.format(text="a:1", reference="a:1", rollout_id="r-1")
+        words = {"text": "a:1", "reference": "a:1", "rollout_id": "r-1", "name": "a", "alias": "best"}
+        path = "/api/v1" + verb.path.format(**words)
         assert served.ask(verb.method, path).status_code == 401, verb.id
         allowed = {"reader": {"reader", "publisher", "operator"}}.get(verb.role, {verb.role})
         for role in roles:
