@@ -9,6 +9,7 @@ ISA-L's do (distributions ship different ones, and code for one processor finds 
 import hashlib
 import json
 import os
+import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +29,11 @@ PIECE_BYTES = 4 * 1024 * 1024
 GZIP_LEVEL, ZSTD_LEVEL = 1, 3
 # Pieces that wait to be written: they bound the memory.
 PIECES_AHEAD = 4
+# What is looked at of a piece, and how much of that matches must save for looking for them in all of it.
+SAMPLE_BYTES = 64 * 1024
+REPETITION_RATIO_MIN = 0.98
+# RFC 1952: no name, no time, no system.
+_GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 _RECORDS = "layers"
 
 # Bytes of a blob of the artifact store.
@@ -183,9 +189,23 @@ def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _gzip(piece: bytes) -> bytes:
+    """A gzip member. Bytes without repetitions, as weights are, are coded by their frequency alone: twice as quick."""
     import deflate
 
+    middle = len(piece) // 2
+    sample = piece[:SAMPLE_BYTES] + piece[middle : middle + SAMPLE_BYTES]
+    if len(deflate.gzip_compress(sample, GZIP_LEVEL)) > REPETITION_RATIO_MIN * len(_by_frequency(sample)):
+        return _by_frequency(piece)
     return bytes(deflate.gzip_compress(piece, GZIP_LEVEL))
+
+
+def _by_frequency(piece: bytes) -> bytes:
+    """A gzip member of Huffman codes without matches; its header is ours, since zlib names the system in it."""
+    from zlib_ng import zlib_ng
+
+    coder = zlib_ng.compressobj(1, zlib_ng.DEFLATED, -15, 9, zlib_ng.Z_HUFFMAN_ONLY)
+    body = coder.compress(piece) + coder.flush()
+    return _GZIP_HEADER + body + struct.pack("<II", zlib_ng.crc32(piece), len(piece) & 0xFFFFFFFF)
 
 
 def _zstd(piece: bytes) -> bytes:
@@ -200,7 +220,7 @@ _COMPRESSORS: Mapping[Compression, Callable[[bytes], bytes]] = {"gzip": _gzip, "
 @lru_cache(maxsize=3)
 def compressor_words(compression: Compression) -> str:
     """The compressor and its version: an input of the image, as the packages are."""
-    words = {"gzip": f"deflate {version('deflate')}, level {GZIP_LEVEL}", "none": "none"}
+    words = {"gzip": f"deflate {version('deflate')}, level {GZIP_LEVEL}; zlib-ng {version('zlib-ng')}", "none": "none"}
     if compression == "zstd":
         from cloud_registry.adapters.oci_archives import zstd
 

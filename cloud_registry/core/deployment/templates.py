@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cloud_registry.core.deployment.json_text import JsonText, Path, decoded, read_json
-from cloud_registry.core.deployment.manifest_shape import read_deployment
+from cloud_registry.core.deployment.manifest_shape import EDGE_HUB, read_deployment
 from manifests.deployment import join_create_options, split_create_options
 
-SCHEMA_TEMPLATE = "4.0.0"
+# The version of a template goes with that of edgeHub: 4.0 is for 1.2, which added the MQTT broker.
+SCHEMA_TEMPLATES = {"1.0": "2.0.0", "1.1": "3.0.0", "1.2": "4.0.0"}
+SCHEMA_TEMPLATE_OF_OTHERS = "3.0.0"
 # What iotedgedev knows by itself, at the versions that we write.
 BUILT_IN = {
     "EDGE_RUNTIME_VERSION": "1.5",
@@ -191,7 +193,12 @@ def as_template(document: Mapping[str, Any], images: Mapping[str, str]) -> dict[
         settings = entry.get("settings") if isinstance(entry, dict) else None
         if isinstance(settings, dict):
             entry["settings"] = _with_object_options(settings, images.get(name))
-    return {"$schema-template": SCHEMA_TEMPLATE, "modulesContent": modules}
+    hub = deployment.section(EDGE_HUB)
+    version = str(hub.get("schemaVersion", "")) if isinstance(hub, dict) else ""
+    return {
+        "$schema-template": SCHEMA_TEMPLATES.get(version, SCHEMA_TEMPLATE_OF_OTHERS),
+        "modulesContent": modules,
+    }
 
 
 def _with_object_options(settings: Mapping[str, Any], placeholder: str | None) -> dict[str, Any]:

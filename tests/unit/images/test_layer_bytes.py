@@ -112,6 +112,22 @@ def test_compressed_bytes_do_not_depend_on_how_they_were_read_or_by_how_many(sto
     assert len(found) == 1
 
 
+def test_weights_are_coded_by_frequency_and_text_by_repetition(store):
+    """Either way it is gzip; what stands in the archive decides, so it is the same on every machine."""
+    import numpy as np
+
+    drawn = np.random.default_rng(1).integers(0, 2**32, 300_000, np.uint32)
+    # Mantissas as they fall, exponents near one another.
+    weights = (drawn & 0x81FFFFFF | 0x3C000000).astype("<u4").tobytes()
+    text = b"a model is registered, proven and shipped\n" * 30_000
+    layers = [write_layer(store, [LayerFile("m", content)], "test", LayerTerms()) for content in (weights, text)]
+    for layer, content in zip(layers, (weights, text), strict=True):
+        assert gzip.decompress(store.path(layer.descriptor.digest).read_bytes()).count(content) == 1
+    assert layers[0].descriptor.size_bytes < 0.94 * len(weights)
+    assert layers[1].descriptor.size_bytes < 0.02 * len(text)
+    assert layers[0].descriptor.digest == "sha256:417a2773ac516674dc202a9b26ac6d7dbb865837514ef497f5760169fa3dc30b"
+
+
 @pytest.mark.parametrize("compression", ["gzip", "zstd", "none"])
 def test_every_compression_stands_for_the_same_archive(store, compression):
     layer = write_layer(store, FILES, "test", LayerTerms(compression))

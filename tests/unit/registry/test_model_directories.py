@@ -1,13 +1,17 @@
 """Directories and archives as submissions: what each file is for, and everything that a stranger may have put there."""
 
 import io
+import json
 import os
 import tarfile
+import tempfile
+import time
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from cloud_registry.adapters import model_intake
 from cloud_registry.config import RegistryConfig
@@ -19,7 +23,7 @@ from cloud_registry.service.models import ModelService
 from cloud_registry.service.registration import Registration
 from manifests.canonical import digest_of
 from manifests.model import DataSchema, Field
-from tests.unit.registry.registry_models import IDENTITY, ROWS, linear_onnx, save_arrays
+from tests.unit.registry.registry_models import IDENTITY, ROWS, floats, linear_onnx, save_arrays, save_onnx
 
 SCRIPT = "def init():\n    pass\n\n\ndef run(data):\n    return data\n"
 
@@ -138,6 +142,49 @@ def test_a_dry_run_proves_and_stores_nothing(models: ModelService, config: Regis
     assert (str(said.manifest.reference), said.is_dry_run) == ("churn:1", True)
     assert list(models.search(ModelQuery())) == []
     assert [path for path in (config.home / "artifacts").rglob("*") if path.is_file()] == []
+
+
+def test_what_a_killed_registration_left_goes_with_a_later_one(
+    models: ModelService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    scratch = tmp_path / "scratch"
+    abandoned, fresh, other = (scratch / name for name in ("slipway-scratch-old", "slipway-scratch-new", "else"))
+    for folder in (abandoned, fresh, other):
+        write(folder, model_bin=b"x" * 1000)
+    two_days_ago = time.time() - 2 * 24 * 3600
+    for folder in (abandoned, other):
+        os.utime(folder, (two_days_ago, two_days_ago))
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    register(models, python_model(tmp_path / "churn"))
+    assert sorted(folder.name for folder in scratch.iterdir()) == ["else", "slipway-scratch-new"]
+
+
+def test_a_picture_is_a_sample_where_the_steps_are_declared(models: ModelService, tmp_path: Path):
+    from PIL import Image
+
+    folder = tmp_path / "pixels"
+    folder.mkdir()
+    shape = [None, 1, 2, 2]
+    save_onnx(
+        folder / "model.onnx", [helper.make_node("Identity", ["x"], ["y"])], [floats("x", shape)], [floats("y", shape)]
+    )
+    pixels = np.asarray([[0, 51], [102, 255]], np.uint8)
+    Image.fromarray(np.kron(pixels, np.ones((4, 4), np.uint8))).save(folder / "sample.png")
+    with pytest.raises(
+        RefusedModelError, match=r"sample\.png is a picture, and nobody said how its pixels become float32"
+    ):
+        register(models, folder)
+    steps = [{"step": "resize", "height": 2, "width": 2, "method": "nearest"}, {"step": "channels", "to": "grayscale"},
+             {"step": "layout", "to": "nchw"}, {"step": "scale", "factor": 1 / 255}]  # fmt: skip
+    write(folder, processing_json=json.dumps({"inputs": [{"steps": steps}]}))
+    manifest = register(models, folder)
+    assert manifest.schema is not None
+    assert manifest.schema.inputs == (Field(name="x", kind="image", size=(2, 2)),)
+    assert manifest.golden is not None
+    golden = tmp_path / "golden.npz"
+    golden.write_bytes(content(models, manifest.golden.digest))
+    with np.load(golden) as arrays:
+        np.testing.assert_allclose(arrays["output.y"][0, 0], pixels / 255, atol=1e-6)
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -373,8 +420,6 @@ ARCHIVES = {
 def test_an_archive_is_refused_and_nothing_of_it_is_left(
     story: str, models: ModelService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    import tempfile
-
     make, words = ARCHIVES[story]
     archive = make(tmp_path)
     scratch = tmp_path / "scratch"

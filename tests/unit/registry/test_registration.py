@@ -34,6 +34,7 @@ from manifests.model import (
     Verdict,
 )
 from manifests.processing import Processing
+from manifests.release import Requirements
 from tests.unit.registry.registry_models import (
     IDENTITY,
     ROWS,
@@ -120,6 +121,18 @@ def test_a_version_is_what_its_files_say(models: ModelService, tmp_path: Path, s
     assert models.manifest(ModelReference("digits", 1)) == manifest
     assert content(models, manifest.artifacts[0].digest) == onnx_path.read_bytes()
     assert len(content(models, golden.digest)) == golden.size_bytes
+
+
+def test_what_a_device_must_have_goes_from_the_verdict_into_the_release(models: ModelService, tmp_path: Path):
+    files = (linear_onnx(tmp_path / "m.onnx", IDENTITY), linear_tflite(tmp_path / "m.tflite", IDENTITY))
+    manifest = models.register(Registration("digits", files)).manifest
+    assert manifest.verdict is not None
+    onnx_content, tflite_content = (ReleaseContent.of_artifact(manifest, artifact) for artifact in manifest.artifacts)
+    assert onnx_content.requires == Requirements(
+        opset=17, memory_bytes=manifest.verdict.memory_peak_bytes, engine="onnxruntime"
+    )
+    # The verdict is of the first file; another engine takes other memory.
+    assert tflite_content.requires is None
 
 
 def test_golden_answers_are_recorded_by_running_the_model(models: ModelService, tmp_path: Path, sample: Path):

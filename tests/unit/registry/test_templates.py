@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema.validators import validator_for
+from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT4
 
 from cloud_registry import wiring
 from cloud_registry.adapters.template_folder import read_module_images, read_variables
@@ -93,7 +96,7 @@ def test_options_as_objects_become_text_in_pieces():
 
 def test_a_manifest_comes_back_from_its_template():
     template = as_template(DEPLOYMENT, {"slipway": "MODULES.slipway"})
-    assert template["$schema-template"] == "4.0.0"
+    assert template["$schema-template"] == "3.0.0"
     image = DEPLOYMENT["modulesContent"]["$edgeAgent"]["properties.desired"]["modules"]["slipway"]["settings"]["image"]
     filled = fill(template, {"MODULES.slipway": image})
     assert (final_document(filled.value), filled.unfilled) == (DEPLOYMENT, ())
@@ -126,6 +129,29 @@ def test_every_collected_template_renders_to_a_manifest_that_is_judged_as_the_te
         assert (report.schema.is_ok, report.runtime.is_ok) == (True, True), (case["file"], report.to_wire())
         rendered += 1
     assert rendered > 20
+
+
+@pytest.mark.parametrize(
+    ("agent", "hub", "template"), [("1.0", "1.0", "2.0"), ("1.1", "1.1", "3.0"), ("1.1", "1.2", "4.0")]
+)
+def test_what_we_write_as_a_template_meets_the_published_schema_of_templates(agent: str, hub: str, template: str):
+    folder = SHARED.parent.parent / "schemas"
+    if not folder.is_dir():
+        pytest.skip("the published schemas are kept beside the repository, in shared/data/schemas")
+    published = {path.name: json.loads(path.read_bytes()) for path in folder.glob("azure-iot-*.json")}
+    registry = Registry().with_resources(
+        (schema.get("id") or schema["$id"], Resource.from_contents(schema, default_specification=DRAFT4))
+        for schema in published.values()
+    )
+    document = json.loads(json.dumps(DEPLOYMENT))
+    for part, version in (("$edgeAgent", agent), ("$edgeHub", hub)):
+        document["modulesContent"][part]["properties.desired"]["schemaVersion"] = version
+    schema = published[f"azure-iot-edge-deployment-template-{template}.json"]
+    validator = validator_for(schema)(schema, registry=registry)
+    written = as_template(document, {"slipway": "MODULES.slipway"})
+    assert written["$schema-template"] == f"{template}.0"
+    assert [error.message for error in validator.iter_errors(written)] == []
+    assert not validator.is_valid({"modulesContent": {}})
 
 
 def write(path: Path, text: Any) -> Path:
