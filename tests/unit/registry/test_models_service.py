@@ -172,12 +172,7 @@ def test_a_download_is_what_was_registered(models: ModelService, onnx_file: Path
     folder = tmp_path / "out" / "deep"
     paths = models.download(manifest.reference, folder, force=False)
     assert [path.name for path in paths] == ["model.onnx", "golden.npz", "sample.npz", "manifest.json"]
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "golden.npz",
-        "manifest.json",
-        "model.onnx",
-        "sample.npz",
-    ]
+    assert sorted(path.name for path in folder.iterdir()) == ["golden.npz", "manifest.json", "model.onnx", "sample.npz"]
     assert (folder / "model.onnx").read_bytes() == onnx_file.read_bytes()
     assert ModelManifest.from_wire(json.loads((folder / "manifest.json").read_bytes())) == manifest
 
