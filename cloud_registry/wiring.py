@@ -150,6 +150,7 @@ def open_local_models(config: RegistryConfig) -> "LocalModels":
         open_hub=(lambda: open_hub(config)) if config.hub_connection_string is not None else None,
         open_rollouts=lambda: open_local_rollouts(config),
         running=open_running(config),
+        open_images=lambda: open_image_references(config),
     )
 
 

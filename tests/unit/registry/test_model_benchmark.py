@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from cloud_registry.adapters.model_probe import SubprocessProver
+from cloud_registry.adapters.scratch_folders import LockedFolders
 from cloud_registry.errors import RefusedModelError, UsageError
 from cloud_registry.ports import ProofTerms, SpeedTerms
 from cloud_registry.service.benchmark import BenchmarkService
@@ -17,8 +18,8 @@ BRIEF = SpeedTerms(duration_s=0.1)
 
 
 @pytest.fixture
-def benchmark(models: ModelService) -> BenchmarkService:
-    return BenchmarkService(models, SubprocessProver())
+def benchmark(models: ModelService, tmp_path: Path) -> BenchmarkService:
+    return BenchmarkService(models, SubprocessProver(LockedFolders(tmp_path / "scratch")))
 
 
 def test_each_format_is_measured_on_the_golden_set(models: ModelService, benchmark: BenchmarkService, tmp_path: Path):
