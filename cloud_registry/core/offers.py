@@ -55,4 +55,5 @@ def _contents(rollout: Rollout, device: str) -> Iterable[ReleaseContent]:
 
 
 def _targets(content: ReleaseContent) -> list[str]:
-    return [content.target, *(file.target for file in attachments_of(content.golden, content.processing))]
+    files = [*attachments_of(content.golden, content.processing), *content.delta]
+    return [content.target, *(file.target for file in files)]

@@ -1,15 +1,19 @@
 """Rollouts from end to end over a fleet in memory, told as stories."""
 
+import dataclasses
 import itertools
 
+import msgspec
 import pytest
 from rollout_worlds import MODEL, RELABELLED, World, digest, fleet, outcomes, terms
 
+from cloud_registry.core.offers import offered_by_device
 from cloud_registry.core.rollout.events import OffersWritten
 from cloud_registry.core.rollout.view import status_as_json
 from cloud_registry.errors import ConflictError, GateRefusedError, HubUnreachableError, NotFoundError, RegistryError
 from cloud_registry.ports import RolloutReference
 from cloud_registry.service.rollouts import RollbackRequest, RolloutRequest
+from manifests.release import DeltaOffer
 
 
 def test_a_good_version_reaches_the_fleet_wave_by_wave():
@@ -531,3 +535,19 @@ def test_a_big_wave_is_read_by_query_and_not_more_often_than_the_tier_allows():
     assert len(queries) > 2
     assert min(gaps) >= 3
     assert len(world.hub.writes) == 120
+
+
+def test_a_device_may_fetch_the_files_of_its_offer_and_of_its_way_back_and_deltas_between_them():
+    world = World(fleet("commits at once", "is silent"))
+    world.install(1)
+    rollout = world.start(2, waves="1,100%", terms=terms())
+    rollout = world.service.tick(rollout.plan.id).rollout
+    delta = DeltaOffer(base_digest=digest(1), digest=digest(3), size_bytes=5, target="digits/2/deltas/short")
+    contents = {
+        key: msgspec.structs.replace(content, delta=(delta,) if content.version == 2 else ())
+        for key, content in rollout.plan.contents.items()
+    }
+    rollout = dataclasses.replace(rollout, plan=msgspec.structs.replace(rollout.plan, contents=contents))
+    (opened,) = rollout.opened_devices
+    files = {"digits/2/model.onnx", "digits/2/deltas/short", "digits/1/model.onnx"}
+    assert offered_by_device([rollout]) == {opened: files}
