@@ -27,7 +27,7 @@ from tuf.api.metadata import (
 )
 
 from cloud_registry.core.trust_files import SignedFile
-from cloud_registry.errors import NotFoundError
+from cloud_registry.errors import NotFoundError, RegistryError
 from manifests.document import Document
 from manifests.identity import ModelReference
 
@@ -35,7 +35,9 @@ Roles = Mapping[str, Metadata[Any]]
 
 ROOT, TARGETS, SNAPSHOT, TIMESTAMP = "root", "targets", "snapshot", "timestamp"
 ONLINE_ROLES = (SNAPSHOT, TIMESTAMP)
-# Between it and the model's name; no role of TUF's own begins so, and a model may be called "root".
+# What python-tuf's client reads of each role at most, a model's as of targets; a longer one would stop every device.
+FILE_BYTES_MAX = {ROOT: 512_000, TIMESTAMP: 16_384, SNAPSHOT: 2_000_000, TARGETS: 5_000_000}
+# Before a model's name; no role of TUF's own begins so, and a model may be called "root".
 _MODEL_ROLE_PREFIX = "model-"
 
 # How long a signature holds, in days. A frozen repository is noticed after the timestamp's at the latest; what needs a
@@ -80,6 +82,16 @@ def model_of(role: str) -> str | None:
 def file_name(role: str, version: int) -> str:
     """The name under which clients ask for a role, with consistent snapshots."""
     return f"{TIMESTAMP}.json" if role == TIMESTAMP else f"{version}.{role}.json"
+
+
+def check_size(role: str, content: bytes) -> None:
+    """Raises RegistryError where devices would not read so much."""
+    size_bytes_max = FILE_BYTES_MAX.get(role, FILE_BYTES_MAX[TARGETS])
+    if len(content) > size_bytes_max:
+        raise RegistryError(
+            f"{role} would have {len(content):,} bytes, and devices read {size_bytes_max:,} at most",
+            hint="Take back versions that nobody needs any more: slipway trust sign --withdraw NAME:VERSION",
+        )
 
 
 def role_keys(roles: Roles, role: str) -> tuple[Role, dict[str, Key]]:
@@ -275,7 +287,12 @@ def changes(published: Roles, staged: Roles) -> tuple[str, ...]:
         head = f"{role} version {new.version}"
         before = {} if old is None else _facts(old.signed)
         after = _facts(new)
-        lines += [f"{head}: + {name} {after[name]}" for name in after if before.get(name) != after[name]]
+        lines += [f"{head}: + {name} {after[name]}" for name in after if name not in before]
+        lines += [
+            f"{head}: {name} {before[name]} becomes {after[name]}"
+            for name in after
+            if name in before and before[name] != after[name]
+        ]
         lines += [f"{head}: - {name} {before[name]}" for name in before if name not in after]
         if before == after:
             lines.append(f"{head}: the same until {new.expires:%Y-%m-%d}")

@@ -196,10 +196,11 @@ class TrustWork:
         """Publish everything that is staged if it is signed by enough keys, else keep it for the others."""
         waiting = self.sign()
         new = self._meanwhile(force=force) if waiting else self.completed(force=force)
+        files = self.files(new)
         # From here on nothing is refused any more.
         store.keep_staged(self.published, self.staged, store.root_chain())
         store.keep_settings(self.settings)
-        store.publish(self.files(new))
+        store.publish(files)
         if not waiting:
             store.keep_staged({}, {}, ())
         return Outcome(
@@ -255,6 +256,9 @@ class TrustWork:
 
         A new root comes last where the rest is signed for the old one too; it must come before the timestamp where the
         old keys are lost.
+
+        Raises:
+            RegistryError: devices would not read so much.
         """
         first = [role for role in new if role not in (ROOT, TIMESTAMP)]
         last = [role for role in (TIMESTAMP, ROOT) if role in new]
@@ -264,4 +268,7 @@ class TrustWork:
                 last.reverse()
         elif ROOT in new:
             last.reverse()
-        return [(file_name(role, new[role].signed.version), new[role].to_bytes()) for role in (*first, *last)]
+        contents = {role: new[role].to_bytes() for role in (*first, *last)}
+        for role, content in contents.items():
+            rules.check_size(role, content)
+        return [(file_name(role, new[role].signed.version), content) for role, content in contents.items()]

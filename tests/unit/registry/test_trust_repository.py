@@ -7,7 +7,7 @@ import pytest
 
 from cloud_registry.adapters.signing_keys import SigningKeys
 from cloud_registry.adapters.tuf_repository import read_staged, write_staged
-from cloud_registry.errors import ConflictError, NotFoundError, TrustError, UsageError
+from cloud_registry.errors import ConflictError, NotFoundError, RegistryError, TrustError, UsageError
 from cloud_registry.service.trust import NewRepository, TrustService, check_pinned
 from manifests.identity import ModelReference
 from tests.trust_repositories import Publisher, model_file, no_secret
@@ -112,6 +112,17 @@ def test_a_model_may_be_called_like_a_role(publisher, name):
     file = model_file(f"{name}:1", b"bytes")
     publisher.sign(file)
     publisher.service.check([file])
+
+
+def test_a_model_with_more_versions_than_devices_read_of_is_refused_before_anything_is_written(publisher):
+    long = "x" * 2000
+    publisher.sign(*(model_file(f"digits:{number}", b"bytes", long) for number in range(1, 1500)))
+    before = publisher.files
+    with pytest.raises(RegistryError, match=r"model-digits would have .* bytes, and devices read 5,000,000"):
+        publisher.sign(*(model_file(f"digits:{number}", b"bytes", long) for number in range(1500, 3000)))
+    assert publisher.files == before
+    assert publisher.store.staged() == {}
+    publisher.sign(OTHER)
 
 
 # Thresholds -----------------------------------------------------------------------------------------------------------
