@@ -226,7 +226,7 @@ def _swap_cost(subject: Subject, repeats: int) -> dict[str, Any]:
     for by in sides:
         before, busy_ms = (float(np.percentile(latencies[by, busy], 99)) for busy in (False, True))
         row |= {
-            f"{by}: swap ms": round(statistics.median(swap_ms[by]), 1),
+            f"{by}: swap ms": round(statistics.median(taken for taken in swap_ms[by][::2]), 1),
             f"{by}: without ms": round(before, 4),
             f"{by}: during ms": round(busy_ms, 4),
             f"{by}: longest ms": round(max(latencies[by, True]), 2),
@@ -235,7 +235,11 @@ def _swap_cost(subject: Subject, repeats: int) -> dict[str, Any]:
     return row | {"readings": sum(map(len, latencies.values())), "failed": 0}
 
 
-def _agent_side(subject: Subject) -> tuple[Callable[[], None], Callable[[], None]]:
+# What a swap does, step by step; between the two the new model is on trial and the old one stays in memory.
+Swap = tuple[Callable[[], None], Callable[[], None]]
+
+
+def _agent_side(subject: Subject) -> tuple[Callable[[], None], Swap]:
     """(a reading, a swap) of the agent's own parts."""
     serving, reading, memory = Serving(), Reading("r", subject.inputs), FreedMemory()
     serving.serve("model", _served(subject))
@@ -245,15 +249,20 @@ def _agent_side(subject: Subject) -> tuple[Callable[[], None], Callable[[], None
         scored = score(serving.views()["model"], reading)
         assert scored.error is None, scored.error
 
-    def swap() -> None:
-        serving.switch("model", load(engine, release, lambda _: subject.content, warm_up_runs=1))
-        serving.serve("model", serving.views()["model"].served)
+    before: list[Served] = []
+
+    def activate() -> None:
+        before.append(serving.views()["model"].served)
+        serving.serve("model", load(engine, release, lambda _: subject.content, warm_up_runs=1))
+
+    def let_go() -> None:
+        before.clear()
         memory.freed(len(subject.content))
 
-    return read, swap
+    return read, (activate, let_go)
 
 
-def _plain_side(subject: Subject) -> tuple[Callable[[], None], Callable[[], None]]:
+def _plain_side(subject: Subject) -> tuple[Callable[[], None], Swap]:
     """The same of onnxruntime alone."""
     batch = {name: value[np.newaxis] for name, value in subject.inputs.items()}
     zeros = {name: np.zeros_like(value) for name, value in batch.items()}
@@ -261,28 +270,27 @@ def _plain_side(subject: Subject) -> tuple[Callable[[], None], Callable[[], None
     options.intra_op_num_threads = 1
     held: list[Any] = []
 
-    def swap() -> None:
+    def activate() -> None:
         session = onnxruntime.InferenceSession(subject.content, options, providers=["CPUExecutionProvider"])
         session.run(None, zeros)
-        held[:] = [session]
+        held.insert(0, session)
 
-    swap()
-    return lambda: held[0].run(None, batch), swap
+    activate()
+    return lambda: held[0].run(None, batch), (activate, held.pop)
 
 
-def _readings_while(
-    read: Callable[[], object], swap: Callable[[], None], swaps: int
-) -> tuple[list[float], list[float], list[float]]:
+def _readings_while(read: Callable[[], object], swap: Swap, swaps: int) -> tuple[list[float], list[float], list[float]]:
     """(latencies with no swap under way, latencies that overlap one, lengths of the swaps) in milliseconds."""
     windows: list[tuple[float, float]] = []
     done = threading.Event()
 
     def swap_often() -> None:
         for _ in range(swaps):
-            time.sleep(SWAP_PAUSE_S)
-            began_s = time.perf_counter()
-            swap()
-            windows.append((began_s, time.perf_counter()))
+            for step in swap:
+                time.sleep(SWAP_PAUSE_S / len(swap))
+                began_s = time.perf_counter()
+                step()
+                windows.append((began_s, time.perf_counter()))
         if not swaps:
             time.sleep(SWAPS_A_REPEAT * SWAP_PAUSE_S)
         done.set()

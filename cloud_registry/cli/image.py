@@ -146,17 +146,27 @@ def build(
         is_renewed=is_renewed,
         plain_http=plain_http,
     )
+    record, pushed = _build(context, request, options, targets, target)
+    value = _record_value(record)
+    if pushed is not None:
+        value["pushed"] = _pushed_value(pushed)
+    context.result(value, as_json=as_json, text=lambda: _built_words(record, pushed))
+
+
+def _build(
+    context: CommandContext,
+    request: "ImageBuild",
+    options: "wiring.ImageOptions",
+    targets: list[tuple[str, str]],
+    target: str | None,
+) -> "tuple[ImageRecord, Pushed | None]":
     images = wiring.open_images(context.config, options)
     with progress() as on_progress:
         record = images.build(request, on_progress)
         for kind, place in targets:
             wiring.write_image(context.config, record, kind, place, on_progress)
             context.say(f"Wrote {record.name} to {kind}{':' if place else ''}{place}")
-        pushed = _pushed(images, record, target, on_progress)
-    value = _record_value(record)
-    if pushed is not None:
-        value["pushed"] = _pushed_value(pushed)
-    context.result(value, as_json=as_json, text=lambda: _built_words(record, pushed))
+        return record, _pushed(images, record, target, on_progress)
 
 
 @image.command()

@@ -5,7 +5,6 @@ import json
 import os
 import tarfile
 import tempfile
-import time
 import zipfile
 from pathlib import Path
 
@@ -142,21 +141,6 @@ def test_a_dry_run_proves_and_stores_nothing(models: ModelService, config: Regis
     assert (str(said.manifest.reference), said.is_dry_run) == ("churn:1", True)
     assert list(models.search(ModelQuery())) == []
     assert [path for path in (config.home / "artifacts").rglob("*") if path.is_file()] == []
-
-
-def test_what_a_killed_registration_left_goes_with_a_later_one(
-    models: ModelService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    scratch = tmp_path / "scratch"
-    abandoned, fresh, other = (scratch / name for name in ("slipway-scratch-old", "slipway-scratch-new", "else"))
-    for folder in (abandoned, fresh, other):
-        write(folder, model_bin=b"x" * 1000)
-    two_days_ago = time.time() - 2 * 24 * 3600
-    for folder in (abandoned, other):
-        os.utime(folder, (two_days_ago, two_days_ago))
-    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    register(models, python_model(tmp_path / "churn"))
-    assert sorted(folder.name for folder in scratch.iterdir()) == ["else", "slipway-scratch-new"]
 
 
 def test_a_picture_is_a_sample_where_the_steps_are_declared(models: ModelService, tmp_path: Path):
