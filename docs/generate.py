@@ -27,7 +27,7 @@ EXIT_CODE_MEANINGS = {
     ExitCode.FAILED: "failed",
     ExitCode.USAGE: "wrong usage",
     ExitCode.GATE_REFUSED: "a gate stopped a rollout",
-    ExitCode.HUB_UNREACHABLE: "the hub is not reachable",
+    ExitCode.HUB_UNREACHABLE: "the hub, or the server of the registry, is not reachable",
     ExitCode.CONFLICT: "in use, exists already, or changed meanwhile",
     ExitCode.NOT_FOUND: "not found",
     ExitCode.TRUST: "a key, token, certificate or digest was not accepted",
