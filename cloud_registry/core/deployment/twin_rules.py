@@ -133,9 +133,11 @@ def _check_setting(
         found.refuse(place, "the path has an empty name", f"Write {DESIRED}.<name>.")
     is_layer_of_system = deployment.kind == "layered" and module in (EDGE_AGENT, EDGE_HUB)
     is_credential = path[:3] == ("runtime", "settings", "registryCredentials") and len(path) > 3
-    if is_layer_of_system and not is_credential and (not path or path[0] in BASE_ONLY):
-        what = path[0] if path else "the whole section"
-        found.refuse(place, f"a layer may not set {what} of {module}", "Set it in the base deployment.")
+    if is_layer_of_system and path and path[0] in BASE_ONLY and not is_credential:
+        found.refuse(place, f"a layer may not set {path[0]} of {module}", "Set it in the base deployment.")
+    if is_layer_of_system and not path:
+        found.warn(place, f"the layer replaces the whole section of {module}, and with it what the base sets there",
+                   f'Name each setting, such as "{DESIRED}.routes.<name>".')  # fmt: skip
     if not path and not isinstance(value, Mapping):
         if module not in (EDGE_AGENT, EDGE_HUB):
             found.refuse(place, "the desired properties are not an object")

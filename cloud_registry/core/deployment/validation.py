@@ -104,13 +104,14 @@ def check_runtime(deployment: Deployment, found: Findings) -> None:
     """What edgeAgent, edgeHub and the hub itself would refuse."""
     twin_rules.check_twins(deployment, found)
     running = {name for _, name, _ in deployment.agent_modules()}
-    if deployment.kind == "base":
-        for place, path, section in deployment.settings(EDGE_AGENT):
-            if not path:
-                agent_rules.check_agent(section, place, found)
-        for place, path, section in deployment.settings(EDGE_HUB):
-            if not path:
-                hub_rules.check_hub(section, place, running, found)
+    is_base = deployment.kind == "base"
+    for place, path, section in deployment.settings(EDGE_AGENT):
+        if not path and is_base:
+            agent_rules.check_agent(section, place, found)
+    for place, path, section in deployment.settings(EDGE_HUB):
+        if not path:
+            # What a layer's route names may run in the base.
+            hub_rules.check_hub(section, place, running if is_base else (), found)
     for place, path, value in deployment.settings(EDGE_AGENT):
         if len(path) == 2 and path[0] == "modules" and value is not None:
             agent_rules.check_module(value, path[1], place, found)
@@ -118,7 +119,6 @@ def check_runtime(deployment: Deployment, found: Findings) -> None:
             agent_rules.check_credentials(value, place, found)
     for place, path, value in deployment.settings(EDGE_HUB):
         if len(path) == 2 and path[0] == "routes" and value is not None:
-            # What a layer's route names may run in the base.
             hub_rules.check_route(value, place, (), found)
 
 
