@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         TelemetrySource,
         TokenReader,
     )
+    from cloud_registry.ports.deployments import DeploymentHub
     from cloud_registry.service.benchmark import BenchmarkService
     from cloud_registry.service.docker_builds import DockerBuilds
     from cloud_registry.service.image_test import ImageTest
@@ -321,6 +322,11 @@ def open_hub(config: RegistryConfig) -> "FleetHub":
             hint="Set IOTHUB_CONNECTION_STRING to the connection string of a service policy of your hub.",
         )
     return AzureHub(config.hub_connection_string, config.ca_file)
+
+
+def open_deployment_hub(config: RegistryConfig) -> "DeploymentHub":
+    """The hub's configurations and devices; raises as `open_hub`."""
+    return cast("DeploymentHub", open_hub(config))
 
 
 def open_clock() -> "Clock":

@@ -44,6 +44,10 @@ class TwinSize:
     def is_tight(self) -> bool:
         return self.size_bytes > TWIN_SECTION_BYTES_WARNED
 
+    @property
+    def told(self) -> str:
+        return f"{self.size_bytes:,} bytes of desired properties; a twin holds {TWIN_SECTION_BYTES_MAX:,}"
+
     def to_wire(self) -> dict[str, Any]:
         return {
             "module": self.module,
@@ -77,6 +81,22 @@ def twin_sizes(deployment: Deployment) -> list[TwinSize]:
     return sizes
 
 
+def check_patch(desired: Any, found: Findings) -> TwinSize | None:
+    """Look at a patch of a module's desired properties; its size, None where it is no object."""
+    place: Path = ("properties", "desired")
+    if not isinstance(desired, Mapping):
+        found.refuse(place, "the desired properties are not an object")
+        return None
+    for where, reason in _offences(desired, place, 0):
+        found.refuse(where, reason)
+    size = TwinSize("module", size_of(desired))
+    if size.is_full:
+        found.refuse(place, size.told, "Name a file by its address in place of its content.")
+    elif size.is_tight:
+        found.warn(place, size.told)
+    return size
+
+
 def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     if not path:
         tree.update(value if isinstance(value, Mapping) else {})
@@ -108,11 +128,10 @@ def check_twins(deployment: Deployment, found: Findings) -> None:
             _check_setting(deployment, module, place, path, value, found)
     for size in twin_sizes(deployment):
         place = (*deployment.path, size.module)
-        told = f"{size.size_bytes:,} bytes of desired properties; a twin holds {TWIN_SECTION_BYTES_MAX:,}"
         if size.is_full:
-            found.refuse(place, told, "Shorten createOptions and env, or move modules to another device.")
+            found.refuse(place, size.told, "Shorten createOptions and env, or move modules to another device.")
         elif size.is_tight:
-            found.warn(place, told)
+            found.warn(place, size.told)
 
 
 def _check_settings(module: str, settings: Any, place: Path, found: Findings) -> None:

@@ -353,6 +353,23 @@ def test_a_layer_is_judged_by_the_runtime_alone(story: str):
     assert report.runtime.is_ok == runtime_ok, report.to_wire()
 
 
+PATCHES: dict[str, tuple[Any, bool]] = {
+    "of a release": ({"models": {"digits": {"version": 3}}}, True),
+    "that deletes": ({"models": None}, True),
+    "with a name that no twin takes": ({"a.b": 1}, False),
+    "that is too much": ({f"k{n}": "x" * 1000 for n in range(40)}, False),
+    "that is none": ([], False),
+}
+
+
+@pytest.mark.parametrize("story", PATCHES)
+def test_a_patch_of_a_twin_is_judged_by_the_runtime_alone(story: str):
+    desired, runtime_ok = PATCHES[story]
+    report = judged({"properties": {"desired": desired}})
+    assert (report.kind, report.schema.is_ok, report.combined.is_ok) == ("twin", None, None)
+    assert report.runtime.is_ok == runtime_ok, report.to_wire()
+
+
 WARNED = {
     "a tag that moves": ([((*MODULE, "settings", "image"), "a:latest")], "moves"),
     "a name without a tag": ([((*MODULE, "settings", "image"), "a")], "moves"),
