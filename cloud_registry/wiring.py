@@ -29,8 +29,10 @@ if TYPE_CHECKING:
         TelemetrySource,
         TokenReader,
     )
+    from cloud_registry.ports.deployments import DeploymentHub
     from cloud_registry.service.benchmark import BenchmarkService
     from cloud_registry.service.docker_builds import DockerBuilds
+    from cloud_registry.service.image_digests import ImageDigests
     from cloud_registry.service.image_test import ImageTest
     from cloud_registry.service.images import ImageService
     from cloud_registry.service.keys import KeyService
@@ -323,6 +325,11 @@ def open_hub(config: RegistryConfig) -> "FleetHub":
     return AzureHub(config.hub_connection_string, config.ca_file)
 
 
+def open_deployment_hub(config: RegistryConfig) -> "DeploymentHub":
+    """The hub's configurations and devices; raises as `open_hub`."""
+    return cast("DeploymentHub", open_hub(config))
+
+
 def open_clock() -> "Clock":
     from cloud_registry.adapters.system_clock import SystemClock
 
@@ -416,6 +423,20 @@ def open_image_references(config: RegistryConfig) -> "ImageReferences":
     from cloud_registry.adapters.sql_images import SqlImages
 
     return SqlImages(open_engine(config.database_url))
+
+
+def open_image_digests(config: RegistryConfig, *, plain_http: bool = False) -> "ImageDigests":
+    """The digests of images: of those built where this catalog is, and of any by its registry."""
+    from cloud_registry.adapters.oci_registry import open_registry
+    from cloud_registry.adapters.sql_images import SqlImages
+    from cloud_registry.service.image_digests import ImageDigests
+
+    registry = partial(open_registry, sleep=open_clock().sleep, ca_file=config.ca_file, plain_http=plain_http)
+    # Images are built where the catalog is, so that there are none beside a server's.
+    table = SqlImages(open_engine(config.database_url)) if config.registry_url is None else None
+    return ImageDigests(
+        lambda: () if table is None else table.all(), lambda name: registry(name).manifest(name)[0].digest
+    )
 
 
 def write_image(

@@ -5,7 +5,7 @@ https://learn.microsoft.com/azure/iot-edge/module-composition
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -53,33 +53,47 @@ def split_create_options(options: dict[str, Any], *, former_pieces: int = 0) -> 
 def create_options_pieces(settings: Mapping[str, Any]) -> list[str]:
     """The pieces of a module's options in their order; those set to null are gone.
 
+    As the runtime does it (Azure/iotedge, JsonEx.ChunkedProperty): every name that holds ``createOptions`` counts, in
+    the order of its spelling, and its number has to be its place. What is no text is taken as the text of its JSON.
+
     Raises:
-        ManifestError: their numbers have a gap, one comes twice, or there are more than the runtime reads.
+        ManifestError: the numbers have a gap, one comes twice, a name is none of these, or there are more than the
+            runtime reads.
     """
-    pieces: dict[int, str] = {}
-    for key, value in settings.items():
-        match = _PIECE.fullmatch(key)
-        if match is None or value is None:
-            continue
-        number = int(match[1] or 0)
-        if match[1] and number == 0:
+    found = sorted((key.upper(), key, value) for key, value in _with_create_options(settings))
+    for place, (_, key, _) in enumerate(found):
+        match = _PIECE.search(key)
+        number = match[1] if match is not None else ""
+        if place == 0 and number:
             raise ManifestError(f"the first piece is createOptions, not {key}")
-        if number in pieces:
-            raise ManifestError(f"createOptions has piece {number} twice")
-        pieces[number] = str(value)
-    for expected, number in enumerate(sorted(pieces)):
-        if number != expected:
-            raise ManifestError(f"createOptions are numbered with a gap: {_piece_key(expected)} is missing")
-    if len(pieces) > CREATE_OPTIONS_PIECES_MAX:
-        raise ManifestError(f"createOptions has {len(pieces)} pieces; the runtime reads {CREATE_OPTIONS_PIECES_MAX}")
-    return [pieces[number] for number in sorted(pieces)]
+        if place and (not number or int(number) == place - 1):
+            raise ManifestError(f"createOptions has piece {place - 1} twice: {found[place - 1][1]} and {key}")
+        if place and int(number) != place:
+            is_gap = int(number) > place and len(number) > 1
+            told = "are numbered with a gap" if is_gap else f"are sorted by their spelling, and {key} is out of place"
+            raise ManifestError(f"createOptions {told}: {_piece_key(place)} is missing")
+    if len(found) > CREATE_OPTIONS_PIECES_MAX:
+        raise ManifestError(f"createOptions has {len(found)} pieces; the runtime reads {CREATE_OPTIONS_PIECES_MAX}")
+    return [value if isinstance(value, str) else json.dumps(value) for _, _, value in found]
+
+
+def _with_create_options(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if value is not None and _PIECE.search(key) is not None:
+            yield key, value
+
+
+def create_options_text(settings: Mapping[str, Any]) -> str:
+    """The text that the pieces come to; empty where there are no options. Raises as `create_options_pieces`."""
+    text = "".join(create_options_pieces(settings))
+    return "" if text.strip().lower() == "null" else text.strip()
 
 
 def join_create_options(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The options that a module's settings hold in pieces; raises ManifestError for a gap, or text that is no JSON."""
-    text = "".join(create_options_pieces(settings))
+    text = create_options_text(settings)
     try:
-        options = json.loads(text) if text.strip() else None
+        options = json.loads(text) if text else None
     except (ValueError, RecursionError) as err:
         raise ManifestError(f"createOptions are not JSON: {err}") from err
     if options is not None and not isinstance(options, dict):

@@ -1,6 +1,6 @@
 """The hub's service side through Microsoft's azure-iot-hub, unmodified: for Azure, and for whatever speaks like it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,12 +19,13 @@ from cloud_registry.ports import ModuleTwin
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 15.0
 QUERY_PAGE_ITEMS = 1000  # the service's own limit
+CONFIGURATIONS_MAX = 100  # as many as a hub may have; a list of them has no pages
 
 _Result = TypeVar("_Result")
 
 
 class AzureHub:
-    """A FleetHub. The SDK is loaded and the connection made at first use.
+    """A FleetHub and a DeploymentHub. The SDK is loaded and the connection made at first use.
 
     A CA file is used for this client alone; nothing is put into the environment of the process.
     """
@@ -87,6 +88,20 @@ class AzureHub:
         if result.status is not None and result.status >= 400:
             raise HubError(f"{doing}: the device answered {result.status}", status=result.status)
         return result.payload
+
+    def device_twins(self, *, edge_only: bool = False) -> Sequence[Mapping[str, Any]]:
+        where = " WHERE capabilities.iotEdge = true" if edge_only else ""
+        return [item.serialize(keep_readonly=True) for item in self._query(f"SELECT * FROM devices{where}")]  # noqa: S608
+
+    def device_twin(self, device_id: str) -> Mapping[str, Any]:
+        twin = self._call(f"reading the twin of {device_id}", lambda manager: manager.get_twin(device_id))
+        document: dict[str, Any] = twin.serialize(keep_readonly=True)
+        return document
+
+    def configurations(self) -> Sequence[Mapping[str, Any]]:
+        doing = "asking the hub for its configurations"
+        found = self._call(doing, lambda manager: manager.protocol.configuration.get_configurations(CONFIGURATIONS_MAX))
+        return [item.serialize(keep_readonly=True) for item in found]
 
     def _query(self, text: str) -> Iterator[Any]:
         from azure.iot.hub.models import QuerySpecification

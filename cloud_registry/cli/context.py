@@ -28,7 +28,12 @@ class CommandContext:
 
     def result(self, value: Any, *, as_json: bool, text: Callable[[], str]) -> None:
         """Print a result, as stable JSON fields or as words."""
-        click.echo(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text())
+        click.echo(printable(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text()))
+
+
+def printable(text: str) -> str:
+    """The text with half characters, which JSON may hold and no terminal takes, written as JSON writes them."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 pass_context = click.make_pass_decorator(CommandContext)

@@ -18,6 +18,7 @@ from cloud_registry.core.deployment.model_module import (
     ModulePlan,
     check_deployment,
     configuration_for,
+    default_image,
     deployment_for,
     device_condition,
     former_pieces,
@@ -40,7 +41,10 @@ for command in (validate_command, render_command, template_command, pin_command,
 @manifest.command()
 @click.argument("reference", metavar="REF")
 @click.option("--module", "module_id", default="slipway", show_default=True, help="Id of the module.")
-@click.option("--image", help="Image of the module, by tag or by digest.  [default: slipway-NAME:VERSION]")
+@click.option(
+    "--image",
+    help="Image of the module, by tag or by digest.  [default: the one that was pushed, else slipway-NAME:VERSION]",
+)
 @click.option("--artifacts", "artifacts_url", metavar="URL", help="Where devices fetch models from.")
 @click.option(
     "--env", "environment", multiple=True, metavar="NAME=VALUE", help="Environment of the module. Repeatable."
@@ -103,13 +107,16 @@ def create(
     Applying a manifest replaces the whole desired section of every twin that it names. So the module's own is left out,
     and with it what rollouts wrote there, unless --with-release is given. A layer (--as layered) sets the module and
     its route only, and needs a base deployment of a lower priority; a patch (--as twin) tells a module that runs
-    already which model it is to run.
+    already which model it is to run. Without --image the module runs the image of REF that was pushed from here, by
+    its digest; where several were, one has to be named.
 
     \b
     Example:
       slipway manifest create digits:3 --artifacts https://models.example.com:8444/artifacts/ -o deployment.json
     """
     model = wiring.open_models(context.config).resolve(reference)
+    if image is None and form != "twin":
+        image = wiring.open_image_digests(context.config).pushed_of(model.reference)
     plan = ModulePlan(
         module_id=module_id,
         image=image,
@@ -119,6 +126,11 @@ def create(
         release=_release(model, format_, generation) if with_release or form == "twin" else None,
     )
     write_document(context, _written(context, model, plan, form, placing), output)
+    if image is None and form != "twin":
+        context.say(
+            f"Note: no image of {model.reference} was pushed from here; this names {default_image(model)}. "
+            "Push one with: slipway image build --push"
+        )
 
 
 def _written(

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cloud_registry.cli.context import CommandContext
+from cloud_registry.cli.context import CommandContext, printable
 from cloud_registry.core.deployment.json_text import TEXT_BYTES_MAX, JsonTextError, read_json
 from cloud_registry.core.deployment.manifest_shape import Deployment, ShapeError, read_deployment
 from cloud_registry.errors import NotFoundError, UsageError
@@ -43,7 +43,7 @@ def write_document(context: CommandContext, document: Any, output: Path | None) 
     """Print a document, or write it to a file in one piece."""
     import click
 
-    text = json.dumps(document, indent=2, ensure_ascii=False)
+    text = printable(json.dumps(document, indent=2, ensure_ascii=False))
     if output is None:
         click.echo(text)
         return

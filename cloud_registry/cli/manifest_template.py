@@ -1,6 +1,6 @@
 """`slipway manifest render`, `template` and `pin`: templates to manifests, manifests to templates, tags to digests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ from cloud_registry.cli.context import CommandContext, pass_context
 from cloud_registry.cli.manifest_files import read_content, read_document, write_document
 from cloud_registry.core.deployment.json_text import JsonText, JsonTextError, decoded
 from cloud_registry.core.deployment.manifest_shape import ShapeError
-from cloud_registry.core.deployment.pinning import PinError, pinned
+from cloud_registry.core.deployment.pinning import PinError, images_by_tag, pinned
 from cloud_registry.core.deployment.templates import (
     as_template,
     fill,
@@ -128,31 +128,68 @@ def template_command(context: CommandContext, file: Path, modules: tuple[str, ..
     "--digest",
     "digests",
     multiple=True,
-    required=True,
     metavar="IMAGE=DIGEST",
     help="The digest that an image reference has now. Repeatable.",
 )
+@click.option("--resolve", "is_resolved", is_flag=True, help="Ask the registries which digests the tags have now.")
+@click.option("--plain-http", is_flag=True, help="Speak to the registries without TLS.")
 @output_option
 @pass_context
-def pin_command(context: CommandContext, file: Path, digests: tuple[str, ...], output: Path | None) -> None:
+def pin_command(
+    context: CommandContext,
+    file: Path,
+    digests: tuple[str, ...],
+    is_resolved: bool,
+    plain_http: bool,
+    output: Path | None,
+) -> None:
     """Write FILE with images by digest instead of by tag, so that a device notices every change.
 
     A tag that moves is never pulled again by a device that has it. The digest takes the place of the tag, since
-    edgeAgent refuses both together.
+    edgeAgent refuses both together. The digests are those of images pushed from this catalog, or with --resolve those
+    that the registries have; with --digest alone only what is named is changed.
 
     \b
+    Example: slipway manifest pin deployment.json --resolve -o pinned.json
     Example: slipway manifest pin deployment.json --digest example.azurecr.io/scorer:3=sha256:0123… -o pinned.json
     """
-    known = {}
-    for text in digests:
-        image, equals, digest = text.partition("=")
-        if not equals:
-            raise UsageError(f"{text!r} is not IMAGE=DIGEST", hint="Write name:tag=sha256:<64 hexadecimal digits>.")
-        known[image] = digest
+    known = dict(map(_digest, digests))
+    document = read_document(file)
     try:
-        document, changed = pinned(read_document(file), known)
+        tagged = images_by_tag(document)
+        if is_resolved or not digests:
+            wanted = [image for image in tagged if image not in known]
+            found = _digests_of(context, wanted, is_resolved=is_resolved, plain_http=plain_http)
+            known |= found
+            if tagged and not known:
+                raise UsageError(
+                    f"{file}: no image of it was pushed from here",
+                    hint="Ask the registries with --resolve, or give digests with --digest.",
+                )
+        written, changed = pinned(document, known)
     except (ShapeError, PinError) as err:
         raise UsageError(f"{file}: {err}", hint="Name the images as the manifest does.") from err
-    write_document(context, document, output)
+    write_document(context, written, output)
     for name, image in changed:
         context.say(f"{name} runs {image}")
+    for image in tagged:
+        if image not in known:
+            context.say(f"Left as it is: {image}")
+
+
+def _digest(text: str) -> tuple[str, str]:
+    image, equals, digest = text.partition("=")
+    if not equals:
+        raise UsageError(f"{text!r} is not IMAGE=DIGEST", hint="Write name:tag=sha256:<64 hexadecimal digits>.")
+    return image, digest
+
+
+def _digests_of(
+    context: CommandContext, images: Sequence[str], *, is_resolved: bool, plain_http: bool
+) -> dict[str, str]:
+    """The digests of images: the registry's where it is asked, as a tag may have moved since; else those pushed."""
+    digests = wiring.open_image_digests(context.config, plain_http=plain_http)
+    if is_resolved:
+        return {image: digests.asked(image) for image in images}
+    found = {image: digests.pushed_as(image) for image in images}
+    return {image: digest for image, digest in found.items() if digest is not None}

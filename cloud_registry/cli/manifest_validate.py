@@ -23,8 +23,8 @@ def validate_command(context: CommandContext, /, file: Path, as_json: bool, **pl
     """Say whether FILE would be taken: by the public JSON schemas, and by IoT Hub, edgeAgent and edgeHub themselves.
 
     The two disagree in both directions, so each answers for itself; exit code 1 where either refuses. A layer is
-    outside the schemas: "ok" is null then. A template is judged with its placeholders filled in; what stands in
-    a string without a value is not judged. FILE may be - for stdin.
+    outside the schemas, and so is a patch of a twin: "ok" is null then. A template is judged with its placeholders
+    filled in; what stands in a string without a value is not judged. FILE may be - for stdin.
 
     \b
     Example: slipway manifest validate deployment.json

@@ -9,14 +9,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from cloud_registry.core.deployment.container_options import HOST_OPTIONS, misshapen, read_container_options
 from cloud_registry.core.deployment.findings import Findings
 from cloud_registry.core.deployment.image_reference import has_moving_tag, refusal_of_image
 from cloud_registry.core.deployment.json_text import Path
-from manifests.deployment import (
-    CREATE_OPTIONS_PIECES_TOOLS_MAX,
-    create_options_pieces,
-    join_create_options,
-)
+from manifests.deployment import CREATE_OPTIONS_PIECES_TOOLS_MAX
 from manifests.errors import ManifestError
 
 STARTUP_ORDER_MAX = 2**32 - 1
@@ -34,7 +31,9 @@ _MODULE_KEYS = (
 
 
 def read_version(text: Any) -> tuple[int, ...] | None:
-    """A version as .NET reads one: two to four numbers. None for what is none."""
+    """A version as .NET reads one: two to four numbers, also of a JSON number such as 1.1. None for what is none."""
+    if isinstance(text, float):
+        text = f"{text:g}"
     if not isinstance(text, str) or _VERSION.fullmatch(text.strip()) is None:
         return None
     return tuple(map(int, text.strip().split(".")))
@@ -45,6 +44,13 @@ def field_of(entry: Mapping[str, Any], name: str) -> Any:
     if name in entry:
         return entry[name]
     return next((value for key, value in entry.items() if key.lower() == name.lower()), None)
+
+
+def whole_number(value: Any) -> int | None:
+    """A number as Json.NET reads one into a whole type: also from text. None for what is none."""
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d{1,20}\s*", value, re.ASCII):
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def check_agent(section: Any, place: Path, found: Findings) -> None:
@@ -62,6 +68,8 @@ def check_agent(section: Any, place: Path, found: Findings) -> None:
     for group in ("systemModules", "modules"):
         entries = field_of(section, group)
         if entries is None:
+            if group == "systemModules":
+                found.refuse(place, "there is no systemModules", 'Add "systemModules" with edgeAgent and edgeHub.')
             continue
         if not isinstance(entries, Mapping):
             found.refuse((*place, group), f"{group} is not an object")
@@ -72,14 +80,15 @@ def check_agent(section: Any, place: Path, found: Findings) -> None:
 
 
 def _check_version(section: Mapping[str, Any], place: Path, found: Findings) -> None:
-    version = read_version(field_of(section, "schemaVersion"))
+    # The one name that the runtime looks up by the letter.
+    given = section.get("schemaVersion")
+    version = read_version(given)
     here = (*place, "schemaVersion") if "schemaVersion" in section else place
     if version is None:
-        given = field_of(section, "schemaVersion")
         reason = "there is no schemaVersion" if given is None else f"schemaVersion {given!r} is not a version"
         found.refuse(here, reason, 'Write "1.1".', code=412)
     elif version[0] != 1 or version > (1, 1, 0):
-        found.refuse(here, f"edgeAgent knows schema versions 1.0 and 1.1, not {section['schemaVersion']}",
+        found.refuse(here, f"edgeAgent knows schema versions 1.0 and 1.1, not {given}",
                      'Write "1.1".', code=412)  # fmt: skip
 
 
@@ -92,6 +101,9 @@ def _check_runtime(runtime: Any, place: Path, found: Findings) -> None:
     if field_of(runtime, "type") != "docker":
         found.refuse((*place, "type"), "the runtime's type is not docker", 'Write "type": "docker".')
     settings = field_of(runtime, "settings")
+    if isinstance(settings, Mapping) and field_of(settings, "minDockerVersion") is None:
+        found.warn((*place, "settings"), "without minDockerVersion some releases of edgeAgent refuse the settings",
+                   'Add "minDockerVersion": "v1.25".')  # fmt: skip
     credentials = field_of(settings, "registryCredentials") if isinstance(settings, Mapping) else None
     if credentials is None:
         return
@@ -166,8 +178,8 @@ def _check_word(
 def _check_startup_order(order: Any, place: Path, found: Findings) -> None:
     if order is None:
         return
-    number = int(order) if isinstance(order, str) and order.strip().isdigit() else order
-    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= STARTUP_ORDER_MAX:
+    number = whole_number(order)
+    if number is None or not 0 <= number <= STARTUP_ORDER_MAX:
         found.refuse(place, f"startupOrder is {order!r}", f"Write a whole number from 0 to {STARTUP_ORDER_MAX}.")
 
 
@@ -202,29 +214,33 @@ def _check_settings(settings: Mapping[str, Any], place: Path, found: Findings) -
     for key in settings:
         if key == "imagePullPolicy":
             found.warn((*place, key), "imagePullPolicy in settings does nothing", "Put it on the module.")
-        elif key.lower() not in ("image", "digest") and not key.lower().startswith("createoptions"):
+        elif key.lower() not in ("image", "digest") and "createoptions" not in key.lower():
             found.warn((*place, key), f"edgeAgent ignores {key!r}", "Remove it.")
     check_create_options(settings, place, found)
 
 
 def check_create_options(settings: Mapping[str, Any], place: Path, found: Findings) -> None:
     """Join the pieces as the runtime does, and look at what Docker will be asked."""
-    pieces = {key: value for key, value in settings.items() if key.lower().startswith("createoptions")}
-    for key, value in pieces.items():
-        if isinstance(value, Mapping | list):
-            found.refuse((*place, key), f"{key} is not text", "Write the options as one string of JSON.")
-            return
+    pieces = {key: value for key, value in settings.items() if "createoptions" in key.lower()}
     here = (*place, next(iter(pieces), "createOptions"))
     try:
-        options = join_create_options(dict(settings))
-        count = len(create_options_pieces(settings))
+        read = read_container_options(settings)
     except ManifestError as err:
         found.refuse(here, str(err), "Write the options anew, cut into pieces of 512 characters without a gap.")
         return
-    if count > CREATE_OPTIONS_PIECES_TOOLS_MAX:
-        found.warn(here, f"createOptions has {count} pieces; some tools stop at {CREATE_OPTIONS_PIECES_TOOLS_MAX}")
-    for key in ("PortBindings", "Binds", "LogConfig", "Memory", "Privileged", "Devices", "NetworkMode"):
-        if key in options:
+    for reason in misshapen(read.options):
+        found.refuse(here, reason, "Write the options as Docker's API has them.")
+    for key, value in pieces.items():
+        if isinstance(value, Mapping):
+            found.warn((*place, key), f"{key} is an object, which the runtime takes and deployment tools refuse",
+                       "Write the options as one string of JSON.")  # fmt: skip
+    if not read.is_strict:
+        found.warn(here, "the options are JSON only to the runtime's lenient reader", "Write them in double quotes.")
+    if read.piece_count > CREATE_OPTIONS_PIECES_TOOLS_MAX:
+        told = f"createOptions has {read.piece_count} pieces; some tools stop at {CREATE_OPTIONS_PIECES_TOOLS_MAX}"
+        found.warn(here, told)
+    for key in HOST_OPTIONS:
+        if key in read.options:
             found.warn(
                 here, f"{key} stands outside HostConfig, where Docker does not look", f"Move {key} into HostConfig."
             )

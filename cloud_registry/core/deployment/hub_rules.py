@@ -7,13 +7,14 @@ and the former routes stay in force.
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from cloud_registry.core.deployment.agent_rules import field_of, read_version
+from cloud_registry.core.deployment.agent_rules import field_of, read_version, whole_number
 from cloud_registry.core.deployment.findings import Findings
 from cloud_registry.core.deployment.json_text import Path
 from cloud_registry.core.deployment.routes import RouteError, read_route
 from manifests.deployment import ROUTE_PRIORITY_MAX
 
 TIME_TO_LIVE_MAX = 2**32 - 1
+STORE_TIME_TO_LIVE_MAX = 2**31 - 1
 
 
 def check_hub(section: Any, place: Path, modules: Collection[str], found: Findings) -> None:
@@ -21,7 +22,7 @@ def check_hub(section: Any, place: Path, modules: Collection[str], found: Findin
     if not isinstance(section, Mapping):
         found.refuse(place, "the desired properties of $edgeHub are not an object")
         return
-    given = field_of(section, "schemaVersion")
+    given = section.get("schemaVersion")
     version = read_version(given)
     here = (*place, "schemaVersion") if "schemaVersion" in section else place
     if version is None or version[0] != 1 or version[1] > 3:
@@ -29,11 +30,16 @@ def check_hub(section: Any, place: Path, modules: Collection[str], found: Findin
         found.refuse(here, reason, 'Write "1.1".')
         version = (1, 1)
     routes = field_of(section, "routes")
-    if not isinstance(routes, Mapping):
+    if routes is None and version < (1, 1):
+        found.warn(place, "there are no routes, so no message goes anywhere", 'Write "routes": {…}.')
+    elif not isinstance(routes, Mapping):
         found.refuse(place if routes is None else (*place, "routes"), "there are no routes", 'Write "routes": {}.')
     else:
         for name, route in routes.items():
-            if route is not None:
+            if version < (1, 1) and isinstance(route, str) and not route.strip():
+                found.warn((*place, "routes", name), "an empty route is skipped in 1.0 and refused from 1.1 on",
+                           "Remove it.")  # fmt: skip
+            elif route is not None:
                 check_route(route, (*place, "routes", name), modules, found, has_objects=version >= (1, 1))
     _check_storage(field_of(section, "storeAndForwardConfiguration"), place, found, is_needed=version >= (1, 1))
     if field_of(section, "mqttBroker") is not None:
@@ -51,9 +57,12 @@ def _check_storage(storage: Any, place: Path, found: Findings, *, is_needed: boo
         found.refuse((*place, name), f"{name} is not an object")
         return
     seconds = field_of(storage, "timeToLiveSecs")
-    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int)):
+    number = whole_number(seconds)
+    if seconds is not None and (number is None or abs(number) > STORE_TIME_TO_LIVE_MAX):
         found.refuse(
-            (*place, name, "timeToLiveSecs"), f"timeToLiveSecs is {seconds!r}", "Write a whole number of seconds."
+            (*place, name, "timeToLiveSecs"),
+            f"timeToLiveSecs is {seconds!r}",
+            f"Write a whole number of seconds up to {STORE_TIME_TO_LIVE_MAX}; -1 keeps for ever.",
         )
 
 
@@ -88,5 +97,6 @@ def check_route(
 def _check_number(value: Any, most: int, place: Path, found: Findings) -> None:
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+    number = whole_number(value)
+    if number is None or not 0 <= number <= most:
         found.refuse(place, f"{place[-1]} is {value!r}", f"Write a whole number from 0 to {most}.")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 _IMAGE = re.compile(r"^(?P<repository>([^/]*/)*)(?P<name>[^/:]+)(?P<tag>:[^/:]+)?$")
 _DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
-_UPSTREAM = re.compile(r"^\$upstream:\d+/")
+_UPSTREAM = re.compile(r"^\$upstream:[1-9]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,10 @@ def refusal_of_image(image: str) -> ImageRefusal | None:
     reference = image.strip()
     if not reference:
         return ImageRefusal("the image is empty", "Write [registry/]name:tag or [registry/]name@sha256:<digest>.")
+    if reference.startswith("$") and _UPSTREAM.match(reference) is None:
+        if reference.lower().startswith("$upstream"):
+            return ImageRefusal(f"{image!r} needs a port", "Write $upstream:443/name:tag.")
+        return ImageRefusal(f"{image!r} begins with a variable that nobody filled in", "Write [registry/]name:tag.")
     if _IMAGE.match(reference) is None:
         if "@" in reference:
             return ImageRefusal(
@@ -31,8 +35,6 @@ def refusal_of_image(image: str) -> ImageRefusal | None:
                 f"Write {without_tag(reference)}.",
             )
         return ImageRefusal(f"{image!r} is not an image reference", "Write [registry/]name:tag.")
-    if reference.startswith("$upstream") and _UPSTREAM.match(reference) is None:
-        return ImageRefusal(f"{image!r} needs a port", "Write $upstream:443/name:tag.")
     return None
 
 

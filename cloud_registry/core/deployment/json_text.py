@@ -1,10 +1,12 @@
 """JSON text with the line of every value, so that a problem can be shown where it stands. Pure.
 
 The library's own reader tells no places. This one reads the same JSON (RFC 8259), a byte order mark before it included,
-and is only as deep as a twin may ever be.
+and is only as deep as a twin may ever be. It can be lenient as Json.NET is, by which the runtime reads container
+options: comments, single quotes, names without quotes and a comma before the end are taken then.
 """
 
 import json
+import math
 import re
 from bisect import bisect_right
 from collections.abc import Mapping
@@ -17,6 +19,9 @@ DEPTH_MAX = 64
 TEXT_BYTES_MAX = 8 * 1024 * 1024
 
 _BLANKS = re.compile(r"[ \t\r\n]*")
+_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
+_BARE_NAME = re.compile(r"[A-Za-z0-9_$]+")
+_SINGLE_QUOTED = re.compile(r"'((?:\\.|[^'\\])*)'", re.DOTALL)
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
 _STRINGS = json.JSONDecoder()
 _WORDS = {"true": True, "false": False, "null": None}
@@ -50,11 +55,12 @@ class JsonText:
         return self.lines.get(path, 1)
 
 
-def read_json(content: bytes | str) -> JsonText:
+def read_json(content: bytes | str, *, is_lenient: bool = False) -> JsonText:
     """Read JSON; raises JsonTextError with the place and, where a habit explains it, the mend."""
     if len(content) > TEXT_BYTES_MAX:
         raise JsonTextError(f"the text is larger than {TEXT_BYTES_MAX:,} bytes", 1, 1)
-    return _Reader(decoded(content) if isinstance(content, bytes) else content.removeprefix("\ufeff")).read()
+    text = decoded(content) if isinstance(content, bytes) else content.removeprefix("\ufeff")
+    return _Reader(text, is_lenient=is_lenient).read()
 
 
 def decoded(content: bytes) -> str:
@@ -67,8 +73,9 @@ def decoded(content: bytes) -> str:
 
 
 class _Reader:
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, is_lenient: bool) -> None:
         self._text = text
+        self._is_lenient = is_lenient
         self._starts = [0, *(match.end() for match in re.finditer("\n", text))]
         self._lines: dict[Path, int] = {(): 1}
         self._repeated: list[Path] = []
@@ -88,12 +95,16 @@ class _Reader:
         return JsonTextError(reason, line, at - self._starts[line - 1] + 1, mend)
 
     def _blank(self, at: int) -> int:
-        match = _BLANKS.match(self._text, at)
-        assert match is not None
-        end = match.end()
-        if self._text.startswith(("//", "/*"), end):
-            raise self._error("a comment is no JSON", end, "Remove the comment.")
-        return end
+        while True:
+            match = _BLANKS.match(self._text, at)
+            assert match is not None
+            end = match.end()
+            if not self._text.startswith(("//", "/*"), end):
+                return end
+            comment = _COMMENT.match(self._text, end) if self._is_lenient else None
+            if comment is None:
+                raise self._error("a comment is no JSON", end, "Remove the comment.")
+            at = comment.end()
 
     def _value(self, at: int, path: Path) -> tuple[Any, int]:
         character = self._text[at : at + 1]
@@ -103,18 +114,25 @@ class _Reader:
             return self._object(at + 1, path)
         if character == "[":
             return self._array(at + 1, path)
-        if character == '"':
+        if character == '"' or (self._is_lenient and character == "'"):
             return self._string(at)
         for word, value in _WORDS.items():
             if self._text.startswith(word, at):
                 return value, at + len(word)
         number = _NUMBER.match(self._text, at)
         if number is not None:
-            is_whole = number[1] is None and number[2] is None
-            if is_whole and len(number[0]) > 400:
-                raise self._error("the number has more digits than anybody reads", at)
-            return (int(number[0]) if is_whole else float(number[0])), number.end()
+            return self._number(number), number.end()
         raise self._no_value(at)
+
+    def _number(self, number: re.Match[str]) -> int | float:
+        if number[1] is not None or number[2] is not None:
+            value = float(number[0])
+            if math.isinf(value):
+                raise self._error("the number is larger than any that JSON readers keep", number.start())
+            return value
+        if len(number[0]) > 400:
+            raise self._error("the number has more digits than anybody reads", number.start())
+        return int(number[0])
 
     def _no_value(self, at: int) -> JsonTextError:
         found = self._text[at : at + 1]
@@ -132,11 +150,34 @@ class _Reader:
         return self._error(f"{found!r} begins no value", at)
 
     def _string(self, at: int) -> tuple[str, int]:
+        if self._is_lenient and self._text.startswith("'", at):
+            return self._single_quoted(at)
         try:
             text, end = _STRINGS.raw_decode(self._text, at)
         except json.JSONDecodeError as err:
             raise self._error(f"a string is broken: {err.msg.lower()}", min(err.pos, len(self._text))) from err
         return str(text), end
+
+    def _single_quoted(self, at: int) -> tuple[str, int]:
+        match = _SINGLE_QUOTED.match(self._text, at)
+        if match is None:
+            raise self._error("a string is broken: it does not end", at)
+        # The same text in double quotes: those within it need a mark, the single ones need none.
+        inner = re.sub(r"\\'|\"", lambda found: "'" if found[0] == "\\'" else '\\"', match[1].replace('\\"', '"'))
+        try:
+            return str(json.loads(f'"{inner}"', strict=False)), match.end()
+        except ValueError as err:
+            raise self._error(f"a string is broken: {err}", at) from err
+
+    def _name(self, at: int) -> tuple[str, int]:
+        """The name of a member, in quotes or, where that is taken, without."""
+        character = self._text[at : at + 1]
+        if character == '"' or (self._is_lenient and character == "'"):
+            return self._string(at)
+        bare = _BARE_NAME.match(self._text, at) if self._is_lenient else None
+        if bare is None:
+            raise self._no_name(at)
+        return bare[0], bare.end()
 
     def _object(self, at: int, path: Path) -> tuple[dict[str, Any], int]:
         members: dict[str, Any] = {}
@@ -144,10 +185,8 @@ class _Reader:
         if self._text[at : at + 1] == "}":
             return members, at + 1
         while True:
-            if self._text[at : at + 1] != '"':
-                raise self._no_name(at)
             place = at
-            name, at = self._string(at)
+            name, at = self._name(at)
             inner = (*path, name)
             if name in members:
                 self._repeated.append(inner)
@@ -162,6 +201,8 @@ class _Reader:
             if self._text[at : at + 1] != ",":
                 raise self._error(f"there is neither ',' nor '}}' after the value of {name!r}", at)
             at = self._blank(at + 1)
+            if self._is_lenient and self._text[at : at + 1] == "}":
+                return members, at + 1
 
     def _no_name(self, at: int) -> JsonTextError:
         if self._text[at : at + 1] == "}":
@@ -186,3 +227,5 @@ class _Reader:
             if self._text[at : at + 1] != ",":
                 raise self._error("there is neither ',' nor ']' after an element", at)
             at = self._blank(at + 1)
+            if self._is_lenient and self._text[at : at + 1] == "]":
+                return elements, at + 1

@@ -109,6 +109,14 @@ def read_deployment(document: Any) -> Deployment:
     return Deployment(modules, place, document if has_target else {}, tuple(notes))
 
 
+def read_twin_patch(document: Any) -> Any | None:
+    """The desired section of a patch of a twin, ``{"properties": {"desired": …}}``; None where the document is none."""
+    if not isinstance(document, dict) or not {"content", "modulesContent", "moduleContent"}.isdisjoint(document):
+        return None
+    properties = document.get("properties")
+    return properties.get("desired") if isinstance(properties, dict) else None
+
+
 def _nothing_there(document: Mapping[str, Any], around: Mapping[str, Any], path: Path) -> Problem:
     if "deviceContent" in around:
         return Problem(path, "this configures device twins, not an edge device", "Use modulesContent.", 400)

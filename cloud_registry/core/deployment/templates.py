@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cloud_registry.core.deployment.container_options import read_container_options
 from cloud_registry.core.deployment.json_text import JsonText, Path, decoded, read_json
 from cloud_registry.core.deployment.manifest_shape import EDGE_HUB, read_deployment
-from manifests.deployment import join_create_options, split_create_options
+from manifests.deployment import split_create_options
 
 # The version of a template goes with that of edgeHub: 4.0 is for 1.2, which added the MQTT broker.
 SCHEMA_TEMPLATES = {"1.0": "2.0.0", "1.1": "3.0.0", "1.2": "4.0.0"}
@@ -32,6 +33,7 @@ _OUTSIDE = re.compile(r'"(?:\\.|[^"\\])*"|\$\{(?P<name>[A-Za-z_]\w*)\}', re.DOTA
 _RESERVED = {"upstream", "edgeAgent", "edgeHub", "schema", "body", "iothub", "twin"}
 # How people spell variables that stand without braces; what is spelled otherwise may be a word of a route.
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]{2,}\w*")
+_IMAGE_VARIABLE = re.compile(r"\s*\$[A-Z][A-Z0-9_]{2,}(?![\w-])")
 _MODULE = re.compile(r"^MODULES\.(?P<name>[^.{}]+)(?:\.(?P<platform>[^.{}]+?))??(?P<debug>\.debug)?$")
 _MODULE_FOLDER = re.compile(r"^MODULEDIR<(?P<folder>[^<>]+)>(?:\.(?P<platform>[^.{}]+?))??(?P<debug>\.debug)?$")
 
@@ -60,19 +62,25 @@ class Filled:
 
 
 def is_template(content: JsonText, name: str) -> bool:
-    """Whether a document is a template: it says so, has placeholders in braces, or is named as one."""
+    """Whether a document is a template: it says so, is named as one, or has placeholders in braces or before an image.
+
+    No image of a manifest begins with a variable, which the runtime would refuse.
+    """
     value = content.value
     if isinstance(value, dict) and ("$schema-template" in value or "$schema-version" in value):
         return True
-    return ".template." in name.lower() or _has_braces(value)
+    return ".template." in name.lower() or _has_placeholder(value)
 
 
-def _has_braces(value: Any) -> bool:
+def _has_placeholder(value: Any) -> bool:
     if isinstance(value, str):
         return re.search(r"\$\{[^{}]+\}", value) is not None
     if isinstance(value, dict):
-        return any(_has_braces(item) for pair in value.items() for item in pair)
-    return isinstance(value, list) and any(map(_has_braces, value))
+        image = value.get("image")
+        if isinstance(image, str) and _IMAGE_VARIABLE.match(image):
+            return True
+        return any(_has_placeholder(item) for pair in value.items() for item in pair)
+    return isinstance(value, list) and any(map(_has_placeholder, value))
 
 
 def module_image(name: str) -> ModuleImage | None:
@@ -202,10 +210,10 @@ def as_template(document: Mapping[str, Any], images: Mapping[str, str]) -> dict[
 
 
 def _with_object_options(settings: Mapping[str, Any], placeholder: str | None) -> dict[str, Any]:
-    kept = {name: value for name, value in settings.items() if not name.lower().startswith("createoptions")}
+    kept = {name: value for name, value in settings.items() if "createoptions" not in name.lower()}
     if placeholder is not None:
         kept["image"] = f"${{{placeholder}}}"
-    return {**kept, "createOptions": join_create_options(settings)}
+    return {**kept, "createOptions": dict(read_container_options(settings).options)}
 
 
 def final_document(filled: Any) -> dict[str, Any]:

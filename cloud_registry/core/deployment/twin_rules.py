@@ -44,6 +44,10 @@ class TwinSize:
     def is_tight(self) -> bool:
         return self.size_bytes > TWIN_SECTION_BYTES_WARNED
 
+    @property
+    def told(self) -> str:
+        return f"{self.size_bytes:,} bytes of desired properties; a twin holds {TWIN_SECTION_BYTES_MAX:,}"
+
     def to_wire(self) -> dict[str, Any]:
         return {
             "module": self.module,
@@ -77,6 +81,22 @@ def twin_sizes(deployment: Deployment) -> list[TwinSize]:
     return sizes
 
 
+def check_patch(desired: Any, found: Findings) -> TwinSize | None:
+    """Look at a patch of a module's desired properties; its size, None where it is no object."""
+    place: Path = ("properties", "desired")
+    if not isinstance(desired, Mapping):
+        found.refuse(place, "the desired properties are not an object")
+        return None
+    for where, reason in _offences(desired, place, 0):
+        found.refuse(where, reason)
+    size = TwinSize("module", size_of(desired))
+    if size.is_full:
+        found.refuse(place, size.told, "Name a file by its address in place of its content.")
+    elif size.is_tight:
+        found.warn(place, size.told)
+    return size
+
+
 def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     if not path:
         tree.update(value if isinstance(value, Mapping) else {})
@@ -108,11 +128,10 @@ def check_twins(deployment: Deployment, found: Findings) -> None:
             _check_setting(deployment, module, place, path, value, found)
     for size in twin_sizes(deployment):
         place = (*deployment.path, size.module)
-        told = f"{size.size_bytes:,} bytes of desired properties; a twin holds {TWIN_SECTION_BYTES_MAX:,}"
         if size.is_full:
-            found.refuse(place, told, "Shorten createOptions and env, or move modules to another device.")
+            found.refuse(place, size.told, "Shorten createOptions and env, or move modules to another device.")
         elif size.is_tight:
-            found.warn(place, told)
+            found.warn(place, size.told)
 
 
 def _check_settings(module: str, settings: Any, place: Path, found: Findings) -> None:
@@ -133,9 +152,11 @@ def _check_setting(
         found.refuse(place, "the path has an empty name", f"Write {DESIRED}.<name>.")
     is_layer_of_system = deployment.kind == "layered" and module in (EDGE_AGENT, EDGE_HUB)
     is_credential = path[:3] == ("runtime", "settings", "registryCredentials") and len(path) > 3
-    if is_layer_of_system and not is_credential and (not path or path[0] in BASE_ONLY):
-        what = path[0] if path else "the whole section"
-        found.refuse(place, f"a layer may not set {what} of {module}", "Set it in the base deployment.")
+    if is_layer_of_system and path and path[0] in BASE_ONLY and not is_credential:
+        found.refuse(place, f"a layer may not set {path[0]} of {module}", "Set it in the base deployment.")
+    if is_layer_of_system and not path:
+        found.warn(place, f"the layer replaces the whole section of {module}, and with it what the base sets there",
+                   f'Name each setting, such as "{DESIRED}.routes.<name>".')  # fmt: skip
     if not path and not isinstance(value, Mapping):
         if module not in (EDGE_AGENT, EDGE_HUB):
             found.refuse(place, "the desired properties are not an object")

@@ -13,16 +13,18 @@ from cloud_registry.core.deployment.manifest_shape import (
     Deployment,
     ShapeError,
     read_deployment,
+    read_twin_patch,
 )
 from cloud_registry.core.deployment.twin_rules import TwinSize
 
 # The schemas and what they do not know: a text that is no JSON has no path in it.
 _UNREADABLE: Path = ()
+PROBLEMS_MAX = schema_rules.PROBLEMS_MAX
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What both validators say of a document. `kind` is base, layered or unreadable."""
+    """What both validators say of a document. `kind` is base, layered, twin (a patch of one) or unreadable."""
 
     schema: Verdict
     runtime: Verdict
@@ -74,6 +76,9 @@ def validate_content(
     if is_template:
         expanded = templates.fill(content.value, values)
         filled = templates.Filled(templates.with_text_options(expanded.value), expanded.unfilled, expanded.unknown)
+    patch = read_twin_patch(filled.value)
+    if patch is not None:
+        return _judged_patch(content, patch, filled, is_template=is_template)
     try:
         deployment = read_deployment(filled.value)
     except ShapeError as err:
@@ -89,13 +94,29 @@ def validate_content(
     found.warnings += [Problem(path, f"{path[-1]!r} is there twice; the last one counts") for path in content.repeated]
     return Report(
         schema=_known(schema_rules.judge_parts(deployment, schemas), filled.unknown),
-        runtime=_known(Verdict.of(found.problems), filled.unknown),
+        runtime=_known(Verdict.of(found.problems[:PROBLEMS_MAX]), filled.unknown),
         combined=_known(schema_rules.judge_combined(deployment, schemas), filled.unknown),
         kind=deployment.kind,
         is_template=is_template,
         unfilled=filled.unfilled,
-        warnings=_known(Verdict.of(found.warnings), filled.unknown).problems,
+        warnings=_known(Verdict.of(found.warnings[:PROBLEMS_MAX]), filled.unknown).problems,
         twins=tuple(twin_rules.twin_sizes(deployment)),
+        line=content.line,
+    )
+
+
+def _judged_patch(content: JsonText, desired: Any, filled: templates.Filled, *, is_template: bool) -> Report:
+    """What the hub says of a patch of one module's twin; the schemas know of none."""
+    found = Findings()
+    size = twin_rules.check_patch(desired, found)
+    return Report(
+        schema=Verdict(None),
+        runtime=_known(Verdict.of(found.problems[:PROBLEMS_MAX]), filled.unknown),
+        kind="twin",
+        is_template=is_template,
+        unfilled=filled.unfilled,
+        warnings=tuple(found.warnings[:PROBLEMS_MAX]),
+        twins=() if size is None else (size,),
         line=content.line,
     )
 
@@ -104,13 +125,14 @@ def check_runtime(deployment: Deployment, found: Findings) -> None:
     """What edgeAgent, edgeHub and the hub itself would refuse."""
     twin_rules.check_twins(deployment, found)
     running = {name for _, name, _ in deployment.agent_modules()}
-    if deployment.kind == "base":
-        for place, path, section in deployment.settings(EDGE_AGENT):
-            if not path:
-                agent_rules.check_agent(section, place, found)
-        for place, path, section in deployment.settings(EDGE_HUB):
-            if not path:
-                hub_rules.check_hub(section, place, running, found)
+    is_base = deployment.kind == "base"
+    for place, path, section in deployment.settings(EDGE_AGENT):
+        if not path and is_base:
+            agent_rules.check_agent(section, place, found)
+    for place, path, section in deployment.settings(EDGE_HUB):
+        if not path:
+            # What a layer's route names may run in the base.
+            hub_rules.check_hub(section, place, running if is_base else (), found)
     for place, path, value in deployment.settings(EDGE_AGENT):
         if len(path) == 2 and path[0] == "modules" and value is not None:
             agent_rules.check_module(value, path[1], place, found)
@@ -118,7 +140,6 @@ def check_runtime(deployment: Deployment, found: Findings) -> None:
             agent_rules.check_credentials(value, place, found)
     for place, path, value in deployment.settings(EDGE_HUB):
         if len(path) == 2 and path[0] == "routes" and value is not None:
-            # What a layer's route names may run in the base.
             hub_rules.check_route(value, place, (), found)
 
 

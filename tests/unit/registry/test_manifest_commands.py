@@ -63,6 +63,21 @@ def test_validate_reads_stdin_and_says_what_is_not_there(run: Run):
     assert run("validate", ".").exit_code == 2
 
 
+def test_half_a_character_is_told_as_json_writes_it(run: Run):
+    text = r'{"modulesContent": {"$edgeAgent": {"properties.desired": {"schemaVersion": "\ud800"}}}}'
+    result = run("validate", "--json", write("deployment.json", text))
+    assert result.exit_code == 1
+    assert any("ud800" in problem["reason"] for problem in json.loads(result.stdout)["runtime"]["problems"])
+    assert run("validate", "deployment.json").exit_code == 1
+
+
+def test_validate_tells_so_many_problems_and_no_more(run: Run):
+    modules = {f"m{number}": {} for number in range(3000)}
+    document = {"modulesContent": {"$edgeAgent": {"properties.desired": {"schemaVersion": "1.1", "modules": modules}}}}
+    told = json.loads(run("validate", "--json", write("deployment.json", document)).stdout)
+    assert [len(told[judge]["problems"]) for judge in ("schema", "runtime", "combined")] == [200, 200, 200]
+
+
 def test_render_fills_a_template_in_or_writes_nothing(run: Run, monkeypatch: pytest.MonkeyPatch):
     file = write("deployment.template.json", template())
     refused = run("render", file, "-o", "out.json")

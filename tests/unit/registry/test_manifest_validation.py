@@ -56,6 +56,7 @@ DISAGREEMENTS: dict[str, tuple[list[Change], bool, bool]] = {
     "nothing": ([], True, True),
     "a module without restartPolicy": ([((*MODULE, "restartPolicy"), GONE)], False, True),
     "no edgeHub among the system modules": ([((*AGENT, "systemModules", "edgeHub"), GONE)], False, True),
+    "no system modules": ([((*AGENT, "systemModules"), GONE)], False, False),
     "no modules at all": ([((*AGENT, "modules"), GONE)], False, True),
     "a variable without a value": ([((*MODULE, "env"), {"A": {}})], False, True),
     "an unknown name on a module": ([((*MODULE, "_comment"), "why")], False, True),
@@ -76,17 +77,68 @@ DISAGREEMENTS: dict[str, tuple[list[Change], bool, bool]] = {
         False,
     ),
     "options deleted by null": ([((*MODULE, "settings", "createOptions01"), None)], False, True),
-    "options as an object": ([((*MODULE, "settings", "createOptions"), {})], False, False),
+    "options as an object": ([((*MODULE, "settings", "createOptions"), {"HostConfig": {}})], False, True),
+    "options as a list": ([((*MODULE, "settings", "createOptions"), [])], False, False),
+    "options that say null": ([((*MODULE, "settings", "createOptions"), "NULL")], True, True),
+    "options in single quotes": (
+        [((*MODULE, "settings", "createOptions"), "{'Env': ['A=\"1\"',], /* b */ c: 1}")],
+        True,
+        True,
+    ),
+    "options kept beside the ones that count": ([((*MODULE, "settings", "_createOptions"), "{}")], False, False),
+    "the number of a piece in one digit": (
+        [((*MODULE, "settings"), {"image": "a:1", "createOptions": "{", "createOptions1": "}"})],
+        True,
+        True,
+    ),
+    "ten pieces numbered without zeros": (
+        [((*MODULE, "settings"), {"image": "a:1", "createOptions": "{",
+                                  **{f"createOptions{n}": " " for n in range(1, 10)},
+                                  "createOptions10": "}"})],
+        True,
+        False,
+    ),
+    "a port that is bound to no list": (
+        [((*MODULE, "settings", "createOptions"), '{"HostConfig": {"PortBindings": {"80/tcp": {"HostPort": "80"}}}}')],
+        True,
+        False,
+    ),
+    "variables of the container as an object": (
+        [((*MODULE, "settings", "createOptions"), '{"Env": {"A": "1"}}')],
+        True,
+        False,
+    ),
+    "an empty text where options are no text": (
+        [((*MODULE, "settings", "createOptions"), '{"Env": "", "Entrypoint": "", "HostConfig": {"Binds": null}}')],
+        True,
+        True,
+    ),
     "tag and digest": ([((*MODULE, "settings", "image"), f"a/b:1@sha256:{'0' * 64}")], True, False),
     "a digest": ([((*MODULE, "settings", "image"), f"a/b@sha256:{'0' * 64}")], True, True),
     "an empty image": ([((*MODULE, "settings", "image"), " ")], True, False),
+    "$upstream with a port": ([((*MODULE, "settings", "image"), "$upstream:443/a:1")], True, True),
+    "a variable that nobody fills in": ([((*MODULE, "settings", "image"), "$registry/a:1")], True, False),
     "$upstream without a port": ([((*MODULE, "settings", "image"), "$upstream/a:1")], True, False),
     "agent 91x15, which the loose pattern takes": ([agent_version("91x15")], True, False),
     "agent 1": ([agent_version("1")], False, False),
     "agent 1.1.0": ([agent_version("1.1.0")], True, True),
     "agent 1.2": ([agent_version("1.2")], False, False),
     "agent 9.0": ([agent_version("9.0")], False, False),
+    "agent 1.1 as a number": ([agent_version(1.1)], False, True),
+    "agent 1.0 as a number, which JSON makes 1": ([agent_version(1.0)], False, False),
+    "a version under another case": ([agent_version(GONE), ((*AGENT, "SchemaVersion"), "1.1")], False, False),
     "agent without a version": ([agent_version(GONE)], False, False),
+    "hub 1.0 without routes": ([hub_version("1.0"), ((*HUB, "routes"), GONE)], False, True),
+    "hub 1.1 without routes": ([((*HUB, "routes"), GONE)], False, False),
+    "hub 1.0 with an empty route": ([hub_version("1.0"), (ROUTE, " ")], True, True),
+    "hub 1.1 with an empty route": ([(ROUTE, " ")], True, False),
+    "a time to live as text": ([((*HUB, "storeAndForwardConfiguration"), {"timeToLiveSecs": "7200"})], False, True),
+    "a time to live for ever": ([((*HUB, "storeAndForwardConfiguration"), {"timeToLiveSecs": -1})], True, True),
+    "a time to live beyond 2^31": (
+        [((*HUB, "storeAndForwardConfiguration"), {"timeToLiveSecs": 2**31})],
+        True,
+        False,
+    ),
     "hub 1.3": ([hub_version("1.3")], False, True),
     "hub 1.4": ([hub_version("1.4")], False, False),
     "hub 1.2 with a broker": ([hub_version("1.2"), ((*HUB, "mqttBroker"), {})], True, True),
@@ -208,6 +260,7 @@ UNREADABLE = {
     "a comma too much": (b'{"a": 1,}', "a comma before '}'"),
     "a placeholder outside quotes": (b'{"modulesContent": {"a": ${TTL}}}', "the placeholder ${TTL} stands outside"),
     "single quotes": (b"{'a': 1}", "a name in double quotes is missing"),
+    "a number beyond every reader": (b'{"a": 1e999}', "larger than any that JSON readers keep"),
     "more after the end": (b"{} {}", "more after the end"),
     "half a string": (b'{"a', "a string is broken"),
     "no UTF-8": (b'{"a": "\xff"}', "not UTF-8"),
@@ -279,6 +332,14 @@ LAYERS = {
     "with a schema version": ({"$edgeHub": {"properties.desired.schemaVersion": "1.1"}}, False),
     "with a bad module": ({"$edgeAgent": {"properties.desired.modules.a": {"type": "docker"}}}, False),
     "with a bad route": ({"$edgeHub": {"properties.desired.routes.a": "FROM a INTO b"}}, False),
+    "with the whole section of edgeHub": (
+        {"$edgeHub": {"properties.desired": BASE["modulesContent"]["$edgeHub"]["properties.desired"]}},
+        True,
+    ),
+    "with a bad route in the whole section of edgeHub": (
+        {"$edgeHub": {"properties.desired": {"schemaVersion": "1.0", "routes": {"a": "FROM a INTO b"}}}},
+        False,
+    ),
     "with a setting beside the desired ones": ({"scorer": {"properties.reported.a": 1}}, False),
 }
 
@@ -292,12 +353,35 @@ def test_a_layer_is_judged_by_the_runtime_alone(story: str):
     assert report.runtime.is_ok == runtime_ok, report.to_wire()
 
 
+PATCHES: dict[str, tuple[Any, bool]] = {
+    "of a release": ({"models": {"digits": {"version": 3}}}, True),
+    "that deletes": ({"models": None}, True),
+    "with a name that no twin takes": ({"a.b": 1}, False),
+    "that is too much": ({f"k{n}": "x" * 1000 for n in range(40)}, False),
+    "that is none": ([], False),
+}
+
+
+@pytest.mark.parametrize("story", PATCHES)
+def test_a_patch_of_a_twin_is_judged_by_the_runtime_alone(story: str):
+    desired, runtime_ok = PATCHES[story]
+    report = judged({"properties": {"desired": desired}})
+    assert (report.kind, report.schema.is_ok, report.combined.is_ok) == ("twin", None, None)
+    assert report.runtime.is_ok == runtime_ok, report.to_wire()
+
+
 WARNED = {
     "a tag that moves": ([((*MODULE, "settings", "image"), "a:latest")], "moves"),
     "a name without a tag": ([((*MODULE, "settings", "image"), "a")], "moves"),
     "ports outside HostConfig": (
         [((*MODULE, "settings", "createOptions"), '{"PortBindings": {}}')],
         "PortBindings stands outside HostConfig",
+    ),
+    "options as an object": ([((*MODULE, "settings", "createOptions"), {})], "the runtime takes and deployment tools"),
+    "options in single quotes": ([((*MODULE, "settings", "createOptions"), "{'Env': []}")], "lenient reader"),
+    "settings of the runtime without a Docker version": (
+        [((*AGENT, "runtime", "settings", "minDockerVersion"), GONE)],
+        "without minDockerVersion",
     ),
     "a star in the middle": ([(ROUTE, "FROM /messages/*/outputs/x INTO $upstream")], "taken by the letter"),
     "a route from nobody": ([(ROUTE, "FROM /messages/modules/ghost/* INTO $upstream")], "runs no module 'ghost'"),
