@@ -22,7 +22,6 @@ if TYPE_CHECKING:
         BackupPlace,
         Clock,
         FleetHub,
-        ImageReferences,
         ProgressListener,
         RegistryTransport,
         ScratchFolders,
@@ -150,9 +149,7 @@ def open_local_models(config: RegistryConfig) -> "LocalModels":
         now=_now,
         module_id=config.module_id,
         open_hub=(lambda: open_hub(config)) if config.hub_connection_string is not None else None,
-        open_rollouts=lambda: open_local_rollouts(config),
         running=open_running(config),
-        open_images=lambda: open_image_references(config),
     )
 
 
@@ -416,13 +413,6 @@ def open_images(config: RegistryConfig, options: ImageOptions) -> "ImageService"
         versions=lambda: {"slipway": module_version(), "compressor": compressor_words(options.compression)},
         now=_now,
     )
-
-
-def open_image_references(config: RegistryConfig) -> "ImageReferences":
-    """Which images hold which model versions."""
-    from cloud_registry.adapters.sql_images import SqlImages
-
-    return SqlImages(open_engine(config.database_url))
 
 
 def open_image_digests(config: RegistryConfig, *, plain_http: bool = False) -> "ImageDigests":

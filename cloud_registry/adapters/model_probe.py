@@ -30,7 +30,7 @@ LOADING_MAX_S = 120.0
 COPY_CHUNK_BYTES = 1024 * 1024
 LAST_WORDS_LENGTH_MAX = 300
 # What the engine's process may know of ours: where libraries are, and no connection string.
-_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR", "OMP_NUM_THREADS")
+_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "OMP_NUM_THREADS")
 
 
 class SubprocessProver:
@@ -277,8 +277,8 @@ def _run_worker(request: dict[str, Any], report: Path, duration_max_s: float) ->
     noise = report.with_suffix(".log")
     command = [sys.executable, "-P", "-m", "cloud_registry.adapters.model_probe_worker", str(report)]
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    # Some engines keep notes about their machine in the home folder.
-    environment["HOME"] = str(report.parent)
+    # Some engines keep notes about their machine in the home folder, or where temporary files go.
+    environment |= dict.fromkeys(("HOME", "TMPDIR"), str(report.parent))
     with noise.open("wb") as output:
         # Its own session: whatever the engine starts ends with it.
         process = subprocess.Popen(  # noqa: S603  (our interpreter, our module)

@@ -12,14 +12,13 @@ from typing import Any
 from cloud_registry.core.search import facts_of, meets, parse_condition, pattern_matches
 from cloud_registry.errors import ConflictError, UsageError
 from cloud_registry.ports import (
-    ImageReference,
     ModelQuery,
     ModuleTwin,
     Proof,
     ProvenArtifact,
-    RolloutReference,
     SampleKind,
     StoredBlob,
+    VersionNames,
 )
 from manifests.identity import ModelReference, check_model_name, is_model_name
 from manifests.model import (
@@ -338,9 +337,7 @@ def holders(
     reference: ModelReference,
     digests: frozenset[str],
     module_twins: Sequence[ModuleTwin],
-    rollouts: Sequence[RolloutReference],
-    images: Sequence[ImageReference] = (),
-    aliases: Sequence[str] = (),
+    names: VersionNames,
 ) -> tuple[Holder, ...]:
     """Everyone who is asked to run the version, runs it, keeps it to go back to, carries it, holds it or means it.
 
@@ -353,11 +350,12 @@ def holders(
         for twin in module_twins
         for why in _held_by_module(reference, digests, twin)
     ]
-    found += [Holder(rollout.rollout_id, why) for rollout in rollouts for why in _held_by_rollout(reference, rollout)]
     found += [
-        Holder(image.image, f"holds it ({image.digest[:19]})") for image in images if image.reference == reference
+        Holder(rollout.rollout_id, "carries it to devices" if rollout.is_carried else "would go back to it")
+        for rollout in names.rollouts
     ]
-    found += [Holder(f"{reference.name}@{alias}", "stands for it") for alias in aliases]
+    found += [Holder(image.image, f"holds it ({image.digest[:19]})") for image in names.images]
+    found += [Holder(f"{reference.name}@{alias}", "stands for it") for alias in names.aliases]
     return tuple(sorted(set(found)))
 
 
@@ -390,10 +388,3 @@ def _entry(section: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     models = section.get("models")
     entry = models.get(name) if isinstance(models, dict) else None
     return entry if isinstance(entry, dict) else {}
-
-
-def _held_by_rollout(reference: ModelReference, rollout: RolloutReference) -> list[str]:
-    if not rollout.is_active or rollout.name != reference.name:
-        return []
-    why = ["carries it to devices"] if rollout.version == reference.version else []
-    return why + (["would go back to it"] if reference.version in rollout.previous_versions else [])

@@ -45,7 +45,7 @@ from cloud_registry.core.images.records import (
 )
 from cloud_registry.core.images.wheels import Wheel, requirement_name
 from cloud_registry.errors import ConflictError, NotFoundError, RegistryError, UsageError
-from cloud_registry.ports import ImageReference, ProgressListener
+from cloud_registry.ports import ProgressListener
 from manifests.model import ModelManifest
 from manifests.recipe import ImageRecipe
 
@@ -79,7 +79,7 @@ class Pushed:
 
 @dataclass(frozen=True, slots=True)
 class ImageService:
-    """The image side of the registry. Satisfies the catalog's `ImageReferences`."""
+    """The image side of the registry."""
 
     blobs: ImageBlobs
     bases: BaseImageSource
@@ -258,9 +258,6 @@ class ImageService:
 
     def list(self) -> Sequence[ImageRecord]:
         return self.table.all()
-
-    def references(self) -> Sequence[ImageReference]:
-        return self.table.references()
 
     def attachment(self, record: ImageRecord, kind: str, platform: Platform | None) -> bytes:
         """The document of this kind; where the image has several platforms, one must be named."""

@@ -24,7 +24,7 @@ from cloud_registry.core.rollout.state import Rollout, RolloutState
 from cloud_registry.core.trust_files import files_of_content, files_of_deltas
 from cloud_registry.core.waves import DEFAULT_WAVES, parse_waves
 from cloud_registry.errors import ConflictError, GateRefusedError, NotFoundError, RegistryError
-from cloud_registry.ports import Clock, FleetHub, ModuleTwin, ProgressListener, RolloutReference
+from cloud_registry.ports import Clock, FleetHub, ModuleTwin, ProgressListener
 from cloud_registry.service.fleet import Fleet, observations_of
 from cloud_registry.service.rollout_driver import RolloutDriver, Tick
 from cloud_registry.service.rollout_log import ModelCatalog, ReleaseDeltas, ReleaseTrust, RolloutLog, RolloutReader
@@ -217,10 +217,6 @@ class RolloutService:
         """Who drives the rollout now; None where nobody does."""
         return self._events.controller(rollout_id, self._clock.now())
 
-    def references(self) -> list[RolloutReference]:
-        """The model versions that rollouts name: what each carries, and what it goes back to while it can."""
-        return [reference for rollout in self.rollouts() for reference in _references(rollout)]
-
     # --- commands of an operator -----------------------------------------------
 
     def pause(self, rollout_id: str, reason: str = "") -> Rollout:
@@ -397,21 +393,3 @@ def _check_state(rollout: Rollout, wish: str, *allowed: RolloutState) -> None:
             f"rollout {rollout.plan.id} is {rollout.state.value} and cannot be {wish}",
             hint=f"Look at it with: slipway rollout status {rollout.plan.id}",
         )
-
-
-def _references(rollout: Rollout) -> list[RolloutReference]:
-    plan_ = rollout.plan
-    previous = {content.version for d in plan_.devices if (content := plan_.restore(d)) is not None}
-    if rollout.rollback is not None:
-        previous |= {content.version for content in rollout.rollback.contents.values()}
-    versions = sorted({content.version for d in plan_.devices if (content := plan_.offer(d)) is not None})
-    return [
-        RolloutReference(
-            rollout_id=plan_.id,
-            name=plan_.model,
-            version=version,
-            previous_versions=tuple(sorted(previous - {version})),
-            is_active=not rollout.is_ended,
-        )
-        for version in versions
-    ]

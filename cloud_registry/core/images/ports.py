@@ -11,7 +11,7 @@ from cloud_registry.core.images.names import ImageName
 from cloud_registry.core.images.platforms import Platform, PythonTarget
 from cloud_registry.core.images.records import ImageRecord
 from cloud_registry.core.images.wheels import Wheel
-from cloud_registry.ports import ImageReference, ProgressListener
+from cloud_registry.ports import ProgressListener
 
 
 class ImageBlobs(Protocol):
@@ -90,5 +90,3 @@ class ImageTable(Protocol):
     def all(self) -> Sequence[ImageRecord]: ...
 
     def remove(self, record: ImageRecord) -> None: ...
-
-    def references(self) -> Sequence[ImageReference]: ...

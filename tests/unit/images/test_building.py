@@ -16,6 +16,7 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
+from cloud_registry import wiring
 from cloud_registry.adapters.oci_outputs import write_layout, write_tar
 from cloud_registry.adapters.oci_store import OciStore
 from cloud_registry.core.images.bases import BaseSource
@@ -318,18 +319,18 @@ def test_attached_documents_point_to_their_image(yard):
 
 def test_an_image_holds_its_model_version_until_it_is_forgotten(yard):
     record = yard.build()
-    images = yard.images()
-    (held,) = images.references()
-    assert (held.image, held.digest, str(held.reference)) == ("slipway-digits:1", record.digest, "digits:1")
-    images.remove(record, is_pushed_allowed=False)
-    assert images.references() == []
+    models = wiring.open_models(yard.config)
+    (holder,) = models.holders_of(yard.manifest.reference)
+    assert (holder.where, holder.why) == ("slipway-digits:1", f"holds it ({record.digest[:19]})")
+    yard.images().remove(record, is_pushed_allowed=False)
+    assert models.holders_of(yard.manifest.reference) == ()
 
 
 def test_an_older_image_of_the_same_name_holds_its_version_as_well(yard):
     yard.build()
     yard.images().build(yard.request(manifest=yard.with_model(b"newer")))
     images = yard.images()
-    assert len(images.references()) == 2
+    assert len(wiring.open_models(yard.config).holders_of(yard.manifest.reference)) == 2
     assert images.find("slipway-digits:1").digest == images.list()[0].digest
 
 

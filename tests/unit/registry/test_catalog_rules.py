@@ -16,7 +16,7 @@ from cloud_registry.core.catalog import (
     parse_tag_query,
 )
 from cloud_registry.errors import ConflictError, UsageError
-from cloud_registry.ports import ImageReference, ModelQuery, ModuleTwin, RolloutReference
+from cloud_registry.ports import ImageReference, ModelQuery, ModuleTwin, RolloutReference, VersionNames
 from manifests.errors import ManifestError
 from manifests.identity import ModelReference
 from manifests.model import ModelManifest
@@ -79,39 +79,29 @@ TWINS = {
 @pytest.mark.parametrize("story", TWINS)
 def test_a_module_holds_what_its_twin_names(story: str):
     module, why = TWINS[story]
-    assert holders(V2, frozenset({DIGEST}), [module], []) == tuple(Holder("dev-01/slipway", word) for word in why)
+    found = holders(V2, frozenset({DIGEST}), [module], VersionNames())
+    assert found == tuple(Holder("dev-01/slipway", word) for word in why)
 
 
-# What one rollout names, and why that holds digits:2.
-ROLLOUTS = {
-    "a rollout that carries it": (RolloutReference("r-0001", "digits", 2), ["carries it to devices"]),
-    "a rollout that would go back to it": (RolloutReference("r-0001", "digits", 3, (1, 2)), ["would go back to it"]),
-    "a rollout that has ended": (RolloutReference("r-0001", "digits", 2, (2,), is_active=False), []),
-    "a rollout of another version": (RolloutReference("r-0001", "digits", 3, (1,)), []),
-    "a rollout of another model": (RolloutReference("r-0001", "faces", 2, (2,)), []),
-}
-
-
-@pytest.mark.parametrize("story", ROLLOUTS)
-def test_a_rollout_holds_what_it_names_until_it_ends(story: str):
-    rollout, why = ROLLOUTS[story]
-    assert holders(V2, frozenset({DIGEST}), [], [rollout]) == tuple(Holder("r-0001", word) for word in why)
+def test_rollouts_hold_what_they_carry_and_what_they_would_go_back_to():
+    names = VersionNames(rollouts=(RolloutReference("r-0002", False), RolloutReference("r-0001", True)))
+    assert holders(V2, frozenset({DIGEST}), [], names) == (
+        Holder("r-0001", "carries it to devices"),
+        Holder("r-0002", "would go back to it"),
+    )
 
 
 def test_holders_are_told_in_order_and_once():
     modules = [
         ModuleTwin(f"dev-0{number}", "slipway", True, {"models": {"digits": {"version": 2}}}) for number in (3, 1, 2, 1)
     ]
-    found = holders(V2, frozenset(), modules, [RolloutReference("r-0001", "digits", 2)])
+    found = holders(V2, frozenset(), modules, VersionNames(rollouts=(RolloutReference("r-0001", True),)))
     assert [holder.where for holder in found] == ["dev-01/slipway", "dev-02/slipway", "dev-03/slipway", "r-0001"]
 
 
 def test_images_and_aliases_hold_what_they_name():
-    images = [
-        ImageReference("registry.local/digits:2", DIGEST, V2),
-        ImageReference("registry.local/digits:1", OTHER, ModelReference("digits", 1)),
-    ]
-    assert holders(V2, frozenset(), [], [], images, ("champion",)) == (
+    names = VersionNames(aliases=("champion",), images=(ImageReference("registry.local/digits:2", DIGEST),))
+    assert holders(V2, frozenset(), [], names) == (
         Holder("digits@champion", "stands for it"),
         Holder("registry.local/digits:2", "holds it (sha256:222222222222)"),
     )

@@ -165,7 +165,7 @@ def test_a_deleted_version_is_gone_and_the_others_are_not(
 ):
     server = serve("--no-controller")
     assert get(server, "small/1/model.onnx").status_code == 200
-    models.delete(small[0].reference, None, None)
+    models.delete(small[0].reference, None)
     gone = get(server, "small/1/model.onnx", If_None_Match="*")
     assert (gone.status_code, gone.json()["error"]) == (404, "there is no artifact 'small/1/model.onnx'")
     assert get(server, "large/1/model.onnx").content == large[1]
