@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,6 @@ import click
 
 from cloud_registry import wiring
 from cloud_registry.cli.context import CommandContext, json_option, pass_context
-from cloud_registry.cli.image_context import image_context
-from cloud_registry.cli.image_test import test
 from cloud_registry.cli.progress import progress
 from cloud_registry.cli.tables import fields, size_words, table
 from cloud_registry.errors import UsageError
@@ -34,13 +33,28 @@ _plain_http = click.option("--plain-http", is_flag=True, help="Speak to the regi
 _platform = click.option("--platform", type=click.Choice(PLATFORMS), help="Which of the image's platforms.")
 
 
-@click.group()
+# Commands of their own modules, which load what no other needs.
+_APART = {
+    "context": ("cloud_registry.cli.image_context", "image_context"),
+    "test": ("cloud_registry.cli.image_test", "test"),
+}
+
+
+class _ImageGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted((*super().list_commands(ctx), *_APART))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _APART:
+            return super().get_command(ctx, cmd_name)
+        module, name = _APART[cmd_name]
+        command: click.Command = getattr(import_module(module), name)
+        return command
+
+
+@click.group(cls=_ImageGroup)
 def image() -> None:
     """Build images of models without a container engine, push them, and look into them."""
-
-
-image.add_command(image_context)
-image.add_command(test)
 
 
 @dataclass(frozen=True, slots=True)
