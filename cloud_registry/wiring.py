@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from starlette.applications import Starlette
 
+    from cloud_registry.adapters.oci_registry import OciRegistry
     from cloud_registry.adapters.oci_store import OciStore
     from cloud_registry.adapters.signing_keys import Secret
     from cloud_registry.core.images.documents import Compression
+    from cloud_registry.core.images.names import ImageName
     from cloud_registry.core.images.records import ImageRecord
     from cloud_registry.ports import (
         BackupPlace,
@@ -387,15 +389,14 @@ class ImageOptions:
 def open_images(config: RegistryConfig, options: ImageOptions) -> "ImageService":
     from cloud_registry.adapters.module_source import module_files, module_version
     from cloud_registry.adapters.oci_bases import BaseImages
-    from cloud_registry.adapters.oci_layers import FileLayers, LayerTerms, compressor_words
-    from cloud_registry.adapters.oci_registry import open_registry
+    from cloud_registry.adapters.oci_layers import PIECE_BYTES, FileLayers, LayerTerms, compressor_words
     from cloud_registry.adapters.oci_wheels import WheelLayers
     from cloud_registry.adapters.sql_images import SqlImages
     from cloud_registry.service.images import ImageService
 
     store, terms = _image_store(config), LayerTerms(options.compression, options.epoch_s)
     clock, artifacts = open_clock(), open_local_models(config).artifacts
-    registry = partial(open_registry, sleep=clock.sleep, ca_file=config.ca_file, plain_http=options.plain_http)
+    registry = partial(_open_registry, clock=clock, config=config, is_plain=options.plain_http)
     return ImageService(
         blobs=store,
         bases=BaseImages(store, registry),
@@ -406,7 +407,7 @@ def open_images(config: RegistryConfig, options: ImageOptions) -> "ImageService"
             is_index_used=options.is_index_used,
             is_renewed=options.is_renewed,
         ),
-        layers=FileLayers(store, terms, artifacts.read),
+        layers=FileLayers(store, terms, partial(artifacts.read, chunk_bytes=PIECE_BYTES)),
         table=SqlImages(open_engine(config.database_url)),
         open_registry=registry,
         own_packages=module_files,
@@ -415,13 +416,18 @@ def open_images(config: RegistryConfig, options: ImageOptions) -> "ImageService"
     )
 
 
+def _open_registry(name: "ImageName", *, clock: "Clock", config: RegistryConfig, is_plain: bool) -> "OciRegistry":
+    from cloud_registry.adapters.oci_registry import open_registry
+
+    return open_registry(name, sleep=clock.sleep, ca_file=config.ca_file, plain_http=is_plain)
+
+
 def open_image_digests(config: RegistryConfig, *, plain_http: bool = False) -> "ImageDigests":
     """The digests of images: of those built where this catalog is, and of any by its registry."""
-    from cloud_registry.adapters.oci_registry import open_registry
     from cloud_registry.adapters.sql_images import SqlImages
     from cloud_registry.service.image_digests import ImageDigests
 
-    registry = partial(open_registry, sleep=open_clock().sleep, ca_file=config.ca_file, plain_http=plain_http)
+    registry = partial(_open_registry, clock=open_clock(), config=config, is_plain=plain_http)
     # Images are built where the catalog is, so that there are none beside a server's.
     table = SqlImages(open_engine(config.database_url)) if config.registry_url is None else None
     return ImageDigests(

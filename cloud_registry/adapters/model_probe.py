@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cloud_registry.adapters.model_confinement import BARRIERS
-from cloud_registry.core.data_schema import completed
 from cloud_registry.core.model_files import first_look, memory_bound_bytes, sample_kind
 from cloud_registry.errors import NotFoundError, RefusedModelError
 from cloud_registry.ports import ProgressListener, Proof, ProofTerms, ProvenArtifact, ScratchFolders, Speed, SpeedTerms
@@ -108,6 +107,9 @@ def _proof(
             reports.append(report)
         if terms.script is not None:
             _prove_script(terms, folder, on_progress)
+        # With arrays comes NumPy, which most commands need not wait for.
+        from cloud_registry.core.data_schema import completed
+
         first = reports[0]
         yield Proof(
             artifacts=tuple(proven),
