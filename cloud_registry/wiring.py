@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from cloud_registry.adapters.oci_registry import OciRegistry
     from cloud_registry.adapters.oci_store import OciStore
-    from cloud_registry.adapters.signing_keys import Secret
+    from cloud_registry.adapters.signing_keys import Secret, SigningKeys
     from cloud_registry.core.images.documents import Compression
     from cloud_registry.core.images.names import ImageName
     from cloud_registry.core.images.records import ImageRecord
@@ -44,9 +44,10 @@ if TYPE_CHECKING:
     from cloud_registry.service.running import FleetWatch, RunningLog
     from cloud_registry.service.served import ServedModels
     from cloud_registry.service.telemetry import TelemetryService
-    from cloud_registry.service.trust import TrustService
+    from cloud_registry.service.trust import Approval, TrustService
+    from cloud_registry.service.trust_desk import TrustDesk
     from cloud_registry.service.upkeep import Upkeep
-    from cloud_registry.service.verbs import DeviceVerbs, ModelVerbs, RolloutVerbs, TelemetryVerbs
+    from cloud_registry.service.verbs import DeviceVerbs, ModelVerbs, RolloutVerbs, TelemetryVerbs, TrustVerbs
     from manifests.model import Lineage
 
 # Whoever was quiet for so long may make up for it at once.
@@ -354,7 +355,7 @@ def open_local_rollouts(config: RegistryConfig) -> "RolloutService":
         clock=open_clock(),
         owner=f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}",
         module_id=config.module_id,
-        trust=open_trust(config),
+        trust=open_trust_desk(config),
         publication=open_publication(config),
         on_twins=recorder.saw,
     )
@@ -468,7 +469,7 @@ def open_server(config: RegistryConfig, limits: ServerLimits) -> "Starlette":
     from cloud_registry.adapters.upload_folder import UploadFolder
     from cloud_registry.core.request_rate import RequestRate
     from cloud_registry.service.fleet_offers import FleetOffers
-    from cloud_registry.service.verbs import DeviceVerbs, ModelVerbs, RolloutVerbs, TelemetryVerbs
+    from cloud_registry.service.verbs import DeviceVerbs, ModelVerbs, RolloutVerbs, TelemetryVerbs, TrustVerbs
     from cloud_registry.web.answers import ServerParts
     from cloud_registry.web.server import create_app
 
@@ -484,6 +485,7 @@ def open_server(config: RegistryConfig, limits: ServerLimits) -> "Starlette":
                 RolloutVerbs: rollouts,
                 TelemetryVerbs: open_telemetry_verbs(config),
                 DeviceVerbs: open_devices(config),
+                TrustVerbs: open_trust_desk(config),
             },
             catalog=models.catalog,
             artifacts=models.artifacts,
@@ -510,17 +512,57 @@ def _for_strangers(models: "LocalModels") -> "ServedModels":
     return ServedModels(**given, proof_memory_bytes_max=memory_bytes // 2)
 
 
-def open_trust(config: RegistryConfig, secret: "Secret | None" = None) -> "TrustService":
-    """The trust repository, whether or not there is one; `secret` is asked for passphrases and PINs."""
+def open_trust(
+    config: RegistryConfig,
+    secret: "Secret | None" = None,
+    say: Callable[[str], None] = lambda _: None,
+    approve: "Approval" = lambda _: None,
+) -> "TrustService":
+    """Signing with offline keys of this machine, wherever the repository is, whether or not there is one.
+
+    `secret` is asked for passphrases and PINs, `say` is told of keys that others may read, `approve` what is signed.
+    """
+    from cloud_registry.adapters.trust_memory import FolderMemory, ServerMemory
+    from cloud_registry.adapters.tuf_repository import TufFolder
+    from cloud_registry.service.remote import RemoteTrust
+    from cloud_registry.service.trust import TrustService
+
+    keys = _signing_keys(secret, say)
+    if config.registry_url is None:
+        memory = FolderMemory(TufFolder(config.trust_directory), config.home)
+        return TrustService(open_trust_desk(config, secret), memory, keys, _now, approve)
+    desk = cast("TrustVerbs", RemoteTrust(_transport(config)))
+    return TrustService(desk, ServerMemory(config.home, config.registry_url), keys, _now, approve)
+
+
+def pinned_root(config: RegistryConfig) -> Path:
+    """Where the first root of a server's repository is kept, if it was made from this machine."""
+    from cloud_registry.adapters.trust_memory import ServerMemory
+
+    assert config.registry_url is not None
+    return ServerMemory(config.home, config.registry_url).root_file
+
+
+def open_trust_desk(config: RegistryConfig, secret: "Secret | None" = None) -> "TrustDesk":
+    """The trust repository of this machine, whether or not there is one."""
+    from cloud_registry.adapters.tuf_repository import TufFolder
+    from cloud_registry.service.trust_desk import Proposals, TrustDesk
+
+    check_local(config, "metadata is kept")
+
+    def proposals() -> Proposals:
+        hub = None if config.hub_connection_string is None else lambda: open_hub(config)
+        return Proposals(open_local_models(config), open_publication(config), hub, config.module_id)
+
+    return TrustDesk(TufFolder(config.trust_directory), _signing_keys(secret), _now, proposals)
+
+
+def _signing_keys(secret: "Secret | None", say: Callable[[str], None] = lambda _: None) -> "SigningKeys":
     import os
 
     from cloud_registry.adapters.signing_keys import SigningKeys
-    from cloud_registry.adapters.tuf_repository import TufFolder
-    from cloud_registry.service.trust import TrustService
 
-    check_local(config, "metadata is signed")
-    keys = SigningKeys(secret or (lambda _what, _is_new: None), os.environ.get("SLIPWAY_PKCS11_MODULE"))
-    return TrustService(TufFolder(config.trust_directory), keys, _now)
+    return SigningKeys(secret or (lambda _what, _is_new: None), os.environ.get("SLIPWAY_PKCS11_MODULE"), say)
 
 
 def open_publication(config: RegistryConfig) -> "Publication":

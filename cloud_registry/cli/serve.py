@@ -179,7 +179,7 @@ def _refresher(context: CommandContext) -> "ControllerThread":
     """Keeps the signed metadata fresh, from the moment on when there is any."""
     from cloud_registry.web.controller import ControllerThread
 
-    return ControllerThread(wiring.open_trust(context.config).keep_fresh, lambda: None, TRUST_INTERVAL_S)
+    return ControllerThread(wiring.open_trust_desk(context.config).keep_fresh, lambda: None, TRUST_INTERVAL_S)
 
 
 def _run(app: Any, listener: socket.socket, certificate: Path | None, key: Path | None, is_ready: Any) -> None:

@@ -10,6 +10,7 @@ from manifests.exit_codes import ExitCode
 # The nearest of these is what an error travels as. HTTP's own meanings come first, then our exit codes tell more.
 _STATUS: dict[type[Exception], int] = {
     errors.AccessDeniedError: 403,
+    errors.MetadataRefusedError: 422,
     errors.TrustError: 401,
     errors.UsageError: 400,
     ManifestError: 400,
