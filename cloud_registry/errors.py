@@ -68,5 +68,9 @@ class BodyTooLargeError(UsageError):
     """A request's body, or a file, is larger than the server takes."""
 
 
+class DamagedUploadError(RegistryError):
+    """What came is not what was announced: another digest."""
+
+
 class NoRoomError(RegistryError):
     """The server's disk has no room for what is to be sent."""

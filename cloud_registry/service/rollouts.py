@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from cloud_registry.core.catalog import REASON_LENGTH_MAX, check_text
 from cloud_registry.core.publication import digests_before, formats_offered, with_deltas
 from cloud_registry.core.rollout import events as ev
 from cloud_registry.core.rollout.documents import RolloutPlan, RolloutTerms
@@ -221,6 +222,7 @@ class RolloutService:
 
     def pause(self, rollout_id: str, reason: str = "") -> Rollout:
         """Offer nothing more until it is resumed; devices that have the offer go on."""
+        _check_reason(reason)
 
         def decide(rollout: Rollout) -> ev.RolloutEvent | None:
             if rollout.state is RolloutState.PAUSED:
@@ -236,6 +238,7 @@ class RolloutService:
         Raises:
             GateRefusedError: the gate paused it, and no reason was given to go on all the same.
         """
+        _check_reason(override_reason)
 
         def decide(rollout: Rollout) -> ev.RolloutEvent | None:
             if rollout.is_ended:
@@ -259,6 +262,7 @@ class RolloutService:
 
     def abort(self, rollout_id: str, reason: str = "") -> Rollout:
         """Offer nothing more, ever; devices stay as they are, those under way finish."""
+        _check_reason(reason)
 
         def decide(rollout: Rollout) -> ev.RolloutEvent | None:
             if rollout.state in (RolloutState.ABORTING, RolloutState.ABORTED):
@@ -274,6 +278,7 @@ class RolloutService:
         Raises:
             ConflictError: it was taken back already, or has touched no device.
         """
+        _check_reason(request.reason)
         rollout = self.status(rollout_id)
         if rollout.state in (RolloutState.COMPLETED, RolloutState.ABORTED, RolloutState.ROLLBACK_INCOMPLETE):
             return self._start_rollback(rollout, request)
@@ -377,6 +382,11 @@ class RolloutService:
     def release_all(self) -> None:
         """Stop driving whatever this process drives."""
         self._driver.release_all()
+
+
+def _check_reason(reason: str) -> None:
+    # It is kept with the rollout, shown to everybody, and may come from a program.
+    check_text(reason, "the reason", REASON_LENGTH_MAX, lines=True)
 
 
 def _has_it(reason: str) -> bool:

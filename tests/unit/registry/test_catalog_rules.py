@@ -4,6 +4,7 @@ import pytest
 
 from cloud_registry.core.catalog import (
     Holder,
+    ModelFacts,
     Selector,
     edited_tags,
     grown_properties,
@@ -19,7 +20,7 @@ from cloud_registry.errors import ConflictError, UsageError
 from cloud_registry.ports import ImageReference, ModelQuery, ModuleTwin, RolloutReference, VersionNames
 from manifests.errors import ManifestError
 from manifests.identity import ModelReference
-from manifests.model import ModelManifest
+from manifests.model import Dataset, Lineage, ModelManifest
 
 V2 = ModelReference("digits", 2)
 DIGEST = "sha256:" + "2" * 64
@@ -177,6 +178,43 @@ def test_an_edit_of_tags_sets_and_removes_and_may_be_repeated():
 def test_there_is_an_end_to_tags():
     with pytest.raises(UsageError, match="at most 64 tags"):
         edited_tags({}, {f"k{number}": "" for number in range(65)}, [])
+
+
+HOSTILE_TEXTS = {
+    "a key that moves the cursor": {"\x1b[2J": "x"},
+    "a value of two lines": {"stage": "x\nstage=production"},
+    "a zero byte": {"stage": "\0"},
+    "a value without end": {"stage": "x" * 2000},
+    "no key": {"": "x"},
+}
+
+
+@pytest.mark.parametrize("story", HOSTILE_TEXTS)
+def test_whoever_gives_them_tags_and_properties_are_short_and_can_be_shown(story: str):
+    texts = HOSTILE_TEXTS[story]
+    with pytest.raises(UsageError):
+        edited_tags({}, texts, [])
+    with pytest.raises(UsageError):
+        grown_properties({}, texts, "digits:1")
+    with pytest.raises(UsageError):
+        ModelFacts(tags=texts).checked()
+    with pytest.raises(UsageError):
+        ModelFacts(properties=texts).checked()
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        ModelFacts(metrics={"\x1b[2J": 1.0}),
+        ModelFacts(metrics={f"m{number}": 1.0 for number in range(1001)}),
+        ModelFacts(lineage=Lineage(machine="a\0b")),
+        ModelFacts(lineage=Lineage(datasets=(Dataset(name="x\ny", digest=DIGEST),))),
+    ],
+    ids=["metric name", "metrics without end", "machine", "data set"],
+)
+def test_what_is_said_of_a_version_can_be_shown(facts: ModelFacts):
+    with pytest.raises(UsageError):
+        facts.checked()
 
 
 NAMES = {
