@@ -91,7 +91,7 @@ def _proof(
         is_run = copies[0].format != "python"
         recorded = folder / "recorded.npz" if is_run and sample and not golden else None
         proven: list[ProvenArtifact] = []
-        reports: list[dict[str, Any]] = []
+        first: dict[str, Any] = {}
         for number, copy in enumerate(copies):
             if on_progress is not None:
                 on_progress(f"running {copy.original.name}", number, len(copies))
@@ -105,17 +105,16 @@ def _proof(
                 request |= {"recorded": str(recorded)}
             report = _examine(copy, request, terms.duration_max_s)
             proven.append(_proven(copy, report))
-            reports.append(report)
+            first = first or report
         if terms.script is not None:
             _prove_script(terms, folder, on_progress)
-        first = reports[0]
         yield Proof(
             artifacts=tuple(proven),
             golden=golden or recorded,
             samples=first["samples"],
             sample=(sample, sample_kind(sample)) if sample else None,
             schema=completed(terms.schema or DataSchema(), DataSchema.from_wire(first["schema"])),
-            verdict=_verdict(first),
+            verdict=proven[0].verdict,
         )
 
 
@@ -220,6 +219,7 @@ def _proven(copy: _Copy, report: dict[str, Any]) -> ProvenArtifact:
         digest=copy.digest,
         signature=Signature.from_wire(report["signature"]),
         latency_median_ms=report["latencyMedianMs"],
+        verdict=_verdict(report),
     )
 
 
