@@ -43,6 +43,23 @@ class Signature(Document, frozen=True, kw_only=True):
     outputs: tuple[TensorSpec, ...]
 
 
+class Verdict(Document, frozen=True, kw_only=True):
+    """What registration saw when it ran the model, on the machine that registered it.
+
+    `operators` counts the network's nodes by operator, `limits` names what bounded the run and held, and `samples` is
+    how many inputs were run.
+    """
+
+    engine: str = ""
+    engine_version: str = ""
+    opset: int | None = None
+    operators: dict[str, int] = {}
+    latency_median_ms: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    memory_peak_bytes: ByteCount | None = None
+    limits: tuple[str, ...] = ()
+    samples: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
 class Artifact(Document, frozen=True, kw_only=True):
     """One file of a model version. `target` is its path below the artifact server's root."""
 
@@ -53,6 +70,8 @@ class Artifact(Document, frozen=True, kw_only=True):
     signature: Signature
     # One sample after another on the machine that registered the model: to compare versions, not to promise a device.
     latency_median_ms: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    # Of the version's further files: that of the first is the version's own. See `ModelManifest.verdict_of`.
+    verdict: Verdict | None = None
 
 
 class GoldenSet(Document, frozen=True, kw_only=True, omit_defaults=False):
@@ -124,23 +143,6 @@ class DataSchema(Document, frozen=True, kw_only=True):
     outputs: tuple[Field, ...] = ()
 
 
-class Verdict(Document, frozen=True, kw_only=True):
-    """What registration saw when it ran the model, on the machine that registered it.
-
-    `operators` counts the network's nodes by operator, `limits` names what bounded the run and held, and `samples` is
-    how many inputs were run.
-    """
-
-    engine: str = ""
-    engine_version: str = ""
-    opset: int | None = None
-    operators: dict[str, int] = {}
-    latency_median_ms: Annotated[float, msgspec.Meta(ge=0)] | None = None
-    memory_peak_bytes: ByteCount | None = None
-    limits: tuple[str, ...] = ()
-    samples: Annotated[int, msgspec.Meta(ge=0)] = 0
-
-
 class SourceFile(Document, frozen=True, kw_only=True):
     """A file of the directory that was registered, such as ``score.py``. `path` is relative to it, with slashes."""
 
@@ -195,6 +197,16 @@ class ModelManifest(Document, frozen=True, kw_only=True):
         """The digests of all that is stored for the version."""
         sample = (self.sample,) if self.sample is not None else ()
         return frozenset(file.digest for file in (*self.artifacts, *self.attachments, *sample, *self.source))
+
+    def verdict_of(self, artifact: Artifact) -> Verdict | None:
+        """What registration saw of one of the version's files; None where that was not kept, as before 2026-11."""
+        return self.verdict if artifact.verdict is None and artifact in self.artifacts[:1] else artifact.verdict
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """Those that are known, in the order of the files; of a Python model the only one."""
+        own = () if self.verdict is None else (self.verdict,)
+        return (*own, *(artifact.verdict for artifact in self.artifacts if artifact.verdict is not None))
 
     def artifact(self, formats: tuple[str, ...]) -> Artifact | None:
         """The artifact for a device that runs these formats, in the device's order of preference."""

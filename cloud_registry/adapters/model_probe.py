@@ -90,7 +90,7 @@ def _proof(
         is_run = copies[0].format != "python"
         recorded = folder / "recorded.npz" if is_run and sample and not golden else None
         proven: list[ProvenArtifact] = []
-        reports: list[dict[str, Any]] = []
+        first: dict[str, Any] = {}
         for number, copy in enumerate(copies):
             if on_progress is not None:
                 on_progress(f"running {copy.original.name}", number, len(copies))
@@ -104,20 +104,19 @@ def _proof(
                 request |= {"recorded": str(recorded)}
             report = _examine(copy, request, terms.duration_max_s)
             proven.append(_proven(copy, report))
-            reports.append(report)
+            first = first or report
         if terms.script is not None:
             _prove_script(terms, folder, on_progress)
         # With arrays comes NumPy, which most commands need not wait for.
         from cloud_registry.core.data_schema import completed
 
-        first = reports[0]
         yield Proof(
             artifacts=tuple(proven),
             golden=golden or recorded,
             samples=first["samples"],
             sample=(sample, sample_kind(sample)) if sample else None,
             schema=completed(terms.schema or DataSchema(), DataSchema.from_wire(first["schema"])),
-            verdict=_verdict(first),
+            verdict=proven[0].verdict,
         )
 
 
@@ -222,6 +221,7 @@ def _proven(copy: _Copy, report: dict[str, Any]) -> ProvenArtifact:
         digest=copy.digest,
         signature=Signature.from_wire(report["signature"]),
         latency_median_ms=report["latencyMedianMs"],
+        verdict=_verdict(report),
     )
 
 

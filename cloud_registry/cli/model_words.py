@@ -71,8 +71,9 @@ def show_words(manifest: ModelManifest) -> str:
     if manifest.schema is not None:
         facts += _schema_facts(manifest.schema)
     facts += [("source", f"{file.path}  {size_words(file.size_bytes)}  {file.digest}") for file in manifest.source]
-    if manifest.verdict is not None:
-        facts += _verdict_facts(manifest.verdict)
+    formats = [artifact.format for artifact in manifest.artifacts if manifest.verdict_of(artifact) is not None]
+    for number, verdict in enumerate(manifest.verdicts):
+        facts += _verdict_facts(verdict, f" {formats[number]}" if len(formats) > 1 else "")
     return fields(facts + lineage_facts(manifest.lineage))
 
 
@@ -91,7 +92,7 @@ def lineage_facts(lineage: Lineage | None) -> list[tuple[str, str]]:
     ]
 
 
-def _verdict_facts(verdict: Verdict) -> list[tuple[str, str]]:
+def _verdict_facts(verdict: Verdict, of: str) -> list[tuple[str, str]]:
     engine = " ".join(filter(None, (verdict.engine, verdict.engine_version)))
     memory = verdict.memory_peak_bytes
     parts = [engine, f"opset {verdict.opset}" if verdict.opset is not None else ""]
@@ -100,7 +101,7 @@ def _verdict_facts(verdict: Verdict) -> list[tuple[str, str]]:
     named = [f"{count} {name}" for name, count in sorted(verdict.operators.items(), key=lambda each: -each[1])]
     more = f" and {len(named) - OPERATORS_NAMED_MAX} more" if len(named) > OPERATORS_NAMED_MAX else ""
     return [
-        ("verdict", "  ".join(filter(None, parts))),
+        (f"verdict{of}", "  ".join(filter(None, parts))),
         ("  limits", ", ".join(verdict.limits)),
         ("  operators", ", ".join(named[:OPERATORS_NAMED_MAX]) + more),
     ]

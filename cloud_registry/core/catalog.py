@@ -284,7 +284,9 @@ def new_manifest(
     return ModelManifest(
         name=reference.name,
         version=reference.version,
-        artifacts=tuple(_artifact(reference, proven) for proven in proof.artifacts),
+        artifacts=tuple(
+            _artifact(reference, proven, is_first=number == 0) for number, proven in enumerate(proof.artifacts)
+        ),
         created_at=now.isoformat(timespec="milliseconds"),
         golden=None
         if golden is None
@@ -326,7 +328,7 @@ def _processing(
     return Processing(inputs=processing.inputs, outputs=processing.outputs, label_file=file)
 
 
-def _artifact(reference: ModelReference, proven: ProvenArtifact) -> Artifact:
+def _artifact(reference: ModelReference, proven: ProvenArtifact, *, is_first: bool) -> Artifact:
     return Artifact(
         format=proven.format,
         digest=proven.digest,
@@ -334,6 +336,7 @@ def _artifact(reference: ModelReference, proven: ProvenArtifact) -> Artifact:
         target=model_target(reference, proven.format),
         signature=proven.signature,
         latency_median_ms=proven.latency_median_ms,
+        verdict=None if is_first else proven.verdict,
     )
 
 

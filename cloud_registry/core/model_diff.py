@@ -35,6 +35,8 @@ def _fields(manifest: ModelManifest) -> dict[str, Value]:
         found |= _tensors(f"{kind}.input", artifact.signature.inputs)
         found |= _tensors(f"{kind}.output", artifact.signature.outputs)
         found[f"{kind}.latency_ms"] = artifact.latency_median_ms
+        if artifact.verdict is not None:
+            found |= _flat(f"{kind}.verdict", artifact.verdict.to_wire())
     found["labels"] = ", ".join(manifest.labels) or None
     if manifest.golden is not None:
         found |= {"golden.digest": manifest.golden.digest, "golden.samples": manifest.golden.samples}

@@ -9,14 +9,14 @@ one that meets the comparison is enough; ``!=`` says that none is equal.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
 from cloud_registry.errors import UsageError
-from manifests.model import ModelManifest
+from manifests.model import ModelManifest, Verdict
 
 CONDITION_LENGTH_MAX = 4096
 # Conditions nest as the parser's stack does; no condition of a person comes near.
@@ -126,19 +126,25 @@ def facts_of(manifest: ModelManifest) -> Facts:
             "dataset": tuple(word for data in lineage.datasets for word in (data.name, data.digest)),
         }
         found |= {f"metric.{key}": (value,) for key, value in lineage.metrics.items() if key not in manifest.metrics}
-    if verdict is not None:
-        found |= {
-            "engine": (" ".join(filter(None, (verdict.engine, verdict.engine_version))), verdict.engine),
-            "opset": (float(verdict.opset) if verdict.opset is not None else None,),
-            "operator": tuple(verdict.operators),
-            "memory": (float(verdict.memory_peak_bytes) if verdict.memory_peak_bytes is not None else None,),
-        }
+    found |= _facts_of_verdicts(manifest.verdicts)
     # A tag or a property may be empty and is still there.
     said = {
         field: tuple(value for value in values if value is not None and (value != "" or "." in field))
         for field, values in found.items()
     }
     return {field: values for field, values in said.items() if values}
+
+
+def _facts_of_verdicts(verdicts: Sequence[Verdict]) -> dict[str, tuple[str | float | None, ...]]:
+    """What was seen of any of a version's files."""
+    engines = [(" ".join(filter(None, (each.engine, each.engine_version))), each.engine) for each in verdicts]
+    peaks = [each.memory_peak_bytes for each in verdicts]
+    return {
+        "engine": tuple(word for pair in engines for word in pair),
+        "opset": tuple(float(each.opset) for each in verdicts if each.opset is not None),
+        "operator": tuple(dict.fromkeys(name for each in verdicts for name in each.operators)),
+        "memory": tuple(float(peak) for peak in peaks if peak is not None),
+    }
 
 
 def _size_bytes(manifest: ModelManifest) -> int:

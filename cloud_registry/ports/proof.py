@@ -43,13 +43,14 @@ class ProvenArtifact:
     digest: str
     signature: Signature
     latency_median_ms: float | None
+    verdict: Verdict | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
     """What the proof found. Paths are private copies, so that what was proven is what is stored.
 
-    `schema` is the declared one, or what model and sample tell.
+    `schema` is the declared one, or what model and sample tell. `verdict` is that of the first file.
     """
 
     artifacts: tuple[ProvenArtifact, ...]

@@ -15,7 +15,10 @@ from manifests.deployment import create_options_pieces, create_options_text
 from manifests.errors import ManifestError
 
 # What stands at the top by mistake: Docker looks for it in HostConfig alone.
-HOST_OPTIONS = ("PortBindings", "Binds", "LogConfig", "Memory", "Privileged", "Devices", "NetworkMode")
+HOST_OPTIONS = (
+    *("PortBindings", "Binds", "Mounts", "LogConfig", "Memory", "Privileged", "Devices", "NetworkMode"),
+    *("CapAdd", "ExtraHosts", "IpcMode", "Runtime"),
+)
 
 _TEXT, _LIST_OF_TEXT, _MAP_OF_TEXT = "text", ["text"], {"*": "text"}
 _SHAPES: dict[str, Any] = {

@@ -6,7 +6,7 @@ A template has the content of a manifest, ``${NAME}`` and ``$NAME`` in its strin
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +33,7 @@ _OUTSIDE = re.compile(r'"(?:\\.|[^"\\])*"|\$\{(?P<name>[A-Za-z_]\w*)\}', re.DOTA
 _RESERVED = {"upstream", "edgeAgent", "edgeHub", "schema", "body", "iothub", "twin"}
 # How people spell variables that stand without braces; what is spelled otherwise may be a word of a route.
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]{2,}\w*")
-_IMAGE_VARIABLE = re.compile(r"\s*\$[A-Z][A-Z0-9_]{2,}(?![\w-])")
+_IMAGE_VARIABLE = re.compile(r"\s*\$[A-Z][A-Z0-9_]{2,}\w*")
 _MODULE = re.compile(r"^MODULES\.(?P<name>[^.{}]+)(?:\.(?P<platform>[^.{}]+?))??(?P<debug>\.debug)?$")
 _MODULE_FOLDER = re.compile(r"^MODULEDIR<(?P<folder>[^<>]+)>(?:\.(?P<platform>[^.{}]+?))??(?P<debug>\.debug)?$")
 
@@ -81,6 +81,16 @@ def _has_placeholder(value: Any) -> bool:
             return True
         return any(_has_placeholder(item) for pair in value.items() for item in pair)
     return isinstance(value, list) and any(map(_has_placeholder, value))
+
+
+def left_variables(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
+    """Every string that is nothing but a variable, such as ``$CONTAINER_REGISTRY_PASSWORD``: where, and which."""
+    if isinstance(value, str):
+        if _IMAGE_VARIABLE.fullmatch(value):
+            yield path, value
+    elif isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from left_variables(inner, (*path, name))
 
 
 def module_image(name: str) -> ModuleImage | None:

@@ -91,6 +91,9 @@ def validate_content(
         )
     found = Findings(warnings=list(deployment.notes))
     check_runtime(deployment, found)
+    if not is_template:
+        for place, text in templates.left_variables(deployment.modules, deployment.path):
+            found.warn(place, f"{text!r} reads as a variable that nobody filled in", "Fill it in with manifest render.")
     found.warnings += [Problem(path, f"{path[-1]!r} is there twice; the last one counts") for path in content.repeated]
     return Report(
         schema=_known(schema_rules.judge_parts(deployment, schemas), filled.unknown),

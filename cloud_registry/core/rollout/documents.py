@@ -66,12 +66,9 @@ class ReleaseContent(Document, frozen=True, kw_only=True, omit_defaults=False):
 
 
 def requirements_of(manifest: ModelManifest, artifact: Artifact) -> Requirements | None:
-    """What a device must have to run the artifact, by what registration saw; None where that is not known.
-
-    A verdict is of the version's first file. Another format needs another engine, and other memory.
-    """
-    verdict = manifest.verdict
-    if verdict is None or artifact != manifest.artifacts[0]:
+    """What a device must have to run the artifact, by what registration saw of it; None where that is not known."""
+    verdict = manifest.verdict_of(artifact)
+    if verdict is None:
         return None
     # Either engine of a TFLite file will do; an ONNX file has one.
     engine = verdict.engine if artifact.format == "onnx" else None

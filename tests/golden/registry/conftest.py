@@ -18,7 +18,7 @@ _CHANGING = (
     (re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)"), "<time>"),
     (re.compile(r"[\d.e-]+ ms a sample"), "<latency> ms a sample"),
     (re.compile(r"[\d.]+ ([kMG]B|bytes) at most"), "<memory> at most"),
-    (re.compile(r"onnxruntime \d[\d.]*"), "onnxruntime <version>"),
+    (re.compile(r"(onnxruntime|ai-edge-litert|tflite-runtime) \d[\d.]*"), r"\1 <version>"),
     (re.compile(r"^(machine +|  limits +)\S.*$", re.MULTILINE), r"\1<of this machine>"),
 )
 

@@ -1,13 +1,15 @@
 """The process that runs a stranger's model: what it may not do, tried by a process that tries it."""
 
 import json
+import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from cloud_registry.adapters import model_probe
+from cloud_registry.adapters import model_confinement, model_probe
 from cloud_registry.adapters.model_confinement import BARRIERS, NAMESPACE, SECCOMP
 from cloud_registry.core.model_files import memory_bound_bytes
 from cloud_registry.errors import RefusedModelError
@@ -155,3 +157,47 @@ def test_the_process_ends_with_the_registration_that_asked_for_it():
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert "is gone" in done.stderr
+
+
+# --- the filter of another machine ------------------------------------------------------------------------------------
+
+# Where Debian's linux-libc-dev has the numbers of each machine.
+HEADERS = {"aarch64": "/usr/include/asm-generic/unistd.h", "x86_64": "/usr/include/x86_64-linux-gnu/asm/unistd_64.h"}
+ALLOWED, REFUSED, KILLED = "allowed", "refused", "killed"
+
+
+def answer(program: bytes, architecture: int, number: int) -> str:
+    """What the kernel would answer to a call: the filter, run here by the few words of BPF that it uses."""
+    steps = [struct.unpack("<HBBI", program[at : at + 8]) for at in range(0, len(program), 8)]
+    at = value = 0
+    while True:
+        code, if_true, if_false, operand = steps[at]
+        at += 1
+        if code == model_confinement._LOAD:
+            value = {0: number, 4: architecture}[operand]
+        elif code == model_confinement._RETURN:
+            return {0x7FFF0000: ALLOWED, 0x80000000: KILLED, 0x00050001: REFUSED}[operand]
+        else:
+            is_true = value == operand if code == model_confinement._JUMP_EQUAL else value >= operand
+            at += if_true if is_true else if_false
+
+
+@pytest.mark.parametrize("machine", HEADERS)
+def test_the_filter_of_each_machine_refuses_these_calls_and_no_other(machine: str):
+    architecture, calls = model_confinement._REFUSED[machine]
+    program = model_confinement._filter(architecture, sorted(calls.values()))
+    for number in range(600):
+        assert answer(program, architecture, number) == (REFUSED if number in calls.values() else ALLOWED), number
+    assert answer(program, architecture, 0x40000000 + min(calls.values())) == REFUSED
+    other = next(found for name, (found, _) in model_confinement._REFUSED.items() if name != machine)
+    assert answer(program, other, 0) == KILLED
+
+
+@pytest.mark.parametrize("machine", HEADERS)
+def test_the_numbers_of_the_calls_are_the_kernels(machine: str):
+    header = Path(HEADERS[machine])
+    if not header.is_file():
+        pytest.skip(f"{header} is not here (Debian: linux-libc-dev)")
+    known = dict(re.findall(r"#define __NR_(\w+) (\d+)", header.read_text()))
+    _, calls = model_confinement._REFUSED[machine]
+    assert calls == {name: int(known[name]) for name in calls}

@@ -379,6 +379,18 @@ WARNED = {
     ),
     "options as an object": ([((*MODULE, "settings", "createOptions"), {})], "the runtime takes and deployment tools"),
     "options in single quotes": ([((*MODULE, "settings", "createOptions"), "{'Env': []}")], "lenient reader"),
+    "a name without quotes": (
+        [((*MODULE, "settings", "createOptions"), '{"Env": [], HostConfig: {"Privileged": "true"}}')],
+        "lenient reader",
+    ),
+    "mounts outside HostConfig": (
+        [((*MODULE, "settings", "createOptions"), '{"Mounts": []}')],
+        "Mounts stands outside HostConfig",
+    ),
+    "a password that is the name of a variable": (
+        [((*MODULE, "env"), {"A": {"value": "$REGISTRY_PASSWORD_acr"}})],
+        "a variable that nobody filled in",
+    ),
     "settings of the runtime without a Docker version": (
         [((*AGENT, "runtime", "settings", "minDockerVersion"), GONE)],
         "without minDockerVersion",

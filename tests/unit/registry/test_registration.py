@@ -69,9 +69,12 @@ def test_a_version_is_what_its_files_say(models: ModelService, tmp_path: Path, s
 
     measured = {artifact.format: artifact.latency_median_ms for artifact in manifest.artifacts}
     assert all(latency is not None and 0 < latency < 1000 for latency in measured.values())
-    golden, verdict = manifest.golden, manifest.verdict
+    golden, verdict, other = manifest.golden, manifest.verdict, manifest.artifacts[1].verdict
     assert golden is not None
     assert verdict is not None
+    assert other is not None
+    assert (other.operators, other.samples, other.opset) == ({"FULLY_CONNECTED": 1}, 4, None)
+    assert other.latency_median_ms == measured["tflite"]
 
     def artifact(format_: str, path: Path, batch: int) -> Artifact:
         return Artifact(
@@ -84,6 +87,7 @@ def test_a_version_is_what_its_files_say(models: ModelService, tmp_path: Path, s
                 outputs=(TensorSpec(name="y", dtype="float32", shape=(batch, 3)),),
             ),
             latency_median_ms=measured[format_],
+            verdict=None if format_ == "onnx" else other,
         )
 
     assert manifest == ModelManifest(
@@ -131,7 +135,22 @@ def test_what_a_device_must_have_goes_from_the_verdict_into_the_release(models: 
     assert onnx_content.requires == Requirements(
         opset=17, memory_bytes=manifest.verdict.memory_peak_bytes, engine="onnxruntime"
     )
-    # The verdict is of the first file; another engine takes other memory.
+    # Either engine of a TFLite file will do, and each file was seen taking its own memory.
+    seen = manifest.verdict_of(manifest.artifacts[1])
+    assert seen is not None
+    assert (manifest.artifacts[0].verdict, manifest.artifacts[1].verdict) == (None, seen)
+    assert (seen.engine, set(seen.operators)) != (manifest.verdict.engine, set(manifest.verdict.operators))
+    assert tflite_content.requires == Requirements(memory_bytes=seen.memory_peak_bytes)
+    assert [verdict.engine for verdict in manifest.verdicts] == ["onnxruntime", seen.engine]
+
+
+def test_a_version_of_before_has_a_verdict_of_its_first_file_alone(models: ModelService, tmp_path: Path):
+    files = (linear_onnx(tmp_path / "m.onnx", IDENTITY), linear_tflite(tmp_path / "m.tflite", IDENTITY))
+    document = models.register(Registration("digits", files)).manifest.to_wire()
+    del document["artifacts"][1]["verdict"]
+    former = ModelManifest.from_wire(document)
+    onnx_content, tflite_content = (ReleaseContent.of_artifact(former, artifact) for artifact in former.artifacts)
+    assert onnx_content.requires is not None
     assert tflite_content.requires is None
 
 
