@@ -29,13 +29,13 @@ from cloud_registry.ports import ProgressListener
 from manifests.canonical import digest_of
 
 PIECE_BYTES = 4 * 1024 * 1024
-# Level 1 costs a third of level 6's time; on weights, which hardly compress, it gives no byte away.
-GZIP_LEVEL, ZSTD_LEVEL = 1, 3
+# Level 1 costs a third of level 6's time, and most often gives little away.
+GZIP_LEVEL, GZIP_LEVEL_THOROUGH, ZSTD_LEVEL = 1, 6, 3
 # Pieces that wait to be written: they bound the memory.
 PIECES_AHEAD = 4
-# What is looked at of a piece, and how much of that matches must save for looking for them in all of it.
-SAMPLE_BYTES = 64 * 1024
-REPETITION_RATIO_MIN = 0.98
+# What is looked at of a piece: spots all over it. What more work must save there for being done on all of it: 2 %.
+SAMPLE_SPOTS, SAMPLE_SPOT_BYTES = 16, 4 * 1024
+WORTH_RATIO = 0.98
 # RFC 1952: no name, no time, no system.
 _GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 _RECORDS = "layers"
@@ -233,14 +233,19 @@ def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _gzip(piece: bytes) -> bytes:
-    """A gzip member. Bytes without repetitions, as weights are, are coded by their frequency alone: twice as quick."""
+    """A gzip member. Bytes without repetitions, as weights are, are coded by their frequency alone: twice as quick.
+
+    Where repetitions pay, and looking for them longer pays as well (pruned weights), that is done.
+    """
     import deflate
 
-    middle = len(piece) // 2
-    sample = piece[:SAMPLE_BYTES] + piece[middle : middle + SAMPLE_BYTES]
-    if len(deflate.gzip_compress(sample, GZIP_LEVEL)) > REPETITION_RATIO_MIN * len(_by_frequency(sample)):
+    step = max(len(piece) // SAMPLE_SPOTS, SAMPLE_SPOT_BYTES)
+    sample = b"".join(piece[at : at + SAMPLE_SPOT_BYTES] for at in range(0, len(piece), step))
+    quick_bytes = len(deflate.gzip_compress(sample, GZIP_LEVEL))
+    if quick_bytes > WORTH_RATIO * len(_by_frequency(sample)):
         return _by_frequency(piece)
-    return bytes(deflate.gzip_compress(piece, GZIP_LEVEL))
+    is_worth = len(deflate.gzip_compress(sample, GZIP_LEVEL_THOROUGH)) < WORTH_RATIO * quick_bytes
+    return bytes(deflate.gzip_compress(piece, GZIP_LEVEL_THOROUGH if is_worth else GZIP_LEVEL))
 
 
 def _by_frequency(piece: bytes) -> bytes:
@@ -264,7 +269,8 @@ _COMPRESSORS: Mapping[Compression, Callable[[bytes], bytes]] = {"gzip": _gzip, "
 @lru_cache(maxsize=3)
 def compressor_words(compression: Compression) -> str:
     """The compressor and its version: an input of the image, as the packages are."""
-    words = {"gzip": f"deflate {version('deflate')}, level {GZIP_LEVEL}; zlib-ng {version('zlib-ng')}", "none": "none"}
+    levels = f"level {GZIP_LEVEL} or {GZIP_LEVEL_THOROUGH}"
+    words = {"gzip": f"deflate {version('deflate')}, {levels}; zlib-ng {version('zlib-ng')}", "none": "none"}
     if compression == "zstd":
         from cloud_registry.adapters.oci_archives import zstd
 

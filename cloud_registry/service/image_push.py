@@ -38,21 +38,32 @@ class ImagePush:
     """A LayerListener for one push; to be left in any case, which stops what is still under way."""
 
     def __init__(
-        self, name: ImageName, registry: ImageRegistry, blobs: ImageBlobs, on_progress: ProgressListener | None = None
+        self,
+        name: ImageName,
+        open_registry: Callable[[ImageName], ImageRegistry],
+        blobs: ImageBlobs,
+        on_progress: ProgressListener | None = None,
     ) -> None:
         self.name = name
-        self._registry, self._blobs, self._on_progress = registry, blobs, on_progress
+        self._blobs, self._on_progress = blobs, on_progress
         self._turns = threading.Semaphore(UPLOADS_AT_ONCE)
         self._under_way: dict[str, Future[bool]] = {}
         self._streams: list[Future[str]] = []
         self._contact: Future[str] | None = None
         self._model = ""
+        # To load what speaks to a registry takes as long as to make a small layer.
+        self._opened = _beside(lambda: open_registry(name))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._registry.close()
+        # Not waited for: a credential helper, say, may take its time.
+        self._opened.add_done_callback(_closed)
+
+    @property
+    def _registry(self) -> ImageRegistry:
+        return self._opened.result()
 
     # --- while the image is built --------------------------------------------
 
@@ -134,21 +145,36 @@ class ImagePush:
             work()
 
     def _start(self, work: Callable[[], T]) -> "Future[T]":
-        """Do it in a thread that ends with the process: whoever gives up need not wait for a registry."""
-        future: Future[T] = Future()
+        """Do it in a thread, once the registry has been spoken to, and when it is its turn."""
         contact = self._contact
 
-        def run() -> None:
+        def in_turn() -> T:
+            # Whoever waits for another holds no turn that the other may need.
+            if contact is not None:
+                contact.result()
             with self._turns:
-                try:
-                    if contact is not None:
-                        contact.result()
-                    future.set_result(work())
-                except BaseException as err:  # noqa: BLE001  (told to whoever asks for the result)
-                    future.set_exception(err)
+                return work()
 
-        threading.Thread(target=run, daemon=True).start()
-        return future
+        return _beside(in_turn)
+
+
+def _beside(work: Callable[[], T]) -> "Future[T]":
+    """Do it in a thread that ends with the process: whoever gives up need not wait for a registry."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as err:  # noqa: BLE001  (told to whoever asks for the result)
+            future.set_exception(err)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def _closed(opened: "Future[ImageRegistry]") -> None:
+    if opened.exception() is None:
+        opened.result().close()
 
 
 def checked_push(record: ImageRecord, name: ImageName) -> None:

@@ -214,7 +214,7 @@ class ImageService:
 
     def pushing(self, name: ImageName, on_progress: ProgressListener | None = None) -> ImagePush:
         """A push that an image is built into: layers travel while the next ones are made."""
-        return ImagePush(name, self.open_registry(name), self.blobs, on_progress)
+        return ImagePush(name, self.open_registry, self.blobs, on_progress)
 
     def pushed(self, record: ImageRecord, push: ImagePush) -> Pushed:
         """Bring a push to its end, and remember it."""
