@@ -66,6 +66,7 @@ def error_of(problem: Problem) -> Exception:
     if kind is not None and issubclass(kind, RegistryError):
         return kind(problem.error, hint=problem.hint)
     unknown = RegistryError(problem.error, hint=problem.hint)
-    if problem.exit_code in set(ExitCode):
+    # A failure is none of success, whatever it says of itself.
+    if problem.exit_code in set(ExitCode) - {ExitCode.DONE}:
         unknown.exit_code = ExitCode(problem.exit_code)
     return unknown
