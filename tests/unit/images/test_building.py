@@ -141,6 +141,24 @@ def test_a_package_without_a_wheel_for_the_platform_is_refused_and_nothing_is_ke
     assert yard.images().list() == []
 
 
+def test_every_package_without_a_wheel_is_told_of_at_once(yard):
+    save_wheel(yard.wheelhouse, "fast", "1.1", "cp311-cp311-manylinux_2_28_aarch64")
+    save_wheel(yard.wheelhouse, "packed", "2.5", "cp311-cp311-manylinux_2_28_aarch64")
+    save_wheel(yard.wheelhouse, "other", requires=["packed>=2,<3", "nowhere==4.1"])
+    for version in ("1.0", "2.0"):
+        save_wheel(yard.wheelhouse, "grown", version, requires=["deep>=1"])
+    with pytest.raises(UsageError) as caught:
+        yard.build("fast", "other", "small", "grown")
+    lines = caught.value.message.splitlines()
+    assert sorted(line.split(" for ")[0].removeprefix("there is no wheel of ") for line in lines) == [
+        "deep",
+        "fast",
+        "nowhere==4.1",
+        "packed<3,>=2",
+    ]
+    assert "packed 2.5 has wheels for cp311 manylinux_2_28_aarch64 only" in caught.value.message
+
+
 def test_packages_that_contradict_each_other_are_refused(yard):
     with pytest.raises(UsageError, match=r"there is no small<1 for .*; there is small 1\.0"):
         yard.build("engine", "small<1")
