@@ -1,7 +1,7 @@
 """The one place that knows concrete classes: puts the services together from the settings."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from pathlib import Path
@@ -12,7 +12,6 @@ from cloud_registry.errors import UsageError
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
-    from starlette.applications import Starlette
 
     from cloud_registry.adapters.oci_store import OciStore
     from cloud_registry.adapters.signing_keys import Secret
@@ -39,26 +38,11 @@ if TYPE_CHECKING:
     from cloud_registry.service.recipes import RecipeService
     from cloud_registry.service.rollouts import RolloutService
     from cloud_registry.service.running import FleetWatch, RunningLog
-    from cloud_registry.service.served import ServedModels
     from cloud_registry.service.telemetry import TelemetryService
     from cloud_registry.service.trust import TrustService
     from cloud_registry.service.upkeep import Upkeep
-    from cloud_registry.service.verbs import DeviceVerbs, ModelVerbs, RolloutVerbs, TelemetryVerbs
+    from cloud_registry.service.verbs import DeviceVerbs, ModelVerbs, RecipeVerbs, RolloutVerbs, TelemetryVerbs
     from manifests.model import Lineage
-
-# Whoever was quiet for so long may make up for it at once.
-BURST_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class ServerLimits:
-    """What a server takes: bytes of one uploaded file, requests of one caller, and where it writes them down."""
-
-    upload_bytes_max: int = 20 * 1024**3
-    requests_per_second: float = 1000.0
-    audit_log: Path | None = None
-    is_public: bool = False
-
 
 # Adapters are imported where they are used: `slipway --help` needs no database, and `model list` no hub.
 
@@ -111,6 +95,16 @@ def open_devices(config: RegistryConfig) -> "DeviceVerbs":
     from cloud_registry.service.remote import RemoteDevices
 
     return cast("DeviceVerbs", RemoteDevices(_transport(config)))
+
+
+def open_recipes(config: RegistryConfig) -> "RecipeVerbs":
+    """Recipes of images."""
+    if config.registry_url is None:
+        return open_local_recipes(config)
+    from cloud_registry.service.remote import RemoteVerbs
+    from cloud_registry.service.verbs import RecipeVerbs
+
+    return cast("RecipeVerbs", RemoteVerbs(RecipeVerbs, _transport(config)))
 
 
 def _transport(config: RegistryConfig) -> "RegistryTransport":
@@ -169,8 +163,7 @@ def read_lineage(model: "Path", *, datasets: Sequence[str], parent: str, framewo
     return lineage_of(model, datasets=datasets, parent=parent, framework=framework, author=author)
 
 
-def open_recipes(config: RegistryConfig) -> "RecipeService":
-    """Recipes of images."""
+def open_local_recipes(config: RegistryConfig) -> "RecipeService":
     from cloud_registry.adapters.fsspec_artifacts import FsspecArtifacts
     from cloud_registry.adapters.module_source import module_requirements
     from cloud_registry.adapters.sql_recipes import SqlRecipes
@@ -441,56 +434,6 @@ def _image_store(config: RegistryConfig) -> "OciStore":
     from cloud_registry.adapters.oci_store import OciStore
 
     return OciStore(config.home / "images")
-
-
-def open_server(config: RegistryConfig, limits: ServerLimits) -> "Starlette":
-    """The server as an ASGI application."""
-    import time
-
-    from cloud_registry.adapters.audit_file import AuditFile
-    from cloud_registry.adapters.upload_folder import UploadFolder
-    from cloud_registry.core.request_rate import RequestRate
-    from cloud_registry.service.fleet_offers import FleetOffers
-    from cloud_registry.service.verbs import DeviceVerbs, ModelVerbs, RolloutVerbs, TelemetryVerbs
-    from cloud_registry.web.answers import ServerParts
-    from cloud_registry.web.server import create_app
-
-    check_local(config, "a server runs")
-    models, rollouts = open_local_models(config), open_local_rollouts(config)
-    hub = (lambda: open_hub(config)) if config.hub_connection_string is not None else None
-    staging = UploadFolder(config.home / "uploads", limits.upload_bytes_max)
-    staging.remove_old(time.time())
-    return create_app(
-        ServerParts(
-            services={
-                ModelVerbs: _for_strangers(models),
-                RolloutVerbs: rollouts,
-                TelemetryVerbs: open_telemetry_verbs(config),
-                DeviceVerbs: open_devices(config),
-            },
-            catalog=models.catalog,
-            artifacts=models.artifacts,
-            keys=open_keys(config),
-            staging=staging,
-            offers=FleetOffers(rollouts.rollouts, hub, config.module_id, time.monotonic).is_offered,
-            audit=AuditFile(limits.audit_log or config.home / "audit.jsonl"),
-            now=_now,
-            monotonic_s=time.monotonic,
-            rate=RequestRate(limits.requests_per_second, limits.requests_per_second * BURST_S),
-            is_public=limits.is_public,
-            metadata=config.trust_directory / "metadata",
-        )
-    )
-
-
-def _for_strangers(models: "LocalModels") -> "ServedModels":
-    import os
-
-    from cloud_registry.service.served import ServedModels
-
-    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    given = {each.name: getattr(models, each.name) for each in fields(models)}
-    return ServedModels(**given, proof_memory_bytes_max=memory_bytes // 2)
 
 
 def open_trust(config: RegistryConfig, secret: "Secret | None" = None) -> "TrustService":

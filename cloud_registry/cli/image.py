@@ -323,8 +323,8 @@ def _request(context: CommandContext, reference: str, wish: _Wish) -> "ImageBuil
     from cloud_registry.service.images import ImageBuild
 
     recipes = wiring.open_recipes(context.config)
-    manifest = recipes.models.resolve(reference)
-    recipe = recipes.show(manifest) if wish.is_dry_run else recipes.kept(manifest)
+    manifest = wiring.open_models(context.config).resolve(reference)
+    recipe = recipes.show(manifest.reference) if wish.is_dry_run else recipes.kept(manifest.reference)
     if wish.recipe_file is not None:
         recipe = _read_recipe(wish.recipe_file, recipe)
     if wish.requirements:

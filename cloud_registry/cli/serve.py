@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cloud_registry import wiring
+from cloud_registry import server_wiring, wiring
 from cloud_registry.cli.context import CommandContext, pass_context
 from cloud_registry.errors import RegistryError, UsageError
 
@@ -95,7 +95,7 @@ def serve(
     _check_tls(certificate, key)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     limits["is_public"] = limits.pop("public_artifacts")
-    app = wiring.open_server(context.config, wiring.ServerLimits(**limits))
+    app = server_wiring.open_server(context.config, server_wiring.ServerLimits(**limits))
     listener = _listen(address, port)
     bound_port = listener.getsockname()[1]
     controller = None if no_controller else _controller(context, tick_s, fleet_look_s)

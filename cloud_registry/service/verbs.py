@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from cloud_registry.core.catalog import Holder
 from cloud_registry.core.family import Family
+from cloud_registry.core.image_recipes import RecipeChanges
 from cloud_registry.core.rollout.documents import RolloutPlan
 from cloud_registry.core.rollout.events import RecordedEvent
 from cloud_registry.core.rollout.state import Rollout
@@ -23,6 +24,7 @@ from cloud_registry.service.rollout_driver import Tick
 from cloud_registry.service.rollouts import Begun, RollbackRequest, RolloutRequest
 from manifests.identity import ModelReference
 from manifests.model import ModelManifest
+from manifests.recipe import ImageRecipe
 from manifests.telemetry import Envelope
 
 
@@ -179,6 +181,32 @@ class DeviceVerbs(Protocol):
         ...
 
 
+class RecipeVerbs(Protocol):
+    """Recipes of images: what each version's images are made of, in revisions."""
+
+    def show(self, reference: ModelReference, revision: int | None = None) -> ImageRecipe:
+        """A revision of a version's recipe, by default the newest; one that nobody edited is as generated, 0."""
+        ...
+
+    def history(self, reference: ModelReference) -> Sequence[ImageRecipe]:
+        """Every stored revision, oldest first."""
+        ...
+
+    def kept(self, reference: ModelReference) -> ImageRecipe:
+        """The newest revision, for whoever builds an image of it; a generated recipe is stored as revision 1."""
+        ...
+
+    def edit(
+        self, reference: ModelReference, changes: RecipeChanges, script: Path | None = None, *, is_dry_run: bool = False
+    ) -> ImageRecipe:
+        """Store the newest recipe with changes, and perhaps another scoring script, as the next revision."""
+        ...
+
+    def replace(self, reference: ModelReference, recipe: ImageRecipe, *, is_dry_run: bool = False) -> ImageRecipe:
+        """Store a whole recipe as the next revision of the one that its `revision` names."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Verb:
     """One row of the API.
@@ -211,6 +239,7 @@ GROUPS: Mapping[type, str] = {
     RolloutVerbs: "rollouts",
     TelemetryVerbs: "telemetry",
     DeviceVerbs: "devices",
+    RecipeVerbs: "recipes",
 }
 
 
@@ -270,4 +299,9 @@ VERBS: tuple[Verb, ...] = (
     Verb(TelemetryVerbs, "summary", "GET", "/telemetry/summary", READ),
     Verb(TelemetryVerbs, "envelopes", "GET", "/telemetry/readings", READ),
     Verb(DeviceVerbs, "devices", "GET", "/devices", READ),
+    Verb(RecipeVerbs, "show", "GET", "/models/{reference}/recipe", READ),
+    Verb(RecipeVerbs, "history", "GET", "/models/{reference}/recipe/revisions", READ),
+    Verb(RecipeVerbs, "kept", "POST", "/models/{reference}/recipe", PUBLISH),
+    Verb(RecipeVerbs, "edit", "PATCH", "/models/{reference}/recipe", PUBLISH),
+    Verb(RecipeVerbs, "replace", "PUT", "/models/{reference}/recipe", PUBLISH),
 )

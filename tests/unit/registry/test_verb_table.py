@@ -13,10 +13,20 @@ from cloud_registry.core.rollout.documents import RolloutTerms
 from cloud_registry.errors import UsageError
 from cloud_registry.ports import ModelQuery, ProofTerms
 from cloud_registry.service.local import LocalDevices, LocalModels, LocalTelemetry
+from cloud_registry.service.recipes import RecipeService
 from cloud_registry.service.registration import Registration
 from cloud_registry.service.remote import RemoteModels
 from cloud_registry.service.rollouts import RolloutRequest, RolloutService
-from cloud_registry.service.verbs import GROUPS, VERBS, DeviceVerbs, ModelVerbs, RolloutVerbs, TelemetryVerbs, Verb
+from cloud_registry.service.verbs import (
+    GROUPS,
+    VERBS,
+    DeviceVerbs,
+    ModelVerbs,
+    RecipeVerbs,
+    RolloutVerbs,
+    TelemetryVerbs,
+    Verb,
+)
 from cloud_registry.service.wire_form import decode, encode, path_value, shape_of
 from cloud_registry.web.openapi import openapi_document
 from manifests.errors import ManifestError
@@ -27,6 +37,7 @@ LOCAL = {
     RolloutVerbs: RolloutService,
     TelemetryVerbs: LocalTelemetry,
     DeviceVerbs: LocalDevices,
+    RecipeVerbs: RecipeService,
 }
 # What is no request: driving is done where the catalog is, and a download is many requests.
 NOT_ASKED = {"can_drive", "tick", "release", "download"}
