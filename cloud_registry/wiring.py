@@ -1,5 +1,6 @@
 """The one place that knows concrete classes: puts the services together from the settings."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from cloud_registry.adapters.oci_store import OciStore
     from cloud_registry.adapters.signing_keys import Secret
+    from cloud_registry.adapters.sql_images import SqlImages
     from cloud_registry.core.images.documents import Compression
     from cloud_registry.core.images.records import ImageRecord
     from cloud_registry.ports import (
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
         Clock,
         FleetHub,
         ImageReferences,
+        ModelFiles,
         ProgressListener,
         RegistryTransport,
         ScratchFolders,
@@ -36,12 +39,22 @@ if TYPE_CHECKING:
     from cloud_registry.service.local import LocalModels
     from cloud_registry.service.publication import MadeDelta, Publication
     from cloud_registry.service.recipes import RecipeService
+    from cloud_registry.service.remote_files import RemoteFiles
     from cloud_registry.service.rollouts import RolloutService
     from cloud_registry.service.running import FleetWatch, RunningLog
     from cloud_registry.service.telemetry import TelemetryService
     from cloud_registry.service.trust import TrustService
     from cloud_registry.service.upkeep import Upkeep
-    from cloud_registry.service.verbs import DeviceVerbs, ModelVerbs, RecipeVerbs, RolloutVerbs, TelemetryVerbs
+    from cloud_registry.service.verbs import (
+        DeviceVerbs,
+        ImageVerbs,
+        KeyVerbs,
+        ModelVerbs,
+        RecipeVerbs,
+        RolloutVerbs,
+        TelemetryVerbs,
+        UpkeepVerbs,
+    )
     from manifests.model import Lineage
 
 # Adapters are imported where they are used: `slipway --help` needs no database, and `model list` no hub.
@@ -105,6 +118,65 @@ def open_recipes(config: RegistryConfig) -> "RecipeVerbs":
     from cloud_registry.service.verbs import RecipeVerbs
 
     return cast("RecipeVerbs", RemoteVerbs(RecipeVerbs, _transport(config)))
+
+
+def open_image_verbs(config: RegistryConfig) -> "ImageVerbs":
+    """Which images hold which model versions."""
+    if config.registry_url is None:
+        from cloud_registry.service.image_records import ImageRecords
+
+        return ImageRecords(open_image_table(config))
+    from cloud_registry.service.remote import RemoteVerbs
+    from cloud_registry.service.verbs import ImageVerbs
+
+    return cast("ImageVerbs", RemoteVerbs(ImageVerbs, _transport(config)))
+
+
+def open_model_files(config: RegistryConfig, on_progress: "ProgressListener | None" = None) -> "ModelFiles":
+    """Files of model versions; those of a server are kept here. `on_progress` is told while one is fetched."""
+    if config.registry_url is None:
+        return open_local_models(config).artifacts
+    return _server_files(config, on_progress)
+
+
+def remove_model_files(config: RegistryConfig, before: datetime) -> tuple[int, int]:
+    """Remove this machine's copies of a server's model files: how many, and their bytes."""
+    return (0, 0) if config.registry_url is None else _server_files(config, None).remove_old(before)
+
+
+def _server_files(config: RegistryConfig, on_progress: "ProgressListener | None") -> "RemoteFiles":
+    from cloud_registry.adapters.fsspec_artifacts import FsspecArtifacts
+    from cloud_registry.service.remote_files import RemoteFiles
+
+    kept = FsspecArtifacts(f"file://{_work_folder(config) / 'models'}")
+    return RemoteFiles(open_models(config), _transport(config), kept, on_progress)
+
+
+def _work_folder(config: RegistryConfig) -> Path:
+    """Where what is made here of a registry is kept: apart for each, so that none takes another's for unneeded."""
+    if config.registry_url is None:
+        return config.home
+    return config.home / "servers" / re.sub(r"[^A-Za-z0-9.]+", "_", config.registry_url.partition("://")[2].rstrip("/"))
+
+
+def open_key_verbs(config: RegistryConfig) -> "KeyVerbs":
+    if config.registry_url is None:
+        return open_keys(config).as_verbs()
+    from cloud_registry.service.remote import RemoteVerbs
+    from cloud_registry.service.verbs import KeyVerbs
+
+    return cast("KeyVerbs", RemoteVerbs(KeyVerbs, _transport(config)))
+
+
+def open_upkeep_verbs(config: RegistryConfig) -> "UpkeepVerbs":
+    if config.registry_url is None:
+        from cloud_registry.service.local import LocalUpkeep
+
+        return LocalUpkeep(open_upkeep(config), lambda url: open_backups(config, url))
+    from cloud_registry.service.remote import RemoteVerbs
+    from cloud_registry.service.verbs import UpkeepVerbs
+
+    return cast("UpkeepVerbs", RemoteVerbs(UpkeepVerbs, _transport(config)))
 
 
 def _transport(config: RegistryConfig) -> "RegistryTransport":
@@ -178,13 +250,13 @@ def open_local_recipes(config: RegistryConfig) -> "RecipeService":
     )
 
 
-def open_docker_builds(config: RegistryConfig) -> "DockerBuilds":
+def open_docker_builds(config: RegistryConfig, on_progress: "ProgressListener | None" = None) -> "DockerBuilds":
     """Builds by the engine of this machine; it is asked only when something is built."""
     from cloud_registry.adapters.container_engine import DockerEngine
     from cloud_registry.adapters.module_source import module_files
     from cloud_registry.service.docker_builds import DockerBuilds
 
-    return DockerBuilds(models=open_local_models(config), engine=DockerEngine(), module_files=module_files)
+    return DockerBuilds(files=open_model_files(config, on_progress), engine=DockerEngine(), module_files=module_files)
 
 
 def open_image_test() -> "ImageTest":
@@ -373,17 +445,19 @@ class ImageOptions:
     plain_http: bool = False
 
 
-def open_images(config: RegistryConfig, options: ImageOptions) -> "ImageService":
+def open_images(
+    config: RegistryConfig, options: ImageOptions, on_progress: "ProgressListener | None" = None
+) -> "ImageService":
+    """What is done with images on this machine; `on_progress` is told while a server's model file is fetched."""
     from cloud_registry.adapters.module_source import module_files, module_version
     from cloud_registry.adapters.oci_bases import BaseImages
     from cloud_registry.adapters.oci_layers import FileLayers, LayerTerms, compressor_words
     from cloud_registry.adapters.oci_registry import open_registry
     from cloud_registry.adapters.oci_wheels import WheelLayers
-    from cloud_registry.adapters.sql_images import SqlImages
     from cloud_registry.service.images import ImageService
 
     store, terms = _image_store(config), LayerTerms(options.compression, options.epoch_s)
-    clock, artifacts = open_clock(), open_local_models(config).artifacts
+    clock, files = open_clock(), open_model_files(config, on_progress)
     registry = partial(open_registry, sleep=clock.sleep, ca_file=config.ca_file, plain_http=options.plain_http)
     return ImageService(
         blobs=store,
@@ -395,8 +469,8 @@ def open_images(config: RegistryConfig, options: ImageOptions) -> "ImageService"
             is_index_used=options.is_index_used,
             is_renewed=options.is_renewed,
         ),
-        layers=FileLayers(store, terms, artifacts.read),
-        table=SqlImages(open_engine(config.database_url)),
+        layers=FileLayers(store, terms, files.read),
+        records=open_image_verbs(config),
         open_registry=registry,
         own_packages=module_files,
         versions=lambda: {"slipway": module_version(), "compressor": compressor_words(options.compression)},
@@ -406,6 +480,11 @@ def open_images(config: RegistryConfig, options: ImageOptions) -> "ImageService"
 
 def open_image_references(config: RegistryConfig) -> "ImageReferences":
     """Which images hold which model versions."""
+    return open_image_table(config)
+
+
+def open_image_table(config: RegistryConfig) -> "SqlImages":
+    """The images of the catalog on this machine."""
     from cloud_registry.adapters.sql_images import SqlImages
 
     return SqlImages(open_engine(config.database_url))
@@ -433,7 +512,7 @@ def remove_unfinished_images(config: RegistryConfig, before: datetime) -> int:
 def _image_store(config: RegistryConfig) -> "OciStore":
     from cloud_registry.adapters.oci_store import OciStore
 
-    return OciStore(config.home / "images")
+    return OciStore(_work_folder(config) / "images")
 
 
 def open_trust(config: RegistryConfig, secret: "Secret | None" = None) -> "TrustService":

@@ -147,7 +147,7 @@ def build(
         plain_http=plain_http,
     )
     record, pushed = _build(context, request, options, targets, target)
-    value = _record_value(record)
+    value = record.as_json()
     if pushed is not None:
         value["pushed"] = _pushed_value(pushed)
     context.result(value, as_json=as_json, text=lambda: _built_words(record, pushed))
@@ -160,8 +160,8 @@ def _build(
     targets: list[tuple[str, str]],
     target: str | None,
 ) -> "tuple[ImageRecord, Pushed | None]":
-    images = wiring.open_images(context.config, options)
     with progress() as on_progress:
+        images = wiring.open_images(context.config, options, on_progress)
         record = images.build(request, on_progress)
         for kind, place in targets:
             wiring.write_image(context.config, record, kind, place, on_progress)
@@ -196,7 +196,7 @@ def push(context: CommandContext, name: str, target: str | None, plain_http: boo
 @json_option
 @pass_context
 def list_(context: CommandContext, as_json: bool) -> None:
-    """List the images that were built here, and the model version that each holds.
+    """List the images that were built from this registry, and the model version that each holds.
 
     \b
     Example:
@@ -218,7 +218,7 @@ def list_(context: CommandContext, as_json: bool) -> None:
     ]
     columns = ("IMAGE", "DIGEST", "MODEL", "PLATFORMS", "SIZE", "BUILT", "PUSHED")
     context.result(
-        [_record_value(record) for record in records],
+        [record.as_json() for record in records],
         as_json=as_json,
         text=lambda: table(columns, rows, numbers=("SIZE",)) if rows else "No images yet: slipway image build",
     )
@@ -243,8 +243,8 @@ def inspect(context: CommandContext, name: str, platform: str | None, as_json: b
     chosen = [one for one in record.platforms if platform in (None, one.platform)]
     if not chosen:
         raise UsageError(f"{record.name} is built for {', '.join(one.platform for one in record.platforms)}")
-    value = _record_value(record)
-    value["platforms"] = [{**one.to_wire(), "settings": images.config(one).get("config")} for one in chosen]
+    value = record.as_json()
+    value["platforms"] = [{**one.to_wire(), "settings": images.config(record, one).get("config")} for one in chosen]
     context.result(value, as_json=as_json, text=lambda: _inspected(record, chosen))
 
 
@@ -296,6 +296,8 @@ def delete(context: CommandContext, name: str, force: bool, dry_run: bool, as_js
 def prune(context: CommandContext, as_json: bool) -> None:
     """Remove layers and documents on this machine that no image needs, and what killed builds left.
 
+    Of a registry that is a server, copies of its model files go as well.
+
     Layers of bases and packages go as well where no image has them; they are fetched again when they are needed.
 
     \b
@@ -305,6 +307,8 @@ def prune(context: CommandContext, as_json: bool) -> None:
     images = wiring.open_images(context.config, wiring.ImageOptions())
     before = datetime.now(UTC) - PRUNE_AGE_MIN
     blobs, size_bytes = images.prune(before)
+    copies, copied_bytes = wiring.remove_model_files(context.config, before)
+    blobs, size_bytes = blobs + copies, size_bytes + copied_bytes
     unfinished = wiring.remove_unfinished_images(context.config, before)
     value = {"blobs": blobs, "size": size_bytes, "unfinished": unfinished}
     words = f"Removed {blobs} blobs ({size_words(size_bytes)}) and {unfinished} unfinished files"
@@ -406,17 +410,14 @@ def _build_by_engine(
         raise UsageError("the engine builds for one platform at a time", hint="Name one with --platform.")
     build = DockerBuild(request.recipe, str(request.name), str(request.platforms[0]), wheelhouse, dockerfile)
     with progress() as on_progress:
-        image_id = wiring.open_docker_builds(context.config).build(request.manifest, build, context.say, on_progress)
+        builds = wiring.open_docker_builds(context.config, on_progress)
+        image_id = builds.build(request.manifest, build, context.say, on_progress)
     images = wiring.open_images(context.config, wiring.ImageOptions())
     record = images.note_engine_image(request.name, image_id, request.recipe)
-    context.result(_record_value(record), as_json=as_json, text=lambda: f"Built {record.name}\n  {image_id}")
+    context.result(record.as_json(), as_json=as_json, text=lambda: f"Built {record.name}\n  {image_id}")
 
 
 # --- what is shown -------------------------------------------------------------
-
-
-def _record_value(record: "ImageRecord") -> dict[str, Any]:
-    return {**record.to_wire(), "pushedTo": list(record.pushed)}
 
 
 def _pushed_value(pushed: "Pushed") -> dict[str, Any]:

@@ -35,6 +35,13 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     "--audit-log", type=_FILE, metavar="FILE", help="Who asked what, a line each.  [default: HOME/audit.jsonl]"
 )
 @click.option(
+    "--backup-url",
+    "backup_urls",
+    multiple=True,
+    metavar="URL",
+    help="Where `slipway registry backup` may be asked from elsewhere to back up to. Repeatable.",
+)
+@click.option(
     "--upload-max",
     "upload_bytes_max",
     default=20 * 1024**3,

@@ -13,6 +13,7 @@ from cloud_registry.ports.images import (
     ImageFacts,
     ImageReference,
     ImageReferences,
+    ModelFiles,
     RecipeStore,
     RunningImage,
     ScoringEndpoint,
@@ -85,6 +86,7 @@ __all__ = [
     "ImageReference",
     "ImageReferences",
     "ModelBench",
+    "ModelFiles",
     "ModelIntake",
     "ModelProver",
     "Principal",
@@ -269,6 +271,10 @@ class ModelCatalogStore(Protocol):
         ...
 
     def file(self, target: str) -> StoredFile | None: ...
+
+    def file_of(self, digest: str) -> StoredFile | None:
+        """A file with these bytes, of whichever version."""
+        ...
 
     def references_to(self, digest: str) -> Sequence[ModelReference]:
         """The versions one of whose model files has these bytes."""

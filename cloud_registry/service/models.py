@@ -26,6 +26,7 @@ from cloud_registry.ports import (
     ModelQuery,
     ProgressListener,
     RolloutReferences,
+    StoredFile,
 )
 from cloud_registry.service.clean_up import Removed, remove_unnamed
 from cloud_registry.service.model_download import fetch_blob, write_version
@@ -48,6 +49,15 @@ class ModelService:
     intake: ModelIntake
     now: Callable[[], datetime]
     module_id: str = "slipway"
+
+    def file_of(self, digest: str) -> StoredFile:
+        """A stored file with these bytes, of whichever version; raises NotFoundError."""
+        found = self.catalog.file_of(digest)
+        if found is None:
+            raise NotFoundError(
+                f"no model version has a file of digest {digest[:80]}", hint="Was the version deleted meanwhile?"
+            )
+        return found
 
     # --- writing -------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from cloud_registry.core.images.names import ImageName
 from cloud_registry.core.images.platforms import Platform, PythonTarget
 from cloud_registry.core.images.records import ImageRecord
 from cloud_registry.core.images.wheels import Wheel
-from cloud_registry.ports import ImageReference, ProgressListener
+from cloud_registry.ports import ProgressListener
 
 
 class ImageBlobs(Protocol):
@@ -71,6 +71,10 @@ class ImageRegistry(Protocol):
         """Send the blob unless the registry has it or takes it over from repository `source`; whether it was sent."""
         ...
 
+    def blob(self, name: ImageName, descriptor: Descriptor) -> Iterator[bytes]:
+        """A blob's bytes, not more than the descriptor says; the caller checks its digest."""
+        ...
+
     def push_manifest(self, name: ImageName, media_type: str, content: bytes) -> bool:
         """Store a manifest or index; whether the registry lists referrers by itself."""
         ...
@@ -81,7 +85,9 @@ class ImageRegistry(Protocol):
 class ImageTable(Protocol):
     """The images that were built."""
 
-    def put(self, record: ImageRecord) -> None: ...
+    def put(self, record: ImageRecord) -> ImageRecord:
+        """Store a record; one of the same name and digest goes, and leaves what it knows of pushes."""
+        ...
 
     def named(self, name: str) -> ImageRecord | None: ...
 
@@ -90,5 +96,3 @@ class ImageTable(Protocol):
     def all(self) -> Sequence[ImageRecord]: ...
 
     def remove(self, record: ImageRecord) -> None: ...
-
-    def references(self) -> Sequence[ImageReference]: ...

@@ -16,6 +16,7 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
+from cloud_registry import wiring
 from cloud_registry.adapters.oci_outputs import write_layout, write_tar
 from cloud_registry.adapters.oci_store import OciStore
 from cloud_registry.core.images.bases import BaseSource
@@ -74,7 +75,7 @@ def test_the_model_is_the_last_layer_and_alone_in_it(yard):
 
 def test_how_a_container_starts(yard):
     record = yard.build()
-    config = yard.images().config(record.platforms[0])["config"]
+    config = yard.images().config(record, record.platforms[0])["config"]
     assert config["Entrypoint"] == list(ENTRYPOINT)
     assert config["User"] == "10001:10001"
     assert config["Healthcheck"]["Test"] == ["CMD", "python3", "-m", "edge_module.health"]
@@ -319,17 +320,17 @@ def test_attached_documents_point_to_their_image(yard):
 def test_an_image_holds_its_model_version_until_it_is_forgotten(yard):
     record = yard.build()
     images = yard.images()
-    (held,) = images.references()
+    (held,) = wiring.open_image_table(yard.config).references()
     assert (held.image, held.digest, str(held.reference)) == ("slipway-digits:1", record.digest, "digits:1")
     images.remove(record, is_pushed_allowed=False)
-    assert images.references() == []
+    assert wiring.open_image_table(yard.config).references() == []
 
 
 def test_an_older_image_of_the_same_name_holds_its_version_as_well(yard):
     yard.build()
     yard.images().build(yard.request(manifest=yard.with_model(b"newer")))
     images = yard.images()
-    assert len(images.references()) == 2
+    assert len(wiring.open_image_table(yard.config).references()) == 2
     assert images.find("slipway-digits:1").digest == images.list()[0].digest
 
 
