@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cloud_registry import wiring
+from cloud_registry import telemetry_wiring, wiring
 from cloud_registry.config import RegistryConfig
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def open_server(config: RegistryConfig, limits: ServerLimits) -> "Starlette":
             services={
                 ModelVerbs: _for_strangers(models),
                 RolloutVerbs: rollouts,
-                TelemetryVerbs: wiring.open_telemetry_verbs(config),
+                TelemetryVerbs: telemetry_wiring.open_telemetry_verbs(config),
                 DeviceVerbs: wiring.open_devices(config),
                 ImageVerbs: ServedImages(wiring.open_image_table(config), models),
                 RecipeVerbs: wiring.open_local_recipes(config),

@@ -1,7 +1,7 @@
 """The one place that knows concrete classes: puts the services together from the settings."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache, partial
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
         ProgressListener,
         RegistryTransport,
         ScratchFolders,
-        TelemetrySource,
         TokenReader,
     )
     from cloud_registry.service.benchmark import BenchmarkService
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
     from cloud_registry.service.remote_files import RemoteFiles
     from cloud_registry.service.rollouts import RolloutService
     from cloud_registry.service.running import FleetWatch, RunningLog
-    from cloud_registry.service.telemetry import TelemetryService
     from cloud_registry.service.trust import TrustService
     from cloud_registry.service.upkeep import Upkeep
     from cloud_registry.service.verbs import (
@@ -52,7 +50,6 @@ if TYPE_CHECKING:
         ModelVerbs,
         RecipeVerbs,
         RolloutVerbs,
-        TelemetryVerbs,
         UpkeepVerbs,
     )
     from manifests.model import Lineage
@@ -78,7 +75,7 @@ def open_models(config: RegistryConfig) -> "ModelVerbs":
         return open_local_models(config)
     from cloud_registry.service.remote import RemoteModels
 
-    return cast("ModelVerbs", RemoteModels(_transport(config)))
+    return cast("ModelVerbs", RemoteModels(open_transport(config)))
 
 
 def open_rollouts(config: RegistryConfig) -> "RolloutVerbs":
@@ -86,18 +83,7 @@ def open_rollouts(config: RegistryConfig) -> "RolloutVerbs":
         return open_local_rollouts(config)
     from cloud_registry.service.remote import RemoteRollouts
 
-    return cast("RolloutVerbs", RemoteRollouts(_transport(config)))
-
-
-def open_telemetry_verbs(config: RegistryConfig, say: Callable[[str], None] = lambda _: None) -> "TelemetryVerbs":
-    """`say` is told when the hub's stream comes and goes."""
-    if config.registry_url is None:
-        from cloud_registry.service.local import LocalTelemetry
-
-        return LocalTelemetry(open_telemetry(config), lambda: open_telemetry_sources(config, say))
-    from cloud_registry.service.remote import RemoteTelemetry
-
-    return cast("TelemetryVerbs", RemoteTelemetry(_transport(config)))
+    return cast("RolloutVerbs", RemoteRollouts(open_transport(config)))
 
 
 def open_devices(config: RegistryConfig) -> "DeviceVerbs":
@@ -107,7 +93,7 @@ def open_devices(config: RegistryConfig) -> "DeviceVerbs":
         return LocalDevices(lambda: open_hub(config), config.module_id)
     from cloud_registry.service.remote import RemoteDevices
 
-    return cast("DeviceVerbs", RemoteDevices(_transport(config)))
+    return cast("DeviceVerbs", RemoteDevices(open_transport(config)))
 
 
 def open_recipes(config: RegistryConfig) -> "RecipeVerbs":
@@ -117,7 +103,7 @@ def open_recipes(config: RegistryConfig) -> "RecipeVerbs":
     from cloud_registry.service.remote import RemoteVerbs
     from cloud_registry.service.verbs import RecipeVerbs
 
-    return cast("RecipeVerbs", RemoteVerbs(RecipeVerbs, _transport(config)))
+    return cast("RecipeVerbs", RemoteVerbs(RecipeVerbs, open_transport(config)))
 
 
 def open_image_verbs(config: RegistryConfig) -> "ImageVerbs":
@@ -129,7 +115,7 @@ def open_image_verbs(config: RegistryConfig) -> "ImageVerbs":
     from cloud_registry.service.remote import RemoteVerbs
     from cloud_registry.service.verbs import ImageVerbs
 
-    return cast("ImageVerbs", RemoteVerbs(ImageVerbs, _transport(config)))
+    return cast("ImageVerbs", RemoteVerbs(ImageVerbs, open_transport(config)))
 
 
 def open_model_files(config: RegistryConfig, on_progress: "ProgressListener | None" = None) -> "ModelFiles":
@@ -149,7 +135,7 @@ def _server_files(config: RegistryConfig, on_progress: "ProgressListener | None"
     from cloud_registry.service.remote_files import RemoteFiles
 
     kept = FsspecArtifacts(f"file://{_work_folder(config) / 'models'}")
-    return RemoteFiles(open_models(config), _transport(config), kept, on_progress)
+    return RemoteFiles(open_models(config), open_transport(config), kept, on_progress)
 
 
 def _work_folder(config: RegistryConfig) -> Path:
@@ -165,7 +151,7 @@ def open_key_verbs(config: RegistryConfig) -> "KeyVerbs":
     from cloud_registry.service.remote import RemoteVerbs
     from cloud_registry.service.verbs import KeyVerbs
 
-    return cast("KeyVerbs", RemoteVerbs(KeyVerbs, _transport(config)))
+    return cast("KeyVerbs", RemoteVerbs(KeyVerbs, open_transport(config)))
 
 
 def open_upkeep_verbs(config: RegistryConfig) -> "UpkeepVerbs":
@@ -176,10 +162,10 @@ def open_upkeep_verbs(config: RegistryConfig) -> "UpkeepVerbs":
     from cloud_registry.service.remote import RemoteVerbs
     from cloud_registry.service.verbs import UpkeepVerbs
 
-    return cast("UpkeepVerbs", RemoteVerbs(UpkeepVerbs, _transport(config)))
+    return cast("UpkeepVerbs", RemoteVerbs(UpkeepVerbs, open_transport(config)))
 
 
-def _transport(config: RegistryConfig) -> "RegistryTransport":
+def open_transport(config: RegistryConfig) -> "RegistryTransport":
     from cloud_registry.adapters.remote_registry import HttpRegistry
 
     assert config.registry_url is not None
@@ -307,14 +293,6 @@ def open_scratch(config: RegistryConfig) -> "ScratchFolders":
     return LockedFolders(config.home / "scratch")
 
 
-def open_telemetry(config: RegistryConfig) -> "TelemetryService":
-    from cloud_registry.adapters.sql_telemetry import SqlTelemetry
-    from cloud_registry.service.telemetry import TelemetryService
-
-    check_local(config, "this is done")
-    return TelemetryService(SqlTelemetry(open_engine(config.database_url)))
-
-
 def open_keys(config: RegistryConfig) -> "KeyService":
     """API keys, and the tokens of an issuer where one is configured."""
     import secrets
@@ -343,37 +321,6 @@ def _open_tokens(config: RegistryConfig) -> "TokenReader | None":
 
     terms = TokenTerms(config.token_issuer, config.token_audience, config.token_keys_url, config.ca_file)
     return EntraTokens(terms, time.monotonic)
-
-
-def open_telemetry_sources(config: RegistryConfig, say: Callable[[str], None]) -> "list[TelemetrySource]":
-    """The hub's telemetry: one HTTP stream, or each partition of an Event Hubs endpoint.
-
-    Raises:
-        UsageError: the settings name neither. What else opening an endpoint may meet, event_hub_partitions says.
-    """
-    if config.telemetry_url is None and config.event_hub_connection_string is not None:
-        from cloud_registry.adapters.eventhub_telemetry import event_hub_partitions, read_endpoint
-
-        endpoint = read_endpoint(config.event_hub_connection_string, config.consumer_group, config.ca_file)
-        return list(event_hub_partitions(endpoint, say))
-    return [open_telemetry_source(config, say)]
-
-
-def open_telemetry_source(config: RegistryConfig, say: Callable[[str], None]) -> "TelemetrySource":
-    """The hub's telemetry; raises UsageError where the settings name none. `say` is told when it comes and goes."""
-    from cloud_registry.adapters.http_telemetry import HttpTelemetry
-
-    if config.telemetry_url is None:
-        raise UsageError(
-            "no telemetry stream is configured",
-            hint="Set EVENTHUB_CONNECTION_STRING to the hub's built-in endpoint, or SLIPWAY_TELEMETRY_URL to a stream.",
-        )
-    if config.hub_connection_string is None:
-        raise UsageError(
-            "no hub is configured, and its key opens the telemetry stream",
-            hint="Set IOTHUB_CONNECTION_STRING to the connection string of a service policy.",
-        )
-    return HttpTelemetry(config.telemetry_url, config.hub_connection_string, config.ca_file, say)
 
 
 def open_hub(config: RegistryConfig) -> "FleetHub":
