@@ -105,8 +105,10 @@ def missing_requirement(output: str, pinned: Iterable[Wheel] = ()) -> str | None
     if lines and not any("depends on" in line for line in lines):
         return next((f"{one.name}=={one.version}" for one in pinned if f"{one.name}=={one.version}" in asked), None)
     # What every version of another package asks for: pip tried them all, and tells the name alone.
+    # Where the request itself names that package, the two contradict each other.
     nowhere = _NOWHERE.search(output)
-    return nowhere.group(1) if nowhere else None
+    requested = {requirement_name(line.rpartition(" ")[2]) for line in lines if "The user requested" in line}
+    return nowhere.group(1) if nowhere and canonicalize_name(nowhere.group(1)) not in requested else None
 
 
 def refusal(output: str, platform: Platform, target: PythonTarget) -> str:
