@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Workers for pytest, more than cores since most of them wait for something; the wire tests give each hub a loopback
 # address of its own, so they run side by side.
-JOBS ?= 4
+JOBS ?= 6
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -29,6 +29,8 @@ demo: $(READY)  ## Run the main job on this machine (KEEP=1 leaves it running)
 demo-stop: $(READY)  ## Stop what `make demo KEEP=1` left running
 	$(BIN)/python -m simulators.demo --stop
 
+# The tests start hundreds of processes, each of which would compile the sources anew where the shell forbids bytecode.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(READY)  ## Run every test that needs no root, Docker or account
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_FLAGS)
 

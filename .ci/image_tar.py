@@ -11,6 +11,8 @@ import sys
 import tarfile
 from pathlib import Path
 
+# Debian's name for a machine, where OCI has another.
+PLATFORMS = {"armhf": {"architecture": "arm", "variant": "v7"}}
 PATHS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -19,8 +21,8 @@ def write_image(root_file_system: Path, output: Path, architecture: str, name: s
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     configuration = json.dumps(
         {
-            "architecture": architecture,
             "os": "linux",
+            **PLATFORMS.get(architecture, {"architecture": architecture}),
             "created": "1970-01-01T00:00:00Z",
             "config": {"Env": [f"PATH={PATHS}", "LANG=C.UTF-8"], "Cmd": ["python3"]},
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},

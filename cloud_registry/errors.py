@@ -54,6 +54,10 @@ class AccessDeniedError(TrustError):
     """Somebody who was recognised asks for what his role does not include."""
 
 
+class MetadataRefusedError(TrustError):
+    """Signed metadata that somebody sent is not what may be published."""
+
+
 class ServerUnreachableError(RegistryError):
     """The registry is a server somewhere else, and it does not answer."""
 
@@ -62,6 +66,10 @@ class ServerUnreachableError(RegistryError):
 
 class BodyTooLargeError(UsageError):
     """A request's body, or a file, is larger than the server takes."""
+
+
+class DamagedUploadError(RegistryError):
+    """What came is not what was announced: another digest."""
 
 
 class NoRoomError(RegistryError):

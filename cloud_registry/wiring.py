@@ -14,15 +14,16 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from starlette.applications import Starlette
 
+    from cloud_registry.adapters.oci_registry import OciRegistry
     from cloud_registry.adapters.oci_store import OciStore
-    from cloud_registry.adapters.signing_keys import Secret
+    from cloud_registry.adapters.signing_keys import Secret, SigningKeys
     from cloud_registry.core.images.documents import Compression
+    from cloud_registry.core.images.names import ImageName
     from cloud_registry.core.images.records import ImageRecord
     from cloud_registry.ports import (
         BackupPlace,
         Clock,
         FleetHub,
-        ImageReferences,
         ProgressListener,
         RegistryTransport,
         ScratchFolders,
@@ -43,9 +44,10 @@ if TYPE_CHECKING:
     from cloud_registry.service.running import FleetWatch, RunningLog
     from cloud_registry.service.served import ServedModels
     from cloud_registry.service.telemetry import TelemetryService
-    from cloud_registry.service.trust import TrustService
+    from cloud_registry.service.trust import Approval, TrustService
+    from cloud_registry.service.trust_desk import TrustDesk
     from cloud_registry.service.upkeep import Upkeep
-    from cloud_registry.service.verbs import DeviceVerbs, ModelVerbs, RolloutVerbs, TelemetryVerbs
+    from cloud_registry.service.verbs import DeviceVerbs, ModelVerbs, RolloutVerbs, TelemetryVerbs, TrustVerbs
     from manifests.model import Lineage
 
 # Whoever was quiet for so long may make up for it at once.
@@ -150,9 +152,7 @@ def open_local_models(config: RegistryConfig) -> "LocalModels":
         now=_now,
         module_id=config.module_id,
         open_hub=(lambda: open_hub(config)) if config.hub_connection_string is not None else None,
-        open_rollouts=lambda: open_local_rollouts(config),
         running=open_running(config),
-        open_images=lambda: open_image_references(config),
     )
 
 
@@ -355,7 +355,7 @@ def open_local_rollouts(config: RegistryConfig) -> "RolloutService":
         clock=open_clock(),
         owner=f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}",
         module_id=config.module_id,
-        trust=open_trust(config),
+        trust=open_trust_desk(config),
         publication=open_publication(config),
         on_twins=recorder.saw,
     )
@@ -390,15 +390,14 @@ class ImageOptions:
 def open_images(config: RegistryConfig, options: ImageOptions) -> "ImageService":
     from cloud_registry.adapters.module_source import module_files, module_version
     from cloud_registry.adapters.oci_bases import BaseImages
-    from cloud_registry.adapters.oci_layers import FileLayers, LayerTerms, compressor_words
-    from cloud_registry.adapters.oci_registry import open_registry
+    from cloud_registry.adapters.oci_layers import PIECE_BYTES, FileLayers, LayerTerms, compressor_words
     from cloud_registry.adapters.oci_wheels import WheelLayers
     from cloud_registry.adapters.sql_images import SqlImages
     from cloud_registry.service.images import ImageService
 
     store, terms = _image_store(config), LayerTerms(options.compression, options.epoch_s)
     clock, artifacts = open_clock(), open_local_models(config).artifacts
-    registry = partial(open_registry, sleep=clock.sleep, ca_file=config.ca_file, plain_http=options.plain_http)
+    registry = partial(_open_registry, clock=clock, config=config, is_plain=options.plain_http)
     return ImageService(
         blobs=store,
         bases=BaseImages(store, registry),
@@ -409,7 +408,7 @@ def open_images(config: RegistryConfig, options: ImageOptions) -> "ImageService"
             is_index_used=options.is_index_used,
             is_renewed=options.is_renewed,
         ),
-        layers=FileLayers(store, terms, artifacts.read),
+        layers=FileLayers(store, terms, partial(artifacts.read, chunk_bytes=PIECE_BYTES)),
         table=SqlImages(open_engine(config.database_url)),
         open_registry=registry,
         own_packages=module_files,
@@ -418,20 +417,18 @@ def open_images(config: RegistryConfig, options: ImageOptions) -> "ImageService"
     )
 
 
-def open_image_references(config: RegistryConfig) -> "ImageReferences":
-    """Which images hold which model versions."""
-    from cloud_registry.adapters.sql_images import SqlImages
+def _open_registry(name: "ImageName", *, clock: "Clock", config: RegistryConfig, is_plain: bool) -> "OciRegistry":
+    from cloud_registry.adapters.oci_registry import open_registry
 
-    return SqlImages(open_engine(config.database_url))
+    return open_registry(name, sleep=clock.sleep, ca_file=config.ca_file, plain_http=is_plain)
 
 
 def open_image_digests(config: RegistryConfig, *, plain_http: bool = False) -> "ImageDigests":
     """The digests of images: of those built where this catalog is, and of any by its registry."""
-    from cloud_registry.adapters.oci_registry import open_registry
     from cloud_registry.adapters.sql_images import SqlImages
     from cloud_registry.service.image_digests import ImageDigests
 
-    registry = partial(open_registry, sleep=open_clock().sleep, ca_file=config.ca_file, plain_http=plain_http)
+    registry = partial(_open_registry, clock=open_clock(), config=config, is_plain=plain_http)
     # Images are built where the catalog is, so that there are none beside a server's.
     table = SqlImages(open_engine(config.database_url)) if config.registry_url is None else None
     return ImageDigests(
@@ -472,7 +469,7 @@ def open_server(config: RegistryConfig, limits: ServerLimits) -> "Starlette":
     from cloud_registry.adapters.upload_folder import UploadFolder
     from cloud_registry.core.request_rate import RequestRate
     from cloud_registry.service.fleet_offers import FleetOffers
-    from cloud_registry.service.verbs import DeviceVerbs, ModelVerbs, RolloutVerbs, TelemetryVerbs
+    from cloud_registry.service.verbs import DeviceVerbs, ModelVerbs, RolloutVerbs, TelemetryVerbs, TrustVerbs
     from cloud_registry.web.answers import ServerParts
     from cloud_registry.web.server import create_app
 
@@ -488,6 +485,7 @@ def open_server(config: RegistryConfig, limits: ServerLimits) -> "Starlette":
                 RolloutVerbs: rollouts,
                 TelemetryVerbs: open_telemetry_verbs(config),
                 DeviceVerbs: open_devices(config),
+                TrustVerbs: open_trust_desk(config),
             },
             catalog=models.catalog,
             artifacts=models.artifacts,
@@ -514,17 +512,57 @@ def _for_strangers(models: "LocalModels") -> "ServedModels":
     return ServedModels(**given, proof_memory_bytes_max=memory_bytes // 2)
 
 
-def open_trust(config: RegistryConfig, secret: "Secret | None" = None) -> "TrustService":
-    """The trust repository, whether or not there is one; `secret` is asked for passphrases and PINs."""
+def open_trust(
+    config: RegistryConfig,
+    secret: "Secret | None" = None,
+    say: Callable[[str], None] = lambda _: None,
+    approve: "Approval" = lambda _: None,
+) -> "TrustService":
+    """Signing with offline keys of this machine, wherever the repository is, whether or not there is one.
+
+    `secret` is asked for passphrases and PINs, `say` is told of keys that others may read, `approve` what is signed.
+    """
+    from cloud_registry.adapters.trust_memory import FolderMemory, ServerMemory
+    from cloud_registry.adapters.tuf_repository import TufFolder
+    from cloud_registry.service.remote import RemoteTrust
+    from cloud_registry.service.trust import TrustService
+
+    keys = _signing_keys(secret, say)
+    if config.registry_url is None:
+        memory = FolderMemory(TufFolder(config.trust_directory), config.home)
+        return TrustService(open_trust_desk(config, secret), memory, keys, _now, approve)
+    desk = cast("TrustVerbs", RemoteTrust(_transport(config)))
+    return TrustService(desk, ServerMemory(config.home, config.registry_url), keys, _now, approve)
+
+
+def pinned_root(config: RegistryConfig) -> Path:
+    """Where the first root of a server's repository is kept, if it was made from this machine."""
+    from cloud_registry.adapters.trust_memory import ServerMemory
+
+    assert config.registry_url is not None
+    return ServerMemory(config.home, config.registry_url).root_file
+
+
+def open_trust_desk(config: RegistryConfig, secret: "Secret | None" = None) -> "TrustDesk":
+    """The trust repository of this machine, whether or not there is one."""
+    from cloud_registry.adapters.tuf_repository import TufFolder
+    from cloud_registry.service.trust_desk import Proposals, TrustDesk
+
+    check_local(config, "metadata is kept")
+
+    def proposals() -> Proposals:
+        hub = None if config.hub_connection_string is None else lambda: open_hub(config)
+        return Proposals(open_local_models(config), open_publication(config), hub, config.module_id)
+
+    return TrustDesk(TufFolder(config.trust_directory), _signing_keys(secret), _now, proposals)
+
+
+def _signing_keys(secret: "Secret | None", say: Callable[[str], None] = lambda _: None) -> "SigningKeys":
     import os
 
     from cloud_registry.adapters.signing_keys import SigningKeys
-    from cloud_registry.adapters.tuf_repository import TufFolder
-    from cloud_registry.service.trust import TrustService
 
-    check_local(config, "metadata is signed")
-    keys = SigningKeys(secret or (lambda _what, _is_new: None), os.environ.get("SLIPWAY_PKCS11_MODULE"))
-    return TrustService(TufFolder(config.trust_directory), keys, _now)
+    return SigningKeys(secret or (lambda _what, _is_new: None), os.environ.get("SLIPWAY_PKCS11_MODULE"), say)
 
 
 def open_publication(config: RegistryConfig) -> "Publication":

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -58,6 +59,7 @@ def agent_version() -> str:
     return _version_of("slipway")
 
 
+@functools.cache
 def _version_of(package: str) -> str:
     try:
         return importlib.metadata.version(package)

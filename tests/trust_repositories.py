@@ -8,10 +8,12 @@ from typing import Any
 from tuf.api.metadata import Metadata
 
 from cloud_registry.adapters.signing_keys import SigningKeys
+from cloud_registry.adapters.trust_memory import FolderMemory
 from cloud_registry.adapters.tuf_repository import TufFolder
+from cloud_registry.core.trust_answers import Outcome
 from cloud_registry.core.trust_files import SignedFile
 from cloud_registry.service.trust import NewRepository, TrustService
-from cloud_registry.service.trust_work import Outcome
+from cloud_registry.service.trust_desk import TrustDesk
 from manifests.canonical import digest_of
 from manifests.identity import ModelReference
 
@@ -30,10 +32,12 @@ class Publisher:
 
     def __init__(self, directory: Path, secret: Callable[[str, bool], str | None] = no_secret, **request: Any) -> None:
         self.safe = directory / "safe"
-        self.store = TufFolder(directory / "trust")
+        self.store = TufFolder(directory / "trust", lock_wait_s=0.1)
         self.now = datetime.now(UTC)
         self.keys = SigningKeys(secret)
-        self.service = TrustService(self.store, self.keys, lambda: self.now)
+        self.desk = TrustDesk(self.store, self.keys, lambda: self.now)
+        self.memory = FolderMemory(self.store, directory / "home")
+        self.service = TrustService(self.desk, self.memory, self.keys, lambda: self.now)
         defaults: dict[str, Any] = {
             "root_keys": tuple(self.key(f"root-{number}") for number in (1, 2, 3)),
             "targets_keys": (self.key("targets-1"),),

@@ -2,12 +2,16 @@
 
 import json
 import logging
+import os
 from collections.abc import Mapping
+from io import TextIOWrapper
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import Any
 
 from cloud_registry.errors import RegistryError
+
+MODE = 0o600
 
 
 class AuditFile:
@@ -19,7 +23,7 @@ class AuditFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Opens it anew where it was moved away, and locks around each line.
             self._file = _StrictHandler(path)
-            path.chmod(0o600)
+            path.chmod(MODE)
         except OSError as err:
             raise RegistryError(
                 f"the audit log {path} cannot be written: {err.strerror}", hint="Choose another with --audit-log."
@@ -36,6 +40,11 @@ class AuditFile:
 
 class _StrictHandler(WatchedFileHandler):
     """Raises what goes wrong: nothing is done that is not written down."""
+
+    def _open(self) -> TextIOWrapper:
+        # Whatever the locale is, and for its owner alone from its first byte on, also where it was moved away.
+        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, MODE)
+        return os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802  (the library's name)
         raise

@@ -15,7 +15,6 @@ from typing import BinaryIO
 
 from cloud_registry.adapters.model_archives import is_archive, unpack
 from cloud_registry.adapters.model_weights import files_beside, merged
-from cloud_registry.core.data_schema import read_schema
 from cloud_registry.core.dependencies import TEXT_BYTES_MAX, conda_requirements, requirements_in
 from cloud_registry.core.model_directory import (
     DirectoryRoles,
@@ -281,6 +280,9 @@ def _renamed(roles: DirectoryRoles) -> dict[str, str]:
 def _facts(tree: _Tree, roles: DirectoryRoles, facts: ImportedFacts) -> SubmittedFacts:
     schema = facts.schema
     if roles.schema is not None:
+        # With arrays comes NumPy, which most commands need not wait for.
+        from cloud_registry.core.data_schema import read_schema
+
         schema = read_schema(tree.read(roles.schema), roles.schema)
     processing = None
     if roles.processing is not None:

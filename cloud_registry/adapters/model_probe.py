@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cloud_registry.adapters.model_confinement import BARRIERS
-from cloud_registry.core.data_schema import completed
 from cloud_registry.core.model_files import (
     PICTURE_BYTES_MAX,
     PICTURE_SUFFIXES,
@@ -38,7 +37,7 @@ LOADING_MAX_S = 120.0
 COPY_CHUNK_BYTES = 1024 * 1024
 LAST_WORDS_LENGTH_MAX = 300
 # What the engine's process may know of ours: where libraries are, and no connection string.
-_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR", "OMP_NUM_THREADS")
+_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "OMP_NUM_THREADS")
 
 
 class SubprocessProver:
@@ -116,6 +115,9 @@ def _proof(
             first = first or report
         if terms.script is not None:
             _prove_script(terms, folder, on_progress)
+        # With arrays comes NumPy, which most commands need not wait for.
+        from cloud_registry.core.data_schema import completed
+
         yield Proof(
             artifacts=tuple(proven),
             golden=golden or recorded,
@@ -309,8 +311,8 @@ def _run_worker(request: dict[str, Any], report: Path, duration_max_s: float) ->
     noise = report.with_suffix(".log")
     command = [sys.executable, "-P", "-m", "cloud_registry.adapters.model_probe_worker", str(report)]
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    # Some engines keep notes about their machine in the home folder.
-    environment["HOME"] = str(report.parent)
+    # Some engines keep notes about their machine in the home folder, or where temporary files go.
+    environment |= dict.fromkeys(("HOME", "TMPDIR"), str(report.parent))
     with noise.open("wb") as output:
         # Its own session: whatever the engine starts ends with it.
         process = subprocess.Popen(  # noqa: S603  (our interpreter, our module)

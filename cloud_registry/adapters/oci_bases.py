@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cloud_registry.adapters.oci_archives import GZIP_MAGIC, LAYER_BYTES_MAX, ZSTD_MAGIC, entries
 from cloud_registry.adapters.oci_layers import store_archive
-from cloud_registry.adapters.oci_registry import OciRegistry
 from cloud_registry.adapters.oci_store import READ_BYTES, OciStore
 from cloud_registry.core.images.base_facts import BaseFacts, facts_of
 from cloud_registry.core.images.bases import BaseImage, BaseSource, chosen_manifest
@@ -29,6 +28,9 @@ from cloud_registry.core.images.platforms import Platform
 from cloud_registry.errors import NotFoundError, RegistryError, UsageError
 from cloud_registry.ports import ProgressListener
 
+if TYPE_CHECKING:
+    from cloud_registry.adapters.oci_registry import OciRegistry
+
 _RECORDS = "bases"
 
 
@@ -44,7 +46,7 @@ class _Found:
 class BaseImages:
     """A BaseImageSource. What was looked into once is known by its digest, or by a file's size and time."""
 
-    def __init__(self, store: OciStore, open_registry: Callable[[ImageName], OciRegistry]) -> None:
+    def __init__(self, store: OciStore, open_registry: Callable[[ImageName], "OciRegistry"]) -> None:
         self._store, self._open_registry = store, open_registry
 
     def base(
@@ -111,7 +113,7 @@ class BaseImages:
     # --- where bases come from -------------------------------------------------
 
     def _in_registry(
-        self, registry: OciRegistry, name: ImageName, descriptor: Descriptor, content: bytes, told: ProgressListener
+        self, registry: "OciRegistry", name: ImageName, descriptor: Descriptor, content: bytes, told: ProgressListener
     ) -> _Found:
         manifest = json.loads(content)
         config_descriptor = Descriptor.from_wire(manifest.get("config"))
@@ -315,7 +317,7 @@ def _bounded(content: bytes | None, member: str) -> bytes:
     return content
 
 
-def _chosen(registry: OciRegistry, name: ImageName, platform: Platform) -> tuple[Descriptor, bytes]:
+def _chosen(registry: "OciRegistry", name: ImageName, platform: Platform) -> tuple[Descriptor, bytes]:
     descriptor, content = registry.manifest(name)
     if descriptor.media_type in INDEX_TYPES:
         chosen = chosen_manifest(_json(content, str(name)), platform, str(name))

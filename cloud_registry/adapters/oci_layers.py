@@ -16,22 +16,26 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
+from pathlib import Path
+from typing import Self
 
+from cloud_registry.adapters.growing_blobs import GrowingFile
 from cloud_registry.adapters.oci_store import OciStore
 from cloud_registry.core.images.documents import LAYER_TYPES, Compression, Descriptor, Layer
 from cloud_registry.core.images.files import Blob, LayerFile, tar_parts
+from cloud_registry.core.images.ports import BlobBytes
 from cloud_registry.errors import RegistryError
 from cloud_registry.ports import ProgressListener
 from manifests.canonical import digest_of
 
 PIECE_BYTES = 4 * 1024 * 1024
-# Level 1 costs a third of level 6's time; on weights, which hardly compress, it gives no byte away.
-GZIP_LEVEL, ZSTD_LEVEL = 1, 3
+# Level 1 costs a third of level 6's time, and most often gives little away.
+GZIP_LEVEL, GZIP_LEVEL_THOROUGH, ZSTD_LEVEL = 1, 6, 3
 # Pieces that wait to be written: they bound the memory.
 PIECES_AHEAD = 4
-# What is looked at of a piece, and how much of that matches must save for looking for them in all of it.
-SAMPLE_BYTES = 64 * 1024
-REPETITION_RATIO_MIN = 0.98
+# What is looked at of a piece: spots all over it. What more work must save there for being done on all of it: 2 %.
+SAMPLE_SPOTS, SAMPLE_SPOT_BYTES = 16, 4 * 1024
+WORTH_RATIO = 0.98
 # RFC 1952: no name, no time, no system.
 _GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 _RECORDS = "layers"
@@ -58,12 +62,18 @@ class FileLayers:
     def __init__(self, store: OciStore, terms: LayerTerms, read_blob: BlobReader) -> None:
         self._store, self._terms, self._read_blob = store, terms, read_blob
 
-    def layer(self, files: Sequence[LayerFile], created_by: str, on_progress: ProgressListener | None = None) -> Layer:
+    def layer(
+        self,
+        files: Sequence[LayerFile],
+        created_by: str,
+        on_progress: ProgressListener | None = None,
+        on_begun: Callable[[BlobBytes], None] | None = None,
+    ) -> Layer:
         key = json.dumps(["files", created_by, [_file_key(file) for file in files], *self._terms.key()])
         known = known_layer(self._store, key)
         if known is not None:
             return known
-        layer = write_layer(self._store, files, created_by, self._terms, self._read_blob, on_progress)
+        layer = write_layer(self._store, files, created_by, self._terms, self._read_blob, on_progress, on_begun)
         keep_layer(self._store, key, layer)
         return layer
 
@@ -92,6 +102,7 @@ def write_layer(
     terms: LayerTerms,
     read_blob: BlobReader | None = None,
     on_progress: ProgressListener | None = None,
+    on_begun: Callable[[BlobBytes], None] | None = None,
 ) -> Layer:
     """Store a layer of these files; every blob among them is checked against its digest on the way.
 
@@ -105,7 +116,8 @@ def write_layer(
         if on_progress is not None:
             on_progress(f"layer: {created_by}"[:60], min(done_bytes, total_bytes), total_bytes)
 
-    return store_archive(store, _archive(listed, terms.mtime_s, read_blob), created_by, terms.compression, told)
+    archive = _archive(listed, terms.mtime_s, read_blob)
+    return store_archive(store, archive, created_by, terms.compression, told, on_begun)
 
 
 def store_archive(
@@ -114,37 +126,68 @@ def store_archive(
     created_by: str,
     compression: Compression = "gzip",
     on_bytes: Callable[[int], None] | None = None,
+    on_begun: Callable[[BlobBytes], None] | None = None,
 ) -> Layer:
-    """Compress and store a tar archive as a layer; `on_bytes` is told how much of it is done."""
-    archive, stored, done_bytes, size_bytes = hashlib.sha256(), hashlib.sha256(), 0, 0
+    """Compress and store a tar archive as a layer; `on_bytes` is told how much of it is done.
+
+    `on_begun` gets the blob before its first byte is there, and can follow it.
+    """
+    archive, done_bytes = hashlib.sha256(), 0
     compressor = _COMPRESSORS[compression]
     with store.unfinished() as path, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        with path.open("wb") as target:
-
-            def finish(piece: "Future[bytes]") -> None:
-                nonlocal size_bytes
-                content = piece.result()
-                stored.update(content)
-                target.write(content)
-                size_bytes += len(content)
-
+        with _BlobFile(path, on_begun) as blob:
             waiting: deque[Future[bytes]] = deque()
             for piece in _pieces(chunks):
                 waiting.append(pool.submit(compressor, piece))
                 archive.update(piece)
                 done_bytes += len(piece)
                 if len(waiting) > PIECES_AHEAD:
-                    finish(waiting.popleft())
+                    blob.add(waiting.popleft().result())
                 if on_bytes is not None:
                     on_bytes(done_bytes)
             for remaining in waiting:
-                finish(remaining)
-            target.flush()
-            os.fsync(target.fileno())
-        digest = "sha256:" + stored.hexdigest()
+                blob.add(remaining.result())
+            digest = blob.complete()
         store.keep(path, digest)
-    descriptor = Descriptor(LAYER_TYPES[compression], digest, size_bytes)
+    descriptor = Descriptor(LAYER_TYPES[compression], digest, blob.size_bytes)
     return Layer(descriptor, "sha256:" + archive.hexdigest(), created_by)
+
+
+class _BlobFile:
+    """The file that a blob is written to, digested on the way; whoever follows it is told of each piece."""
+
+    def __init__(self, path: Path, on_begun: Callable[[BlobBytes], None] | None) -> None:
+        self._seen, self.size_bytes = hashlib.sha256(), 0
+        self._file = path.open("wb", buffering=0)
+        self._growing = GrowingFile(path) if on_begun is not None else None
+        if on_begun is not None and self._growing is not None:
+            on_begun(self._growing)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        if self._growing is not None:
+            self._growing.abandon()
+
+    def add(self, piece: bytes) -> None:
+        rest = memoryview(piece)
+        while rest:
+            # Without a buffer of its own, a file takes what it takes.
+            rest = rest[self._file.write(rest) :]
+        self.size_bytes += len(piece)
+        if self._growing is not None:
+            self._growing.grown(self.size_bytes)
+        self._seen.update(piece)
+
+    def complete(self) -> str:
+        """The digest. Who follows may use it at once; the file itself is safe when this returns."""
+        digest = "sha256:" + self._seen.hexdigest()
+        if self._growing is not None:
+            self._growing.completed(digest)
+        os.fsync(self._file.fileno())
+        return digest
 
 
 def _archive(files: Iterable[LayerFile], mtime_s: int, read_blob: BlobReader | None) -> Iterator[bytes]:
@@ -173,30 +216,36 @@ def _checked(blob: Blob, read_blob: BlobReader) -> Iterator[bytes]:
 
 def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """The same bytes in pieces of one size, so that their compressed form does not depend on how they were read."""
-    waiting, size_bytes = [], 0
+    waiting: list[bytes | memoryview] = []
+    size_bytes = 0
     for chunk in chunks:
-        start = 0
-        while size_bytes + len(chunk) - start >= PIECE_BYTES:
-            stop = start + PIECE_BYTES - size_bytes
-            waiting.append(chunk[start:stop])
+        rest = memoryview(chunk)
+        while size_bytes + len(rest) >= PIECE_BYTES:
+            stop = PIECE_BYTES - size_bytes
+            waiting.append(rest[:stop])
             yield b"".join(waiting)
-            waiting, size_bytes, start = [], 0, stop
-        if start < len(chunk):
-            waiting.append(chunk[start:])
-            size_bytes += len(chunk) - start
+            waiting, size_bytes, rest = [], 0, rest[stop:]
+        if rest:
+            waiting.append(rest)
+            size_bytes += len(rest)
     if waiting:
         yield b"".join(waiting)
 
 
 def _gzip(piece: bytes) -> bytes:
-    """A gzip member. Bytes without repetitions, as weights are, are coded by their frequency alone: twice as quick."""
+    """A gzip member. Bytes without repetitions, as weights are, are coded by their frequency alone: twice as quick.
+
+    Where repetitions pay, and looking for them longer pays as well (pruned weights), that is done.
+    """
     import deflate
 
-    middle = len(piece) // 2
-    sample = piece[:SAMPLE_BYTES] + piece[middle : middle + SAMPLE_BYTES]
-    if len(deflate.gzip_compress(sample, GZIP_LEVEL)) > REPETITION_RATIO_MIN * len(_by_frequency(sample)):
+    step = max(len(piece) // SAMPLE_SPOTS, SAMPLE_SPOT_BYTES)
+    sample = b"".join(piece[at : at + SAMPLE_SPOT_BYTES] for at in range(0, len(piece), step))
+    quick_bytes = len(deflate.gzip_compress(sample, GZIP_LEVEL))
+    if quick_bytes > WORTH_RATIO * len(_by_frequency(sample)):
         return _by_frequency(piece)
-    return bytes(deflate.gzip_compress(piece, GZIP_LEVEL))
+    is_worth = len(deflate.gzip_compress(sample, GZIP_LEVEL_THOROUGH)) < WORTH_RATIO * quick_bytes
+    return bytes(deflate.gzip_compress(piece, GZIP_LEVEL_THOROUGH if is_worth else GZIP_LEVEL))
 
 
 def _by_frequency(piece: bytes) -> bytes:
@@ -220,7 +269,8 @@ _COMPRESSORS: Mapping[Compression, Callable[[bytes], bytes]] = {"gzip": _gzip, "
 @lru_cache(maxsize=3)
 def compressor_words(compression: Compression) -> str:
     """The compressor and its version: an input of the image, as the packages are."""
-    words = {"gzip": f"deflate {version('deflate')}, level {GZIP_LEVEL}; zlib-ng {version('zlib-ng')}", "none": "none"}
+    levels = f"level {GZIP_LEVEL} or {GZIP_LEVEL_THOROUGH}"
+    words = {"gzip": f"deflate {version('deflate')}, {levels}; zlib-ng {version('zlib-ng')}", "none": "none"}
     if compression == "zstd":
         from cloud_registry.adapters.oci_archives import zstd
 

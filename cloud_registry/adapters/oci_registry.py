@@ -1,22 +1,27 @@
 """A container registry over the distribution protocol. oras knows who we are to it; requests are sent and retried here.
 
 Only blobs that the registry lacks travel. An upload that was cut goes on where the registry says it stopped, a download
-where the bytes ended.
+where the bytes ended. A layer can be sent while it is still compressed: its digest is told with the last request of an
+upload. Several threads may use one registry.
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from http.cookiejar import DefaultCookiePolicy
 from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urljoin, urlsplit
 
-import oras.provider
 import requests
+from oras.auth import get_auth_backend
 from oras.container import Container
 from oras.logger import logger, setup_logger
 
+from cloud_registry.adapters.growing_blobs import AbandonedBlobError, StoredFile
 from cloud_registry.core.images.documents import (
     DOCUMENT_BYTES_MAX,
     INDEX,
@@ -27,17 +32,22 @@ from cloud_registry.core.images.documents import (
     referrers_tag,
 )
 from cloud_registry.core.images.names import DEFAULT_REGISTRY, ImageName
+from cloud_registry.core.images.ports import BlobBytes
 from cloud_registry.core.images.retrying import RETRIED_STATUSES, delay_s, resume_offset
 from cloud_registry.errors import NotFoundError, RegistryError, TrustError
 from cloud_registry.ports import ProgressListener
 from manifests.canonical import digest_of
 
 CHUNK_BYTES = 16 * 1024 * 1024
+# What of a growing blob is worth a request. Object stores behind registries take parts of 5 MiB or more.
+CHUNK_BYTES_MIN = 5 * 1024 * 1024
 READ_BYTES = 1024 * 1024
 # To connect, and between two bytes.
 TIMEOUTS_S = (10.0, 60.0)
 _ACCEPT = ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))
 _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 401, 403, 404
+# Answers to a question after an upload: it is gone.
+_LOST_STATUSES = (400, _NOT_FOUND, 416)
 # Docker Hub serves its images under another name than the one that is written.
 _HUB_HOST, _HUB_LIBRARY = "registry-1.docker.io", "library/"
 
@@ -61,14 +71,21 @@ class OciRegistry:
         logger.set_level(CRITICAL + 1)
         self._host, self._sleep = host or DEFAULT_REGISTRY, sleep
         self._server = _HUB_HOST if self._host == DEFAULT_REGISTRY else self._host
-        self._client = oras.provider.Registry(
-            hostname=self._server, insecure=plain_http, tls_verify=str(ca_file) if ca_file else True
-        )
-        self._client.session.mount("http://", _TimedAdapter())
-        self._client.session.mount("https://", _TimedAdapter())
+        self._session, self._tls_verify = requests.Session(), str(ca_file) if ca_file else True
+        # Some registries take whoever sends a cookie back for a browser (Harbor's CSRF tokens).
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        self._session.mount("http://", _TimedAdapter())
+        self._session.mount("https://", _TimedAdapter())
+        # Not oras.provider, which reads a grammar of URLs for a second before it can be used.
+        self._auth = get_auth_backend("token", self._session, plain_http, tls_verify=self._tls_verify)
         self._root = f"{'http' if plain_http else 'https'}://{self._server}/v2/"
-        self._with_credentials = False
+        self._with_credentials = self._is_closed = False
+        # One thread at a time logs in, or counts.
+        self._login, self._counting = threading.RLock(), threading.Lock()
         self.sent_bytes = 0
+
+    def close(self) -> None:
+        self._is_closed = True
 
     # --- reading -------------------------------------------------------------
 
@@ -125,6 +142,18 @@ class OciRegistry:
             attempt = 1 if done_bytes > before else attempt
             self._wait_or_fail(attempt, "", f"the download of {descriptor.digest} from {self._host} broke: {reason}")
 
+    def annotation(self, name: ImageName, key: str) -> str:
+        """What the image behind a name, or the first of an index, says of itself under this key."""
+        try:
+            descriptor, content = self.manifest(name)
+            value = json.loads(content)
+            if descriptor.media_type in INDEX_TYPES:
+                first = Descriptor.from_wire(next(iter(value.get("manifests") or ()), None))
+                value = json.loads(self.manifest(name.with_digest(first.digest))[1])
+            return str((value.get("annotations") or {}).get(key, ""))
+        except (NotFoundError, AttributeError, TypeError, ValueError):
+            return ""
+
     # --- writing -------------------------------------------------------------
 
     def has(self, name: ImageName, digest: str) -> bool:
@@ -138,39 +167,55 @@ class OciRegistry:
         """Send the blob unless the registry has it or takes it over from repository `source`; whether it was sent."""
         if self.has(name, descriptor.digest):
             return False
+        blob = StoredFile(path, descriptor.digest, descriptor.size_bytes)
+        query = {"mount": descriptor.digest, "from": source} if source else {}
+        with contextlib.closing(blob):
+            return self._push(name, blob, query, on_progress)
+
+    def push_growing(self, name: ImageName, blob: BlobBytes, on_progress: ProgressListener | None = None) -> str:
+        """Send a blob while it is made; its digest. It is asked for by nobody before, for nobody knows its digest."""
+        self._push(name, blob, {}, on_progress)
+        return blob.digest()
+
+    def _push(
+        self, name: ImageName, blob: BlobBytes, query: dict[str, str], on_progress: ProgressListener | None
+    ) -> bool:
         attempt = 0
         while True:
             attempt += 1
-            query = {"mount": descriptor.digest, "from": source} if source else {}
             url = self._url(name, "blobs/uploads/") + (f"?{urlencode(query)}" if query else "")
             response = self._request("POST", url, name)
             if response.status_code == requests.codes.created:
                 return False
             location = self._location(response, url)
             try:
-                self._send(name, location, descriptor, path, on_progress)
+                self._send(name, location, blob, on_progress)
                 return True
             except _LostUploadError as lost:
-                reason = f"the upload of {descriptor.digest} to {self._host} was lost: {lost}"
-                self._wait_or_fail(attempt, "", reason)
+                # It may have been lost after the registry had done with it.
+                if lost.is_closing and self.has(name, blob.digest()):
+                    return True
+                self._wait_or_fail(attempt, "", f"the upload to {name} was lost: {lost}")
 
     def push_manifest(self, name: ImageName, media_type: str, content: bytes) -> bool:
         """Store a manifest or index under the name's tag or digest; whether the registry lists referrers by itself."""
         url = self._url(name, f"manifests/{name.reference}")
         response = self._request("PUT", url, name, {"Content-Type": media_type}, data=content)
-        self.sent_bytes += len(content)
+        self._count(len(content))
         return "OCI-Subject" in response.headers
 
-    def add_referrer(self, name: ImageName, subject: str, referrer: Descriptor) -> None:
-        """List a referrer under the subject's tag, for registries without the referrers API (distribution-spec 1.1)."""
+    def add_referrers(self, name: ImageName, subject: str, referrers: Sequence[Descriptor]) -> None:
+        """List referrers under the subject's tag, for registries without the referrers API (distribution-spec 1.1)."""
         listed = name.with_tag(referrers_tag(subject))
         try:
             known = [Descriptor.from_wire(one) for one in json.loads(self.manifest(listed)[1]).get("manifests", ())]
         except NotFoundError:
             known = []
         # One document of each kind: an older one of the same kind is superseded.
-        others = [one for one in known if one.digest != referrer.digest and one.artifact_type != referrer.artifact_type]
-        self.push_manifest(listed, INDEX, image_index([*others, referrer]))
+        kinds = {one.artifact_type for one in referrers}
+        digests = {one.digest for one in referrers}
+        others = [one for one in known if one.digest not in digests and one.artifact_type not in kinds]
+        self.push_manifest(listed, INDEX, image_index([*others, *referrers]))
 
     def referrers(self, name: ImageName, digest: str) -> list[Descriptor]:
         """The documents that are attached to an image, by the registry's list or by the subject's tag."""
@@ -190,42 +235,52 @@ class OciRegistry:
         is_library = self._host == DEFAULT_REGISTRY and "/" not in name.repository
         return f"{self._root}{_HUB_LIBRARY if is_library else ''}{name.repository}/{rest}"
 
-    def _send(
-        self, name: ImageName, location: str, descriptor: Descriptor, path: Path, on_progress: ProgressListener | None
-    ) -> None:
+    def _send(self, name: ImageName, location: str, blob: BlobBytes, on_progress: ProgressListener | None) -> None:
+        try:
+            location = self._send_bytes(name, location, blob, on_progress)
+        except AbandonedBlobError:
+            # A word to the registry, which forgets uploads by itself in time.
+            with contextlib.suppress(RegistryError):
+                self._try("DELETE", location, name, {}, None)
+            raise
+        digest = urlencode({"digest": blob.digest()})
+        closing = f"{location}{'&' if urlsplit(location).query else '?'}{digest}"
+        response = self._request("PUT", closing, name, {"Content-Length": "0"}, accepted=(_NOT_FOUND,))
+        if response.status_code == _NOT_FOUND:
+            raise _LostUploadError("the registry does not know it any more", is_closing=True)
+
+    def _send_bytes(self, name: ImageName, location: str, blob: BlobBytes, on_progress: ProgressListener | None) -> str:
+        """Send all that there is and will be; where the upload is closed."""
         attempt, offset = 0, 0
-        with path.open("rb") as file:
-            while offset < descriptor.size_bytes:
-                file.seek(offset)
-                chunk = file.read(CHUNK_BYTES)
-                if not chunk:
-                    raise RegistryError(f"{path} is shorter than the {descriptor.size_bytes:,} bytes it should have")
-                headers = {
-                    "Content-Type": "application/octet-stream",
-                    "Content-Range": f"{offset}-{offset + len(chunk) - 1}",
-                    "Content-Length": str(len(chunk)),
-                }
-                response, reason = self._try("PATCH", location, name, headers, chunk)
-                if response is not None and response.status_code == requests.codes.accepted:
-                    location, offset, attempt = self._location(response, location), offset + len(chunk), 0
-                    self.sent_bytes += len(chunk)
-                    if on_progress is not None:
-                        on_progress(f"pushing {descriptor.digest[:19]}", offset, descriptor.size_bytes)
-                    continue
-                attempt += 1
-                # 416: it has other bytes than we think; it is asked which.
-                if response is None or response.status_code != requests.codes.requested_range_not_satisfiable:
-                    self._fail_for_good(response, name)
-                retry_after = response.headers.get("Retry-After", "") if response is not None else ""
-                self._wait_or_fail(attempt, retry_after, f"the upload to {name} broke at byte {offset:,}: {reason}")
-                location, offset = self._status(name, location, descriptor.size_bytes)
-        closing = f"{location}{'&' if urlsplit(location).query else '?'}{urlencode({'digest': descriptor.digest})}"
-        self._request("PUT", closing, name, {"Content-Length": "0"}, is_upload=True)
+        while chunk := blob.read(offset, min(CHUNK_BYTES_MIN, CHUNK_BYTES), CHUNK_BYTES):
+            headers = {
+                "Content-Type": "application/octet-stream",
+                "Content-Range": f"{offset}-{offset + len(chunk) - 1}",
+                "Content-Length": str(len(chunk)),
+            }
+            response, reason = self._try("PATCH", location, name, headers, chunk)
+            if response is not None and response.status_code == requests.codes.accepted:
+                location, offset, attempt = self._location(response, location), offset + len(chunk), 0
+                self._count(len(chunk))
+                if on_progress is not None:
+                    on_progress(f"pushing to {name}"[:60], offset, blob.size_bytes)
+                continue
+            attempt += 1
+            if response is not None and response.status_code == _NOT_FOUND:
+                raise _LostUploadError("the registry does not know it any more")
+            # 416: it has other bytes than we think; it is asked which.
+            if response is None or response.status_code != requests.codes.requested_range_not_satisfiable:
+                self._fail_for_good(response, name)
+            retry_after = response.headers.get("Retry-After", "") if response is not None else ""
+            self._wait_or_fail(attempt, retry_after, f"the upload to {name} broke at byte {offset:,}: {reason}")
+            location, offset = self._status(name, location, blob.size_bytes)
+        return location
 
     def _status(self, name: ImageName, location: str, size_bytes: int) -> tuple[str, int]:
-        response = self._request("GET", location, name, accepted=(_NOT_FOUND,), is_upload=True)
-        if response.status_code == _NOT_FOUND:
-            raise _LostUploadError("the registry does not know it any more")
+        # Docker's registry drops an upload of which it has more than the address says, and answers 400.
+        response = self._request("GET", location, name, accepted=_LOST_STATUSES)
+        if response.status_code in _LOST_STATUSES:
+            raise _LostUploadError(f"asked how much it has, the registry answered {response.status_code}")
         return self._location(response, location), resume_offset(response.headers.get("Range", ""), size_bytes)
 
     def _location(self, response: requests.Response, url: str) -> str:
@@ -236,7 +291,7 @@ class OciRegistry:
 
     def _request(
         self, method: str, url: str, name: ImageName, headers: dict[str, str] | None = None, *,
-        data: bytes | None = None, accepted: tuple[int, ...] = (), is_streamed: bool = False, is_upload: bool = False,
+        data: bytes | None = None, accepted: tuple[int, ...] = (), is_streamed: bool = False,
     ) -> requests.Response:  # fmt: skip
         """Ask until there is an answer that is no excuse; raises as `_fail_for_good` does for one that is a refusal."""
         attempt = 0
@@ -245,8 +300,6 @@ class OciRegistry:
             response, reason = self._try(method, url, name, dict(headers or {}), data, is_streamed=is_streamed)
             if response is not None and (response.ok or response.status_code in accepted):
                 return response
-            if is_upload and response is not None and response.status_code == _NOT_FOUND:
-                raise _LostUploadError("the registry does not know it any more")
             self._fail_for_good(response, name)
             retry_after = response.headers.get("Retry-After", "") if response is not None else ""
             self._wait_or_fail(attempt, retry_after, f"{self._host} could not be asked for {name}: {reason}")
@@ -256,6 +309,8 @@ class OciRegistry:
         *, is_streamed: bool = False,
     ) -> tuple[requests.Response | None, str]:  # fmt: skip
         """One attempt, with a second one where a token had run out; the answer, and in words what was wrong with it."""
+        if self._is_closed:
+            raise RegistryError(f"what was sent to {name} was given up")
         self._load_credentials(name)
         try:
             response = self._ask(method, url, name, headers, data, is_streamed=is_streamed)
@@ -268,24 +323,21 @@ class OciRegistry:
     ) -> requests.Response:
         """Ask, and say who we are where that is wanted: first with the token there is, then with one for this."""
         # Not oras's own do_request: that one retries for minutes whatever went wrong, and sends bytes twice.
-        auth, session = self._client.auth, self._client.session
         for attempt in range(3):
-            known = auth.get_auth_header() if self._is_ours(url) else {}
-            response: requests.Response = session.request(
-                method,
-                url,
-                data=data,
-                headers={**headers, **known},
-                stream=is_streamed,
-                verify=self._client._tls_verify,
+            known = self._auth.get_auth_header() if self._is_ours(url) else {}
+            response: requests.Response = self._session.request(
+                method, url, data=data, headers={**headers, **known}, stream=is_streamed, verify=self._tls_verify
             )
             if response.status_code not in (_UNAUTHORIZED, _FORBIDDEN) or attempt == 2 or not self._is_ours(url):
                 break
-            # The token may be of another repository, for reading only, or old.
-            auth.token = None
             response.close()
-            if not auth.authenticate_request(response, {})[1]:
-                raise self._refusal(name, "it wants a login")
+            with self._login:
+                # Another thread may have got a new token meanwhile.
+                if self._auth.get_auth_header() == known:
+                    # The token may be of another repository, for reading only, or old.
+                    self._auth.token = None
+                    if not self._auth.authenticate_request(response, {})[1]:
+                        raise self._refusal(name, "it wants a login")
         return response
 
     def _is_ours(self, url: str) -> bool:
@@ -294,15 +346,18 @@ class OciRegistry:
 
     def _load_credentials(self, name: ImageName) -> None:
         """What `docker login` wrote. Loaded once, since a credential helper is a program that is run."""
-        if self._with_credentials:
-            return
-        self._with_credentials = True
+        with self._login:
+            if not self._with_credentials:
+                self._read_credentials(name)
+            self._with_credentials = True
+
+    def _read_credentials(self, name: ImageName) -> None:
         folder = os.environ.get("DOCKER_CONFIG")
         configs = [str(Path(folder) / "config.json")] if folder and (Path(folder) / "config.json").is_file() else None
         container = Container(f"{self._host}/{name.repository}")
         # Docker keeps the hub's login under an address of its first version.
         container.registry = "https://index.docker.io/v1/" if self._host == DEFAULT_REGISTRY else self._host
-        self._client.auth.load_configs(container, configs=configs)
+        self._auth.load_configs(container, configs=configs)
 
     def _fail_for_good(self, response: requests.Response | None, name: ImageName) -> None:
         if response is None or response.status_code in RETRIED_STATUSES:
@@ -320,6 +375,10 @@ class OciRegistry:
             hint=f"Log in with: docker login {self._host} (Slipway reads the same file), or ask for the right to push.",
         )
 
+    def _count(self, size_bytes: int) -> None:
+        with self._counting:
+            self.sent_bytes += size_bytes
+
     def _wait_or_fail(self, attempt: int, retry_after: str, reason: str) -> None:
         delay = delay_s(attempt, retry_after)
         if delay is None:
@@ -330,7 +389,11 @@ class OciRegistry:
 
 
 class _LostUploadError(Exception):
-    """The registry forgot an upload; it begins anew."""
+    """The registry forgot an upload; it begins anew. `is_closing` where it may have taken it over."""
+
+    def __init__(self, reason: str, *, is_closing: bool = False) -> None:
+        super().__init__(reason)
+        self.is_closing = is_closing
 
 
 def _words(err: Exception) -> str:

@@ -32,12 +32,22 @@ from cloud_registry.adapters.oci_store import READ_BYTES, OciStore
 from cloud_registry.core.images.documents import Layer
 from cloud_registry.core.images.files import FILE_MODE, PROGRAM_MODE, Blob, LayerFile
 from cloud_registry.core.images.platforms import Platform, PythonTarget, marker_environment, wheel_platforms
-from cloud_registry.core.images.wheels import Wheel, layer_words, missing_requirement, refusal, requirement_name, shares
+from cloud_registry.core.images.wheels import (
+    Wheel,
+    fitting_version,
+    layer_words,
+    missing_requirement,
+    refusal,
+    requirement_name,
+    shares,
+)
 from cloud_registry.errors import NotFoundError, RegistryError, UsageError
 from cloud_registry.ports import ProgressListener
 from manifests.recipe import PACKAGES_FOLDER
 
 DOWNLOAD_S_MAX = 1800.0
+# Packages without a wheel that are told of at once.
+REFUSALS_MAX = 10
 # A wheel that unpacks to more than this is refused before a byte of it is unpacked.
 UNPACKED_BYTES_MAX = 16 * 1024**3
 # Files above this are not held in memory.
@@ -185,11 +195,36 @@ def _download(
             break
         output, is_done = _pip(request, folder, target, stand_ins)
     if not is_done:
-        raise UsageError(
-            refusal(output, request.platform, request.python),
-            hint="Give a wheel for it in a folder (--wheelhouse), change the requirements, or leave the platform out.",
-        )
+        raise UsageError("\n".join(_refusals(request, folder, target, stand_ins, output)), hint=_hint(request.platform))
     return [path for path in sorted(target.glob("*.whl")) if path.name not in provided]
+
+
+def _refusals(request: WheelRequest, folder: Path, target: Path, stand_ins: Path, output: str) -> list[str]:
+    """A sentence for each package without a wheel: pip ends at one, so it is asked again as if that were there."""
+    said: list[str] = []
+    for _ in range(REFUSALS_MAX):
+        missing = missing_requirement(output)
+        sentence = refusal(output, request.platform, request.python)
+        if missing is None or sentence in said:
+            # After the first, what is wrong may come from what was put in place of the missing.
+            return said or [sentence]
+        if not request.is_index_used or not _build_pure(missing, folder, stand_ins):
+            said.append(sentence)
+            write_stand_in(stand_ins, requirement_name(missing), fitting_version(missing, output))
+        output, is_done = _pip(request, folder, target, stand_ins)
+        if is_done:
+            break
+    return said
+
+
+def _hint(platform: Platform) -> str:
+    if platform.architecture == "arm":
+        return (
+            "Give wheels in a folder (--wheelhouse FOLDER --index), or leave the platform out. For 32-bit ARM those "
+            "that Slipway needs are compiled by its repository's .ci/armv7-wheels FOLDER, and NumPy is the base's "
+            "python3-numpy."
+        )
+    return "Give a wheel for it in a folder (--wheelhouse), change the requirements, or leave the platform out."
 
 
 def _build_pure(requirement: str, folder: Path, target: Path) -> bool:

@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -39,6 +39,14 @@ class _CutError(Exception):
     def __init__(self, reason: str, delay_s: float | None = None) -> None:
         super().__init__(reason)
         self.delay_s = delay_s
+
+
+class _Upload(msgspec.Struct, frozen=True, rename="camel"):
+    """How far an upload is, as the server tells it."""
+
+    id: str
+    offset: Annotated[int, msgspec.Meta(ge=0)]
+    is_whole: bool
 
 
 class HttpRegistry:
@@ -92,10 +100,10 @@ class HttpRegistry:
     def upload(self, path: Path, on_progress: ProgressListener | None = None) -> str:
         digest, size_bytes = _digest_of(path, on_progress)
         begun = {"digest": digest, "size": size_bytes}
-        upload = self._json("POST", "/uploads", msgspec.json.encode(begun))
-        place, offset_bytes = f"/uploads/{upload['id']}", int(upload["offset"])
+        upload = self._asked_upload("POST", "/uploads", msgspec.json.encode(begun))
+        place, offset_bytes, stalls = f"/uploads/{quote(upload.id, safe='')}", upload.offset, 0
         with path.open("rb") as file:
-            while not upload["isWhole"]:
+            while not upload.is_whole:
                 if on_progress is not None:
                     on_progress(f"sending {path.name}", offset_bytes, size_bytes)
                 file.seek(offset_bytes)
@@ -103,10 +111,15 @@ class HttpRegistry:
                 if not chunk and offset_bytes < size_bytes:
                     raise errors.ConflictError(f"{path} became shorter while it was sent", hint="Send it once more.")
                 upload = self._send(place, chunk, offset_bytes)
-                offset_bytes = int(upload["offset"])
+                stalls = 0 if upload.offset > offset_bytes else stalls + 1
+                if stalls >= ATTEMPTS_MAX and not upload.is_whole:
+                    raise ServerUnreachableError(
+                        f"{self._host} takes no more of {path.name} than {offset_bytes:,} bytes"
+                    )
+                offset_bytes = upload.offset
         if on_progress is not None:
             on_progress(f"sending {path.name}", size_bytes, size_bytes)
-        return str(upload["id"])
+        return upload.id
 
     def artifact(self, target: str, digest: str, size_bytes: int) -> Iterator[bytes]:
         done_bytes, attempt = 0, 0
@@ -135,24 +148,24 @@ class HttpRegistry:
 
     # --- parts ---------------------------------------------------------------
 
-    def _send(self, place: str, chunk: bytes, offset_bytes: int) -> dict[str, Any]:
+    def _send(self, place: str, chunk: bytes, offset_bytes: int) -> _Upload:
         """One piece of an upload. After a cut the server is asked what it has, so that no byte is sent in vain."""
         headers = {"Upload-Offset": str(offset_bytes), "Content-Type": "application/offset+octet-stream"}
         for attempt in range(1, ATTEMPTS_MAX + 1):
             try:
-                return self._json("PATCH", place, chunk, headers)
+                return self._asked_upload("PATCH", place, chunk, headers)
             except (ServerUnreachableError, errors.ConflictError):
                 if attempt == ATTEMPTS_MAX:
                     raise
             self._sleep(_delay_s(attempt))
-            upload = self._json("GET", place, None)
-            if int(upload["offset"]) != offset_bytes or upload["isWhole"]:
+            upload = self._asked_upload("GET", place, None)
+            if upload.offset != offset_bytes or upload.is_whole:
                 return upload
         raise AssertionError("the loop returns or raises")
 
-    def _json(
+    def _asked_upload(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None = None
-    ) -> dict[str, Any]:
+    ) -> _Upload:
         with self._asked(
             method,
             API_ROOT + path,
@@ -162,10 +175,9 @@ class HttpRegistry:
             is_read_at_once=True,
         ) as answer:
             try:
-                value: dict[str, Any] = msgspec.json.decode(answer.content)
-            except msgspec.DecodeError as err:
+                return msgspec.json.decode(answer.content, type=_Upload)
+            except (msgspec.DecodeError, RecursionError) as err:
                 raise self._no_registry(answer) from err
-        return value
 
     def _asked(
         self,
@@ -228,13 +240,16 @@ class HttpRegistry:
     def _raised_there(self, answer: requests.Response) -> Exception:
         try:
             problem = msgspec.json.decode(answer.raw.read(65536, decode_content=True), type=Problem)
-        except (msgspec.DecodeError, *_NETWORK_ERRORS):
+        except (msgspec.DecodeError, RecursionError, *_NETWORK_ERRORS):
             return self._no_registry(answer)
         return error_of(problem)
 
     def _no_registry(self, answer: requests.Response) -> RegistryError:
-        return RegistryError(
-            f"{self._host} answered {answer.status_code} {answer.reason}, not as a registry does",
+        kind = TrustError if answer.status_code in (401, 403, 407) else ServerUnreachableError
+        place = answer.headers.get("Location", "") if answer.is_redirect else ""
+        led = f" and leads to {place[:200]!r}" if place else ""
+        return kind(
+            f"{self._host} answered {answer.status_code} {answer.reason}{led}, not as a registry does",
             hint="Check SLIPWAY_REGISTRY, and what stands between here and there.",
         )
 
@@ -289,12 +304,20 @@ def _result_of(lines: Iterator[bytes], on_event: EventListener) -> bytes:
     for line in lines:
         if not line.strip():
             continue
-        event = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
-        if "problem" in event:
-            raise error_of(msgspec.json.decode(event["problem"], type=Problem))
-        if "result" in event:
-            return bytes(event["result"])
-        on_event(msgspec.json.decode(event["event"], type=str), msgspec.json.decode(event["values"], type=list))
+        try:
+            event = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+            if "problem" in event:
+                raise error_of(msgspec.json.decode(event["problem"], type=Problem))
+            if "result" in event:
+                return bytes(event["result"])
+            # What a newer server tells besides is not for us.
+            if "event" in event and "values" in event:
+                on_event(msgspec.json.decode(event["event"], type=str), msgspec.json.decode(event["values"], type=list))
+        except (msgspec.DecodeError, RecursionError) as err:
+            raise ServerUnreachableError(
+                f"a line of the registry's answer cannot be understood: {err}",
+                hint="Look whether it was done: slipway model list",
+            ) from err
     raise ServerUnreachableError(
         "the registry's answer was cut before its end", hint="Look whether it was done: slipway model list"
     )
@@ -302,7 +325,7 @@ def _result_of(lines: Iterator[bytes], on_event: EventListener) -> bytes:
 
 def _retry_after_s(answer: requests.Response) -> float | None:
     said = answer.headers.get("Retry-After", "")
-    return float(said) if said.isdigit() else None
+    return float(said) if said.isascii() and said.isdigit() else None
 
 
 def _delay_s(attempt: int) -> float:

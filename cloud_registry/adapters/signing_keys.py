@@ -31,11 +31,15 @@ _TOKEN_WORDS = "pkcs11:token=slipway;id=%01?module-path=/usr/lib/softhsm/libsoft
 
 
 class SigningKeys:
-    """Satisfies `service.trust.KeyRing`."""
+    """Satisfies `service.trust_work.KeyRing`. `say` is told of keys that others than their owner may reach."""
 
-    def __init__(self, secret: Secret, pkcs11_module: str | None = None) -> None:
+    def __init__(
+        self, secret: Secret, pkcs11_module: str | None = None, say: Callable[[str], None] = lambda _: None
+    ) -> None:
         self._secret = secret
         self._module = pkcs11_module
+        self._say = say
+        self._told: set[Path] = set()
 
     def place(self, text: str) -> str:
         """The one spelling of where a key is; a bare path is a file's. Raises UsageError."""
@@ -65,7 +69,10 @@ class SigningKeys:
         if words:
             encryption = BestAvailableEncryption(words.encode())
         content = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not path.parent.is_dir():
+            # The folders above are as the person's umask wants them; this one is made for keys.
+            path.parent.mkdir(parents=True, mode=0o700)
+        self._warn_of_folder(path.parent)
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError as err:
@@ -92,6 +99,7 @@ class SigningKeys:
             content = path.read_bytes()
         except OSError as err:
             raise NotFoundError(f"the key {path} cannot be read: {err.strerror}") from err
+        self._warn_of_file(path)
         is_locked = b"ENCRYPTED" in content.partition(b"\n")[0]
         words = self._secret(f"passphrase of the key {path}", False) if is_locked else None
         if is_locked and not words:
@@ -104,6 +112,20 @@ class SigningKeys:
         except (ValueError, TypeError) as err:
             # The library's own words may quote what it read.
             raise TrustError(f"{path} is no private key that signs, or its passphrase is another one") from err
+
+    def _warn_of_file(self, path: Path) -> None:
+        if path not in self._told and path.stat().st_mode & 0o077:
+            self._told.add(path)
+            self._say(f"Warning: others than its owner may read the key {path}. Mend it with: chmod 600 {path}")
+
+    def _warn_of_folder(self, folder: Path) -> None:
+        """Who may write there may put another key in the place of this one."""
+        if folder not in self._told and folder.stat().st_mode & 0o077:
+            self._told.add(folder)
+            self._say(
+                f"Warning: others than its owner may look into the folder of keys {folder}. "
+                f"Mend it with: chmod 700 {folder}"
+            )
 
     def _pin(self, token: str) -> str:
         pin = self._secret(f"PIN of the token {token}", False)

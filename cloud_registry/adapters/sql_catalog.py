@@ -40,8 +40,8 @@ from cloud_registry.adapters.schema import metadata
 from cloud_registry.adapters.transactions import reading, writing
 from cloud_registry.core.catalog import matches, stored_files
 from cloud_registry.core.search import AllOf, Compared, Condition, Present, parse_condition
-from cloud_registry.errors import ConflictError
-from cloud_registry.ports import AliasMove, ModelQuery, StoredFile
+from cloud_registry.errors import ConflictError, NotFoundError
+from cloud_registry.ports import AliasMove, ModelQuery, StoredFile, VersionNames
 from manifests.identity import ModelReference
 from manifests.model import ModelManifest
 
@@ -202,11 +202,22 @@ class SqlCatalog:
             rows = connection.execute(select(model_alias_moves).where(table.name == name).order_by(table.id)).all()
         return [(row.alias, AliasMove(row.before, row.after, row.moved_at)) for row in rows]
 
-    def remove(self, reference: ModelReference) -> bool:
+    def names(self, reference: ModelReference) -> VersionNames:
+        from cloud_registry.adapters.version_names import names_of
+
+        with reading(self._engine) as connection:
+            return names_of(connection, reference)
+
+    def remove(self, reference: ModelReference, check: Callable[[VersionNames], None] | None = None) -> bool:
+        from cloud_registry.adapters.version_names import names_of
+
         with writing(self._engine) as connection:
+            # Whoever begins to name the version waits here for the end of this, or this waits for them: see `hold`.
             found = _find(connection, reference) if _lock(connection, reference) else None
             if found is None:
                 return False
+            if check is not None:
+                check(names_of(connection, reference))
             _check_no_alias(found, "deleted")
             for table in (model_facts, model_files, model_versions):
                 connection.execute(delete(table).where(_is(table, reference)))
@@ -276,6 +287,25 @@ def _lock(connection: Connection, reference: ModelReference) -> bool:
     """Keep others from changing the version until the transaction ends; False where there is no such version."""
     statement = select(model_versions.c.version).where(_is(model_versions, reference)).with_for_update()
     return connection.execute(statement).first() is not None
+
+
+def hold(connection: Connection, reference: ModelReference) -> bool:
+    """Keep the version from being deleted until the transaction ends, in which somebody begins to name it.
+
+    Others may hold it too. On SQLite the transaction itself is enough: it is the only one that writes. False where
+    there is no such version.
+    """
+    statement = select(model_versions.c.version).where(_is(model_versions, reference))
+    return connection.execute(statement.with_for_update(read=True, key_share=True)).first() is not None
+
+
+def hold_or_refuse(connection: Connection, reference: ModelReference, what: str) -> None:
+    """Hold the version; raises NotFoundError where it was deleted, and `what`, a clause in words, has failed."""
+    if not hold(connection, reference):
+        raise NotFoundError(
+            f"{reference} was deleted meanwhile, and {what}",
+            hint=f"See what there is with: slipway model search --name {reference.name}",
+        )
 
 
 def _check_no_alias(manifest: ModelManifest, wish: str) -> None:

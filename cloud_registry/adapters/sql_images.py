@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from sqlalchemy import Column, Engine, Index, Integer, Select, String, Table, Text, delete, insert, select
 
 from cloud_registry.adapters.schema import metadata
+from cloud_registry.adapters.sql_catalog import hold_or_refuse
 from cloud_registry.adapters.transactions import reading, writing
 from cloud_registry.core.images.records import ImageRecord
-from cloud_registry.ports import ImageReference
 
 images = Table(
     "images",
@@ -25,16 +25,21 @@ images = Table(
 
 
 class SqlImages:
-    """An ImageTable, and the catalog's ImageReferences."""
+    """An ImageTable."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def put(self, record: ImageRecord) -> None:
-        """Store the record, in place of one of the same name and digest."""
+        """Store the record, in place of one of the same name and digest.
+
+        Raises:
+            NotFoundError: the model version was deleted while the image was made.
+        """
         reference = record.reference
         same = (images.c.name == record.name) & (images.c.digest == record.digest)
         with writing(self._engine) as connection:
+            hold_or_refuse(connection, reference, f"image {record.name} was not recorded")
             connection.execute(delete(images).where(same))
             connection.execute(
                 insert(images).values(
@@ -66,9 +71,6 @@ class SqlImages:
     def remove(self, record: ImageRecord) -> None:
         with writing(self._engine) as connection:
             connection.execute(delete(images).where(images.c.name == record.name, images.c.digest == record.digest))
-
-    def references(self) -> Sequence[ImageReference]:
-        return [ImageReference(record.name, record.digest, record.reference) for record in self.all()]
 
     def _records(self, statement: Select[tuple[str]]) -> Sequence[ImageRecord]:
         with reading(self._engine) as connection:

@@ -11,11 +11,13 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     Connection,
     Engine,
     Float,
     ForeignKey,
+    Index,
     Integer,
     String,
     Table,
@@ -29,11 +31,13 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 
 from cloud_registry.adapters.database import metadata
+from cloud_registry.adapters.sql_catalog import hold, hold_or_refuse
 from cloud_registry.adapters.transactions import reading, writing
 from cloud_registry.core.rollout import events as ev
 from cloud_registry.core.rollout.documents import RolloutPlan
 from cloud_registry.core.rollout.lease import Lease
 from cloud_registry.errors import ConflictError, NotFoundError
+from manifests.identity import ModelReference
 
 # What ends a rollout: its devices are free for another one.
 _ENDING_EVENTS = (ev.RolloutAborted, ev.RollbackEnded, ev.RolloutCompleted)
@@ -63,6 +67,16 @@ rollout_devices = Table(
     Column("model", String(63), primary_key=True),
     Column("device_id", String(128), primary_key=True),
     Column("rollout_id", String(16), ForeignKey("rollouts.id"), nullable=False, index=True),
+)
+# The versions that a rollout carries or goes back to. They outlast it: whether it is over is told by `ended_at`.
+rollout_versions = Table(
+    "rollout_versions",
+    metadata,
+    Column("rollout_id", String(16), ForeignKey("rollouts.id"), primary_key=True),
+    Column("model", String(63), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("is_carried", Boolean, nullable=False),
+    Index("rollout_versions_by_version", "model", "version"),
 )
 rollout_leases = Table(
     "rollout_leases",
@@ -101,6 +115,7 @@ class SqlRollouts:
 
         Raises:
             ConflictError: a device takes part in an unfinished rollout of the same model.
+            NotFoundError: a version that it carries was deleted since it was planned.
         """
         with writing(self._engine) as connection:
             number = _count_up(connection, "rollouts", at_least=0, by=1)
@@ -109,6 +124,7 @@ class SqlRollouts:
             row = {"id": stored.id, "number": number, "model": plan.model, "created_at": at.isoformat()}
             connection.execute(insert(rollouts).values(row))
             _claim(connection, stored)
+            _name_versions(connection, stored)
             _insert_events(connection, stored.id, [ev.RolloutPlanned(plan=stored)], 0, at)
         return stored
 
@@ -146,6 +162,7 @@ class SqlRollouts:
 
         Raises:
             ConflictError: the log has moved on, or the lease has gone to another controller.
+            NotFoundError: a version that devices are to be taken to was deleted.
         """
         if not events:
             return
@@ -251,11 +268,43 @@ def _check_lease(connection: Connection, rollout_id: str, lease: Lease | None) -
 
 def _follow_up(connection: Connection, rollout_id: str, event: ev.RolloutEvent, at: datetime) -> None:
     if isinstance(event, ev.RollbackStarted):
-        model = connection.scalar(select(rollouts.c.model).where(rollouts.c.id == rollout_id))
+        model = connection.execute(select(rollouts.c.model).where(rollouts.c.id == rollout_id)).scalar_one()
         _count_up(connection, f"generation/{model}", at_least=event.generation, by=0)
+        _name_others(connection, rollout_id, model, {content.version for content in event.contents.values()})
     elif isinstance(event, _ENDING_EVENTS):
         connection.execute(update(rollouts).where(rollouts.c.id == rollout_id).values(ended_at=at.isoformat()))
         connection.execute(delete(rollout_devices).where(rollout_devices.c.rollout_id == rollout_id))
+
+
+def _name_versions(connection: Connection, plan: RolloutPlan) -> None:
+    """Note what the rollout names. What it carries must be there.
+
+    What a device runs may not be registered here, or not any more: it is still its way back.
+    """
+    offered = (plan.offer(device) for device in plan.devices)
+    carried = {content.version for content in offered if content is not None}
+    versions = sorted({content.version for content in plan.contents.values()})
+    for version in versions:
+        if version in carried:
+            hold_or_refuse(connection, ModelReference(plan.model, version), "no rollout was started")
+        else:
+            hold(connection, ModelReference(plan.model, version))
+    rows = [
+        {"rollout_id": plan.id, "model": plan.model, "version": version, "is_carried": version in carried}
+        for version in versions
+    ]
+    if rows:
+        connection.execute(insert(rollout_versions), rows)
+
+
+def _name_others(connection: Connection, rollout_id: str, model: str, versions: set[int]) -> None:
+    """Note what devices are taken to instead of what they ran before."""
+    table = rollout_versions.c
+    named = set(connection.scalars(select(table.version).where(table.rollout_id == rollout_id, table.model == model)))
+    for version in sorted(versions - named):
+        hold_or_refuse(connection, ModelReference(model, version), "nothing was taken back")
+        row = {"rollout_id": rollout_id, "model": model, "version": version, "is_carried": False}
+        connection.execute(insert(rollout_versions).values(row))
 
 
 def _claim(connection: Connection, plan: RolloutPlan) -> None:

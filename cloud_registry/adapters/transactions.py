@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
-from cloud_registry.errors import ConflictError, RegistryError
+from cloud_registry.errors import ConflictError, RegistryError, UsageError
 
 
 @contextmanager
@@ -34,6 +34,10 @@ def database_words() -> Iterator[None]:
         yield
     except IntegrityError:
         raise
+    except (DataError, OverflowError) as err:
+        # A number beyond what a column holds, a text with a zero byte: whoever gave it can tell.
+        reason = str(err.orig if isinstance(err, DataError) else err)
+        raise UsageError(f"the catalog cannot hold or look for a value that was given: {reason}") from err
     except DBAPIError as err:
         raise _in_words(str(err.orig)) from err
 

@@ -4,11 +4,13 @@
 signer elsewhere needs to judge them. ``keys/`` holds the online keys alone; ``settings.json`` no key at all.
 """
 
+import errno
 import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +23,18 @@ from cloud_registry.core.trust import ROOT, SNAPSHOT, TARGETS, TIMESTAMP, Roles,
 from cloud_registry.errors import ConflictError, NotFoundError, TrustError
 from manifests.errors import ManifestError
 
+# Long enough for the largest publication; a command that holds the lock for longer hangs.
+LOCK_WAIT_S = 20.0
+LOCK_LOOK_S = 0.02
 _ROOT_FILE = re.compile(r"([1-9]\d*)\.root\.json")
 
 
 class TufFolder:
-    """Satisfies `service.trust.TrustStore`."""
+    """Satisfies `service.trust_work.TrustStore`. A command waits for another one for `lock_wait_s` at most."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, lock_wait_s: float = LOCK_WAIT_S) -> None:
         self.directory = directory
+        self._lock_wait_s = lock_wait_s
         self.metadata = directory / "metadata"
         self._settings = directory / "settings.json"
         self._staged = directory / "staged.json"
@@ -38,15 +44,19 @@ class TufFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else changes the folder meanwhile; raises ConflictError where somebody does now."""
+        """Nobody else changes the folder meanwhile; raises ConflictError where somebody does so for too long.
+
+        It is held for as long as it takes to judge, sign by program and write; no person is waited for meanwhile.
+        """
         self.directory.mkdir(parents=True, exist_ok=True)
         with (self.directory / ".lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as err:
-                raise ConflictError(
-                    f"another command is changing {self.directory}", hint="Run this one again when that is done."
-                ) from err
+            deadline_s = time.monotonic() + self._lock_wait_s
+            while not _is_locked_now(lock.fileno()):
+                if time.monotonic() >= deadline_s:
+                    raise ConflictError(
+                        f"another command is changing {self.directory}", hint="Run this one again when that is done."
+                    )
+                time.sleep(LOCK_LOOK_S)
             yield
 
     # Settings ---------------------------------------------------------------------------------------------------------
@@ -67,13 +77,18 @@ class TufFolder:
 
     def online_key_place(self, role: str) -> str:
         """Where a new key of an online role goes."""
-        taken = len(list((self.directory / "keys").glob(f"{role}-*.pem")))
-        return f"file:{self.directory.absolute()}/keys/{role}-{taken + 1}.pem"
+        return f"file:{self.directory.absolute()}/keys/{role}-{len(self.online_key_places(role)) + 1}.pem"
+
+    def online_key_places(self, role: str) -> list[str]:
+        """Where every key of an online role is that was ever made here."""
+        return [f"file:{path.absolute()}" for path in sorted((self.directory / "keys").glob(f"{role}-*.pem"))]
 
     # What is published ------------------------------------------------------------------------------------------------
 
-    def published(self) -> dict[str, Metadata[Any]]:
-        """Every role as devices get it now, by name; nothing where nothing was ever published.
+    def published(self, roles: Collection[str] | None = None) -> dict[str, Metadata[Any]]:
+        """Roles as devices get them now, by name; nothing where nothing was ever published.
+
+        TUF's own are always among them; of those of models these `roles`, as far as there are any, or all.
 
         Raises:
             TrustError: a file that must be there is missing or unreadable.
@@ -88,7 +103,8 @@ class TufFolder:
         found[SNAPSHOT] = self._read(file_name(SNAPSHOT, found[TIMESTAMP].signed.snapshot_meta.version))
         for name, meta in found[SNAPSHOT].signed.meta.items():
             role = name.removesuffix(".json")
-            found[role] = self._read(file_name(role, meta.version))
+            if roles is None or role == TARGETS or role in roles:
+                found[role] = self._read(file_name(role, meta.version))
         return found
 
     def root_chain(self) -> list[Metadata[Any]]:
@@ -132,6 +148,16 @@ class TufFolder:
     @property
     def staged_path(self) -> Path:
         return self._staged
+
+
+def _is_locked_now(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as err:
+        if err.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise
+        return False
+    return True
 
 
 def read_metadata(content: bytes, name: str) -> Metadata[Any]:

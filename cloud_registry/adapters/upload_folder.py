@@ -19,7 +19,14 @@ from typing import BinaryIO
 
 import msgspec
 
-from cloud_registry.errors import BodyTooLargeError, ConflictError, NoRoomError, NotFoundError, RegistryError
+from cloud_registry.errors import (
+    BodyTooLargeError,
+    ConflictError,
+    DamagedUploadError,
+    NoRoomError,
+    NotFoundError,
+    UsageError,
+)
 from cloud_registry.ports import StagedUpload
 from manifests.canonical import is_digest
 
@@ -46,7 +53,9 @@ class UploadFolder:
 
     def begin(self, owner: str, digest: str, size_bytes: int) -> StagedUpload:
         if not is_digest(digest) or size_bytes < 0:
-            raise RegistryError("an upload is begun with a digest and a size")
+            raise UsageError(
+                "an upload is begun with a digest and a size", hint="A digest is sha256: and 64 hex digits."
+            )
         if size_bytes > self._size_bytes_max:
             raise BodyTooLargeError(
                 f"the file has {size_bytes:,} bytes; this server takes at most {self._size_bytes_max:,}",
@@ -169,7 +178,7 @@ class UploadFolder:
             seen = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
         if seen != facts.digest:
             shutil.rmtree(folder, ignore_errors=True)
-            raise RegistryError(
+            raise DamagedUploadError(
                 f"what was sent is {seen}, and {facts.digest} was announced",
                 hint="The file changed while it was read, or the line damaged it. Send it once more.",
             )

@@ -53,6 +53,10 @@ class SlipwayGroup(click.Group):
             fail(str(err), "", ExitCode.USAGE, debug=debug)
         except OSError as err:
             fail(f"the operating system refused: {err}", _os_hint(err), ExitCode.FAILED, debug=debug)
+        except Exception as err:  # noqa: BLE001  (whatever it is, it ends in a sentence)
+            # A mistake of ours, told in a sentence all the same.
+            words = f"slipway failed in a way that nobody foresaw: {type(err).__name__}: {err}"
+            fail(words, "Run it again with --debug to see where, and report that.", ExitCode.FAILED, debug=debug)
 
 
 def fail(message: str, hint: str, exit_code: ExitCode, *, debug: bool) -> NoReturn:

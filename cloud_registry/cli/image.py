@@ -3,8 +3,10 @@
 import json
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +14,6 @@ import click
 
 from cloud_registry import wiring
 from cloud_registry.cli.context import CommandContext, json_option, pass_context
-from cloud_registry.cli.image_context import image_context
-from cloud_registry.cli.image_test import test
 from cloud_registry.cli.progress import progress
 from cloud_registry.cli.tables import fields, size_words, table
 from cloud_registry.errors import UsageError
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from cloud_registry.core.images.bases import BaseSource
     from cloud_registry.core.images.platforms import Platform
     from cloud_registry.core.images.records import ImageRecord, PlatformRecord
-    from cloud_registry.service.images import ImageBuild, ImageService, Pushed
+    from cloud_registry.service.image_push import Pushed
+    from cloud_registry.service.images import ImageBuild
     from manifests.recipe import ImageRecipe
 
 PLATFORMS = ("linux/amd64", "linux/arm64", "linux/arm/v7")
@@ -32,13 +33,28 @@ _plain_http = click.option("--plain-http", is_flag=True, help="Speak to the regi
 _platform = click.option("--platform", type=click.Choice(PLATFORMS), help="Which of the image's platforms.")
 
 
-@click.group()
+# Commands of their own modules, which load what no other needs.
+_APART = {
+    "context": ("cloud_registry.cli.image_context", "image_context"),
+    "test": ("cloud_registry.cli.image_test", "test"),
+}
+
+
+class _ImageGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted((*super().list_commands(ctx), *_APART))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _APART:
+            return super().get_command(ctx, cmd_name)
+        module, name = _APART[cmd_name]
+        command: click.Command = getattr(import_module(module), name)
+        return command
+
+
+@click.group(cls=_ImageGroup)
 def image() -> None:
     """Build images of models without a container engine, push them, and look into them."""
-
-
-image.add_command(image_context)
-image.add_command(test)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +176,18 @@ def _build(
     targets: list[tuple[str, str]],
     target: str | None,
 ) -> "tuple[ImageRecord, Pushed | None]":
+    from cloud_registry.core.images.names import ImageName
+
     images = wiring.open_images(context.config, options)
-    with progress() as on_progress:
-        record = images.build(request, on_progress)
+    with progress() as on_progress, ExitStack() as opened:
+        push = None
+        if target is not None:
+            push = opened.enter_context(images.pushing(ImageName.parse(target), on_progress))
+        record = images.build(request, on_progress, push)
         for kind, place in targets:
             wiring.write_image(context.config, record, kind, place, on_progress)
             context.say(f"Wrote {record.name} to {kind}{':' if place else ''}{place}")
-        return record, _pushed(images, record, target, on_progress)
+        return record, None if push is None else images.pushed(record, push)
 
 
 @image.command()
@@ -184,11 +205,12 @@ def push(context: CommandContext, name: str, target: str | None, plain_http: boo
     Example:
       slipway image push slipway-digits:3 registry.example.com/line-3/digits:3
     """
+    from cloud_registry.core.images.names import ImageName
+
     images = wiring.open_images(context.config, wiring.ImageOptions(plain_http=plain_http))
     record = images.find(name)
     with progress() as on_progress:
-        pushed = _pushed(images, record, target or record.name, on_progress)
-    assert pushed is not None
+        pushed = images.push(record, ImageName.parse(target or record.name), on_progress)
     context.result(_pushed_value(pushed), as_json=as_json, text=lambda: _pushed_words(pushed))
 
 
@@ -388,12 +410,6 @@ def _epoch_s() -> int:
     if not text.isascii() or not text.isdigit():
         raise UsageError(f"SOURCE_DATE_EPOCH is {text!r}, which is no number of seconds")
     return int(text)
-
-
-def _pushed(images: "ImageService", record: "ImageRecord", target: str | None, on_progress: Any) -> "Pushed | None":
-    from cloud_registry.core.images.names import ImageName
-
-    return None if target is None else images.push(record, ImageName.parse(target), on_progress)
 
 
 def _build_by_engine(

@@ -1,5 +1,6 @@
 """`slipway serve`: the artifact server, and the controller that drives rollouts."""
 
+import gc
 import logging
 import signal
 import socket
@@ -178,7 +179,7 @@ def _refresher(context: CommandContext) -> "ControllerThread":
     """Keeps the signed metadata fresh, from the moment on when there is any."""
     from cloud_registry.web.controller import ControllerThread
 
-    return ControllerThread(wiring.open_trust(context.config).keep_fresh, lambda: None, TRUST_INTERVAL_S)
+    return ControllerThread(wiring.open_trust_desk(context.config).keep_fresh, lambda: None, TRUST_INTERVAL_S)
 
 
 def _run(app: Any, listener: socket.socket, certificate: Path | None, key: Path | None, is_ready: Any) -> None:
@@ -187,6 +188,10 @@ def _run(app: Any, listener: socket.socket, certificate: Path | None, key: Path 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
+            # Modules and routes live as long as the process. Without them a full pass of the cycle collector takes
+            # 2 ms in place of 50 (a search of 400 versions takes 30), and there is one every few requests.
+            gc.collect()
+            gc.freeze()
             is_ready()
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +12,19 @@ from cloud_registry import wiring
 from cloud_registry.cli.context import CommandContext, json_option, pass_context
 from cloud_registry.cli.progress import progress
 from cloud_registry.cli.tables import fields, table
-from cloud_registry.errors import HubError, HubUnreachableError, UsageError
+from cloud_registry.core.trust_answers import outcome_as_json, state_as_json
+from cloud_registry.errors import UsageError
 from manifests.exit_codes import ExitCode
 from manifests.identity import ModelReference
 
 if TYPE_CHECKING:
-    from cloud_registry.service.trust import RoleState, TrustService, TrustState
-    from cloud_registry.service.trust_work import Outcome
+    from cloud_registry.core.trust_answers import Outcome, RoleState, TrustState
+    from cloud_registry.service.trust import TrustService
 
 _ROLE_WORDS = "root, targets, snapshot, timestamp or model:NAME"
+yes_option = click.option(
+    "--yes", "is_agreed", is_flag=True, help="Sign what a server proposes without being asked at the terminal."
+)
 keys_option = click.option(
     "--key", "keys", multiple=True, metavar="KEY", help="A key to sign with: a PEM file or a pkcs11: URI. Repeatable."
 )
@@ -82,12 +86,11 @@ def init(
     threshold = root_threshold or min(2, len(of_root))
     request = NewRepository(of_root, of_targets, threshold, targets_threshold, dict(map(_lifetime, lifetimes)))
     outcome = _service(context).init(request)
-    directory = context.config.trust_directory
-    pinned = directory / "metadata" / "1.root.json"
-    value = {**_outcome_json(outcome), "root": str(pinned), "metadata": str(pinned.parent)}
+    pinned, metadata = _places(context)
+    value = {**outcome_as_json(outcome), "root": pinned, "metadata": metadata}
     facts = [
-        ("root to pin on devices", str(pinned)),
-        ("metadata to serve", str(pinned.parent)),
+        ("root to pin on devices", pinned),
+        ("metadata to serve", metadata),
         *(("key", place) for place in outcome.key_places.values()),
     ]
     context.result(value, as_json=as_json, text=lambda: fields(facts))
@@ -113,6 +116,7 @@ def init(
 @click.option("--no-deltas", is_flag=True, help="Make no deltas from what devices run.")
 @click.option("--dry-run", is_flag=True, help="Say which files are not signed yet, and sign nothing.")
 @click.option("--discard", is_flag=True, help="Throw away what waits for more signatures.")
+@yes_option
 @json_option
 @pass_context
 def sign(
@@ -125,6 +129,7 @@ def sign(
     no_deltas: bool,
     dry_run: bool,
     discard: bool,
+    is_agreed: bool,
     as_json: bool,
 ) -> None:
     """Allow model versions: sign the digest of each of their files. REF is name:version, or a name for its latest.
@@ -137,60 +142,39 @@ def sign(
     Example:
       slipway trust sign digits:3 --key /media/safe/targets-1.pem
     """
-    service = _service(context)
+    service = _service(context, is_agreed=is_agreed)
     if staged is not None:
         _sign_elsewhere(context, service, staged, trusted_root, keys, as_json=as_json)
         return
     if trusted_root is not None:
         service.check_root(_root(trusted_root))
+    elif context.config.registry_url is not None and service.has_seen_nothing:
+        context.say("Note: this server's root was never seen here and is believed as it comes; --root names yours.")
     if discard:
         gone = service.discard()
         context.result({"discarded": gone}, as_json=as_json, text=lambda: f"Discarded: {', '.join(gone) or 'nothing'}")
         return
-    files = _files(context, references, with_deltas=not (dry_run or no_deltas))
     if dry_run:
-        missing = service.unsigned(files)
-        value = {
-            "unsigned": [{"target": file.target, "digest": file.digest, "size": file.size_bytes} for file in missing]
-        }
-        words = "\n".join(f"{file.target}  {file.digest}" for file in missing) or "All of it is signed."
-        context.result(value, as_json=as_json, text=lambda: words)
+        _print_unsigned(context, service, references, as_json=as_json)
         return
-    outcome = service.sign(files, [ModelReference.parse(text) for text in withdrawn], keys)
+    with progress() as on_progress:
+        proposal = service.propose(references, deltas=not no_deltas, on_progress=on_progress)
+    for note in proposal.notes:
+        context.say(f"Note: {note}")
+    outcome = service.sign(proposal.files, [ModelReference.parse(text) for text in withdrawn], keys)
     _print_outcome(context, service, outcome, as_json=as_json)
 
 
-def _files(context: CommandContext, references: tuple[str, ...], *, with_deltas: bool) -> list[Any]:
-    """The files of these versions, with deltas from what devices run; those are made where they are missing."""
-    from cloud_registry.core.trust_files import files_of, files_of_deltas
+def _print_unsigned(
+    context: CommandContext, service: "TrustService", references: tuple[str, ...], *, as_json: bool
+) -> None:
+    from cloud_registry.core.trust_files import files_of
 
-    if not references:
-        return []
-    models, files = wiring.open_local_models(context.config), []
-    for text in references:
-        manifest = models.resolve(text)
-        files += files_of(manifest)
-        if with_deltas:
-            with progress() as on_progress:
-                deltas = wiring.open_publication(context.config).publish(
-                    manifest, _running(context, manifest.name), on_progress
-                )
-            offers = [offer for delta in deltas if (offer := delta.offer()) is not None]
-            files += files_of_deltas(manifest.reference, offers)
-    return files
-
-
-def _running(context: CommandContext, model: str) -> Mapping[str, int] | None:
-    """How many devices run each artifact of a model; None where no hub can be asked."""
-    from cloud_registry.core.publication import running_digests
-
-    if context.config.hub_connection_string is None:
-        return None
-    try:
-        return running_digests(wiring.open_hub(context.config).module_twins(context.config.module_id), model)
-    except (HubUnreachableError, HubError) as err:
-        context.say(f"Note: devices could not be asked what they run: {err.message}")
-        return None
+    models = wiring.open_models(context.config)
+    missing = service.unsigned([file for text in references for file in files_of(models.resolve(text))])
+    value = {"unsigned": [{"target": file.target, "digest": file.digest, "size": file.size_bytes} for file in missing]}
+    words = "\n".join(f"{file.target}  {file.digest}" for file in missing) or "All of it is signed."
+    context.result(value, as_json=as_json, text=lambda: words)
 
 
 def _sign_elsewhere(
@@ -214,7 +198,7 @@ def _sign_elsewhere(
         check_pinned(_root(trusted_root), stage.chain)
     signed, outcome = service.sign_elsewhere(stage.chain, stage.published, stage.staged, keys)
     write_staged(path, Stage(stage.chain, stage.published, signed))
-    _print_outcome(context, service, outcome, as_json=as_json)
+    _print_outcome(context, None, outcome, as_json=as_json)
 
 
 def _root(path: Path) -> Any:
@@ -231,6 +215,7 @@ def _root(path: Path) -> Any:
 @click.option("--new-key", "new_keys", multiple=True, metavar="KEY", help="A key of the role from now on. Repeatable.")
 @click.option("--threshold", type=click.IntRange(1), help="How many must sign.  [default: as before]")
 @keys_option
+@yes_option
 @json_option
 @pass_context
 def rotate(
@@ -239,6 +224,7 @@ def rotate(
     new_keys: tuple[str, ...],
     threshold: int | None,
     keys: tuple[str, ...],
+    is_agreed: bool,
     as_json: bool,
 ) -> None:
     """Give ROLE new keys in place of those it has: root, targets, snapshot, timestamp or model:NAME.
@@ -250,7 +236,9 @@ def rotate(
     Example:
       slipway trust rotate model:digits --new-key /media/vision-team/digits.pem --key /media/safe/targets-1.pem
     """
-    service = _service(context)
+    if new_keys and role in ("snapshot", "timestamp") and context.config.registry_url is not None:
+        raise UsageError(f"the key of {role} is made at the server, and stays there", hint="Leave --new-key out.")
+    service = _service(context, is_agreed=is_agreed)
     outcome = service.rotate(_role(role), new_keys, threshold=threshold, keys=keys)
     _print_outcome(context, service, outcome, as_json=as_json)
 
@@ -259,9 +247,17 @@ def rotate(
 @click.option("--role", "roles", multiple=True, metavar="ROLE", help="Sign this one again as well. Repeatable.")
 @click.option("--force", is_flag=True, help="Sign snapshot and timestamp again though they are young.")
 @keys_option
+@yes_option
 @json_option
 @pass_context
-def refresh(context: CommandContext, roles: tuple[str, ...], force: bool, keys: tuple[str, ...], as_json: bool) -> None:
+def refresh(
+    context: CommandContext,
+    roles: tuple[str, ...],
+    force: bool,
+    keys: tuple[str, ...],
+    is_agreed: bool,
+    as_json: bool,
+) -> None:
     """Sign snapshot and timestamp again once half of their life is over. Run it every day, for example by cron.
 
     Root, targets and roles of models live on when they are named and their keys are at hand.
@@ -270,7 +266,7 @@ def refresh(context: CommandContext, roles: tuple[str, ...], force: bool, keys: 
     Example:
       slipway trust refresh --role root --key /media/safe/root-1.pem --key /media/safe/root-2.pem
     """
-    service = _service(context)
+    service = _service(context, is_agreed=is_agreed)
     outcome = service.refresh(map(_role, roles), keys, force=force)
     _print_outcome(context, service, outcome, as_json=as_json)
 
@@ -287,31 +283,11 @@ def status(context: CommandContext, as_json: bool) -> None:
       slipway trust status
     """
     state = _service(context).state()
-    metadata = context.config.trust_directory / "metadata"
-    context.result(_state_json(state, metadata), as_json=as_json, text=lambda: _state_words(state))
+    value = {"metadata": _places(context)[1], **state_as_json(state)}
+    context.result(value, as_json=as_json, text=lambda: _state_words(state))
     _announce(context, state)
     if state.problems:
         raise SystemExit(int(ExitCode.TRUST))
-
-
-def _state_json(state: "TrustState", metadata: Path) -> dict[str, Any]:
-    return {
-        "metadata": str(metadata),
-        "roles": [
-            {
-                "role": role.role,
-                "version": role.version,
-                "expiresAt": role.expires_at.isoformat(),
-                "threshold": role.threshold,
-                "keys": [{"id": key_id, "place": state.key_places.get(key_id)} for key_id in role.key_ids],
-                "versions": [str(reference) for reference in role.versions],
-            }
-            for role in state.roles
-        ],
-        "waiting": _waiting_json(state.waiting, state.key_places),
-        "announcements": list(state.announcements),
-        "problems": list(state.problems),
-    }
 
 
 def _state_words(state: "TrustState") -> str:
@@ -340,20 +316,20 @@ def _announce(context: CommandContext, state: "TrustState") -> None:
         context.say(_waiting_words(waiting, state.key_places))
 
 
-def _print_outcome(context: CommandContext, service: "TrustService", outcome: "Outcome", *, as_json: bool) -> None:
+def _print_outcome(
+    context: CommandContext, service: "TrustService | None", outcome: "Outcome", *, as_json: bool
+) -> None:
     """What was done; what is due is said too, whichever command it is: weeks before devices would notice."""
-    for line in outcome.changes:
-        context.say(line)
     for reason in outcome.unavailable:
         context.say(f"Note: {reason}")
+    announcements = () if service is None else service.state().announcements
     published = ", ".join(f"{role} {version}" for role, version in outcome.published.items())
     words = f"Published {published}" if published else "Nothing was published."
-    context.result(_outcome_json(outcome), as_json=as_json, text=lambda: words)
+    context.result(outcome_as_json(outcome), as_json=as_json, text=lambda: words)
     for waiting in outcome.waiting:
         context.say(_waiting_words(waiting, outcome.key_places))
-    if service.exists():
-        for sentence in service.state().announcements:
-            context.say(f"Note: {sentence}")
+    for sentence in announcements:
+        context.say(f"Note: {sentence}")
 
 
 def _waiting_words(waiting: Any, key_places: Mapping[str, str]) -> str:
@@ -362,29 +338,25 @@ def _waiting_words(waiting: Any, key_places: Mapping[str, str]) -> str:
     return f"{waits}\nSign with: slipway trust sign --key …"
 
 
-def _outcome_json(outcome: "Outcome") -> dict[str, Any]:
-    return {
-        "published": dict(outcome.published),
-        "waiting": _waiting_json(outcome.waiting, outcome.key_places),
-        "changes": list(outcome.changes),
-    }
+def _service(context: CommandContext, *, is_agreed: bool = False) -> "TrustService":
+    """Signing that says what it would sign first. What a server proposed a person agrees to, if there is one."""
+
+    def approve(changes: Sequence[str]) -> None:
+        for line in changes:
+            context.say(line)
+        is_asked = changes and context.config.registry_url is not None and not is_agreed and sys.stdin.isatty()
+        if is_asked and not click.confirm("Sign this?", err=True):
+            raise UsageError("nothing was signed", hint="Nothing was changed either.")
+
+    return wiring.open_trust(context.config, _secret, context.say, approve)
 
 
-def _waiting_json(waiting: Any, key_places: Mapping[str, str]) -> list[dict[str, Any]]:
-    return [
-        {
-            "role": one.role,
-            "version": one.version,
-            "needed": one.needed,
-            "signed": list(one.signed),
-            "missing": [{"id": key_id, "place": key_places.get(key_id)} for key_id in one.missing],
-        }
-        for one in waiting
-    ]
-
-
-def _service(context: CommandContext) -> "TrustService":
-    return wiring.open_trust(context.config, _secret)
+def _places(context: CommandContext) -> tuple[str, str]:
+    """Where the first root is, and where the metadata for devices."""
+    if context.config.registry_url is not None:
+        return str(wiring.pinned_root(context.config)), f"{context.config.registry_url.rstrip('/')}/metadata/"
+    metadata = context.config.trust_directory / "metadata"
+    return str(metadata / "1.root.json"), str(metadata)
 
 
 def _secret(what: str, is_new: bool) -> str | None:

@@ -12,14 +12,13 @@ from typing import Any
 from cloud_registry.core.search import facts_of, meets, parse_condition, pattern_matches
 from cloud_registry.errors import ConflictError, UsageError
 from cloud_registry.ports import (
-    ImageReference,
     ModelQuery,
     ModuleTwin,
     Proof,
     ProvenArtifact,
-    RolloutReference,
     SampleKind,
     StoredBlob,
+    VersionNames,
 )
 from manifests.identity import ModelReference, check_model_name, is_model_name
 from manifests.model import (
@@ -38,6 +37,8 @@ from manifests.processing import LabelFile, Processing
 TAG_KEY_LENGTH_MAX = 128
 TAG_VALUE_LENGTH_MAX = 1024
 TAGS_MAX = 64
+METRICS_MAX = 1000
+REASON_LENGTH_MAX = 1000
 LABELS_MAX = 10_000
 DESCRIPTION_LENGTH_MAX = 10_000
 
@@ -143,10 +144,17 @@ def parse_metric(text: str) -> tuple[str, float]:
 def edited_tags(tags: Mapping[str, str], changes: Mapping[str, str], removed: Iterable[str]) -> dict[str, str]:
     """The tags after an edit; removing a key that is not there is no error, so that an edit may be repeated."""
     gone = set(removed)
+    _check_texts(changes, "tag")
     kept = {key: value for key, value in {**tags, **changes}.items() if key not in gone}
     if len(kept) > TAGS_MAX:
         raise UsageError(f"a model version carries at most {TAGS_MAX} tags; this would make {len(kept)}")
     return dict(sorted(kept.items()))
+
+
+def _check_texts(texts: Mapping[str, str], what: str) -> None:
+    for key, value in texts.items():
+        check_tag_key(key)
+        check_text(value, f"the value of {what} {key!r}", TAG_VALUE_LENGTH_MAX)
 
 
 def grown_properties(properties: Mapping[str, str], new: Mapping[str, str], what: str) -> dict[str, str]:
@@ -154,8 +162,9 @@ def grown_properties(properties: Mapping[str, str], new: Mapping[str, str], what
 
     Raises:
         ConflictError: one of them is there with another value.
-        UsageError: there are too many.
+        UsageError: there are too many, or one is too long or cannot be shown.
     """
+    _check_texts(new, "property")
     for key, value in new.items():
         if properties.get(key, value) != value:
             raise ConflictError(
@@ -225,16 +234,21 @@ class ModelFacts:
             raise UsageError(f"{len(self.labels):,} labels were given; at most {LABELS_MAX:,} are kept")
         for label in self.labels:
             check_text(label, "a label", TAG_VALUE_LENGTH_MAX)
-        for what, texts in (("tag", self.tags or {}), ("property", self.properties or {})):
-            for key, value in texts.items():
-                check_tag_key(key)
-                check_text(value, f"the value of {what} {key!r}", TAG_VALUE_LENGTH_MAX)
         edited_tags({}, self.tags or {}, ())
-        if len(self.properties or {}) > TAGS_MAX:
-            raise UsageError(f"a model version carries at most {TAGS_MAX} properties")
-        for text in (self.lineage.framework, self.lineage.author) if self.lineage else ():
+        grown_properties({}, self.properties or {}, "the version")
+        metrics = {**(self.metrics or {}), **(self.lineage.metrics if self.lineage else {})}
+        if len(metrics) > METRICS_MAX:
+            raise UsageError(f"{len(metrics):,} metrics were given; at most {METRICS_MAX:,} are kept")
+        for key in metrics:
+            check_text(key, "a metric's name", TAG_KEY_LENGTH_MAX)
+        for text in _texts_of(self.lineage) if self.lineage else ():
             check_text(text, "what is said of its origin", TAG_VALUE_LENGTH_MAX)
         return self
+
+
+def _texts_of(lineage: Lineage) -> list[str]:
+    texts = [lineage.git_commit, lineage.parent, lineage.framework, lineage.author, lineage.machine]
+    return texts + [text for dataset in lineage.datasets for text in (dataset.name, dataset.digest)]
 
 
 def labels_target(reference: ModelReference) -> str:
@@ -341,9 +355,7 @@ def holders(
     reference: ModelReference,
     digests: frozenset[str],
     module_twins: Sequence[ModuleTwin],
-    rollouts: Sequence[RolloutReference],
-    images: Sequence[ImageReference] = (),
-    aliases: Sequence[str] = (),
+    names: VersionNames,
 ) -> tuple[Holder, ...]:
     """Everyone who is asked to run the version, runs it, keeps it to go back to, carries it, holds it or means it.
 
@@ -356,11 +368,12 @@ def holders(
         for twin in module_twins
         for why in _held_by_module(reference, digests, twin)
     ]
-    found += [Holder(rollout.rollout_id, why) for rollout in rollouts for why in _held_by_rollout(reference, rollout)]
     found += [
-        Holder(image.image, f"holds it ({image.digest[:19]})") for image in images if image.reference == reference
+        Holder(rollout.rollout_id, "carries it to devices" if rollout.is_carried else "would go back to it")
+        for rollout in names.rollouts
     ]
-    found += [Holder(f"{reference.name}@{alias}", "stands for it") for alias in aliases]
+    found += [Holder(image.image, f"holds it ({image.digest[:19]})") for image in names.images]
+    found += [Holder(f"{reference.name}@{alias}", "stands for it") for alias in names.aliases]
     return tuple(sorted(set(found)))
 
 
@@ -393,10 +406,3 @@ def _entry(section: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     models = section.get("models")
     entry = models.get(name) if isinstance(models, dict) else None
     return entry if isinstance(entry, dict) else {}
-
-
-def _held_by_rollout(reference: ModelReference, rollout: RolloutReference) -> list[str]:
-    if not rollout.is_active or rollout.name != reference.name:
-        return []
-    why = ["carries it to devices"] if rollout.version == reference.version else []
-    return why + (["would go back to it"] if reference.version in rollout.previous_versions else [])

@@ -3,10 +3,9 @@
 import re
 from typing import Any
 
-import yaml
 from packaging.requirements import InvalidRequirement, Requirement
 
-from cloud_registry.core.yaml_text import read_yaml
+from cloud_registry.core.yaml_text import YamlTextError, read_yaml
 from cloud_registry.errors import RefusedModelError
 
 REQUIREMENT_NAMES = ("requirements.txt",)
@@ -58,7 +57,7 @@ def conda_requirements(text: str, name: str) -> tuple[str, ...]:
     """What a conda file asks of pip; raises RefusedModelError where it is no conda file."""
     try:
         value: Any = read_yaml(text)
-    except yaml.YAMLError as err:
+    except YamlTextError as err:
         raise RefusedModelError(f"{name} is no YAML: {str(err)[:200]}") from err
     dependencies = value.get("dependencies") if isinstance(value, dict) else None
     if not isinstance(dependencies, list):

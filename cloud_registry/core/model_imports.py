@@ -9,11 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
-from cloud_registry.core.data_schema import TABLE_NAME
 from cloud_registry.core.scoring_script import SCRIPT_NAME
-from cloud_registry.core.yaml_text import read_yaml
+from cloud_registry.core.yaml_text import YamlTextError, read_yaml
 from cloud_registry.errors import RefusedModelError
 from manifests.model import DataSchema, Field
 
@@ -162,6 +159,9 @@ def _fields(specs: Sequence[Any]) -> tuple[Field, ...]:
     columns = [spec for spec in specs if isinstance(spec, dict) and spec.get("type") in _COLUMN_DTYPES]
     tensors = [spec for spec in specs if isinstance(spec, dict) and isinstance(spec.get("tensor-spec"), dict)]
     if columns and len(columns) == len(specs) and all(isinstance(spec.get("name"), str) for spec in columns):
+        # With arrays comes NumPy, which most commands need not wait for.
+        from cloud_registry.core.data_schema import TABLE_NAME
+
         dtypes = {_COLUMN_DTYPES[spec["type"]] for spec in columns}
         dtype = dtypes.pop() if len(dtypes) == 1 else ""
         return (Field(name=TABLE_NAME, kind="pandas", dtype=dtype, columns=tuple(spec["name"] for spec in columns)),)
@@ -253,7 +253,7 @@ def _yaml(content: bytes, name: str) -> Any:
         raise RefusedModelError(f"{name} has {len(content):,} bytes; at most {DOCUMENT_BYTES_MAX:,} are read")
     try:
         return read_yaml(content.decode())
-    except (UnicodeDecodeError, yaml.YAMLError) as err:
+    except (UnicodeDecodeError, YamlTextError) as err:
         raise RefusedModelError(f"{name} is no YAML that is taken: {' '.join(str(err).split())[:200]}") from err
 
 

@@ -1,6 +1,6 @@
 """The language that versions are searched in: ``accuracy > 0.97 and tag.site = 'line-3'``. Pure.
 
-Handles: reading a condition by a written grammar, the facts of a version that a condition can ask for, and judging one
+Handles: what a condition is (`condition_grammar` reads one), the facts of a version that it asks for, and judging one
 by the other. Leaves to a store: finding the versions that may meet a condition without looking at each.
 
 A condition is true or false. A comparison with what a version does not have is false, so ``not tag.site = 'x'`` holds
@@ -8,16 +8,12 @@ for a version without the tag and ``tag.site != 'x'`` does not. Where a field ha
 one that meets the comparison is enough; ``!=`` says that none is equal.
 """
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
-
-from lark import Lark, Token, Transformer, v_args
-from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedInput, VisitError
 
 from cloud_registry.errors import UsageError
 from manifests.model import ModelManifest, Verdict
@@ -26,47 +22,6 @@ CONDITION_LENGTH_MAX = 4096
 # Conditions nest as the parser's stack does; no condition of a person comes near.
 NESTING_MAX = 50
 
-GRAMMAR = r"""
-?start: disjunction
-?disjunction: conjunction (OR conjunction)*  -> any_of
-?conjunction: negation (AND negation)*       -> all_of
-?negation: NOT negation                      -> negated
-         | test
-?test: field OPERATOR literal                -> compared
-     | field LIKE STRING                     -> like
-     | field NOT LIKE STRING                 -> not_like
-     | field IN "(" literal ("," literal)* ")"      -> among
-     | field NOT IN "(" literal ("," literal)* ")"  -> not_among
-     | field                                 -> present
-     | "(" disjunction ")"
-field: NAME ("." (NAME | STRING | INTEGER))*
-?literal: STRING  -> text
-        | NUMBER  -> number
-        | INTEGER -> number
-        | TRUE    -> true
-        | FALSE   -> false
-
-OPERATOR: "=" | "==" | "!=" | "<>" | "<=" | ">=" | "<" | ">"
-OR.1: /or(?![\w-])/i
-AND.1: /and(?![\w-])/i
-NOT.1: /not(?![\w-])/i
-IN.1: /in(?![\w-])/i
-LIKE.1: /like(?![\w-])/i
-TRUE.1: /true(?![\w-])/i
-FALSE.1: /false(?![\w-])/i
-NUMBER.1: /[-+]?(\d+\.\d*|\.\d+|\d+(?=e))(e[-+]?\d+)?(?![\w])/i
-INTEGER: /[-+]?\d+(?![\w.])/
-STRING: /'(''|[^'])*'|"(""|[^"])*"|`[^`]*`/
-NAME: /[^\W\d][\w-]*/
-%ignore /\s+/
-"""
-_PARSER = Lark(GRAMMAR, parser="lalr", maybe_placeholders=False)
-
-_NAMESPACES = {
-    **dict.fromkeys(("tag", "tags"), "tag"),
-    **dict.fromkeys(("metric", "metrics"), "metric"),
-    **dict.fromkeys(("property", "properties"), "property"),
-}
 # Of one word, with what they hold. Any other single word is the name of a metric.
 NUMBER_FIELDS = ("version", "size", "golden", "created", "latency", "memory", "opset")
 TEXT_FIELDS = (
@@ -122,16 +77,9 @@ def parse_condition(text: str) -> Condition:
     if len(text) > CONDITION_LENGTH_MAX:
         raise UsageError(f"the condition has {len(text):,} characters; at most {CONDITION_LENGTH_MAX:,} are read")
     _check_nesting(text)
-    try:
-        condition: Condition = _Reader().transform(_PARSER.parse(text))
-    except UnexpectedInput as err:
-        raise _unreadable(text, err) from err
-    except VisitError as err:
-        raise err.orig_exc from err
-    return condition
+    from cloud_registry.core.condition_grammar import read_condition
 
-
-_HINT = "Write for example: accuracy > 0.97 and tag.site = 'line-3'. Text stands in quotes, numbers do not."
+    return read_condition(text)
 
 
 def _check_nesting(text: str) -> None:
@@ -139,103 +87,6 @@ def _check_nesting(text: str) -> None:
     depth = outside.count("(") + len(re.findall(r"\bnot\b", outside, re.IGNORECASE))
     if depth > NESTING_MAX:
         raise UsageError(f"the condition has {depth} brackets and negations; at most {NESTING_MAX} are read")
-
-
-def _unreadable(text: str, err: UnexpectedInput) -> UsageError:
-    at_end = isinstance(err, UnexpectedEOF) or (not isinstance(err, UnexpectedCharacters) and err.column < 1)
-    token = getattr(err, "token", None)
-    if at_end or (isinstance(token, Token) and token.type == "$END"):
-        return UsageError(f"the condition {text!r} ends too early", hint=_HINT)
-    position = err.pos_in_stream or 0
-    rest = text[position : position + 20]
-    return UsageError(f"the condition cannot be read from character {position + 1} on: {rest!r}", hint=_HINT)
-
-
-@v_args(inline=True)
-class _Reader(Transformer[Token, Any]):
-    """Turns the parser's tree into a condition, bottom up. Method names are those of the grammar's rules."""
-
-    def any_of(self, *parts: Any) -> Condition:
-        conditions = tuple(part for part in parts if not isinstance(part, Token))
-        return AnyOf(conditions) if len(conditions) > 1 else conditions[0]
-
-    def all_of(self, *parts: Any) -> Condition:
-        conditions = tuple(part for part in parts if not isinstance(part, Token))
-        return AllOf(conditions) if len(conditions) > 1 else conditions[0]
-
-    def negated(self, _not: Token, condition: Condition) -> Condition:
-        return Negated(condition)
-
-    def present(self, field: str) -> Condition:
-        return Present(field)
-
-    def compared(self, field: str, operator: Token, value: str | float) -> Condition:
-        if operator in ("!=", "<>"):
-            return AllOf((Present(field), Negated(_compared(field, "=", value))))
-        return _compared(field, "=" if operator == "==" else str(operator), value)
-
-    def like(self, field: str, _like: Token, pattern: Token) -> Condition:
-        return Compared(field, "like", _unquoted(pattern).replace("%", "*"))
-
-    def not_like(self, field: str, _not: Token, like: Token, pattern: Token) -> Condition:
-        return AllOf((Present(field), Negated(self.like(field, like, pattern))))
-
-    def among(self, field: str, _in: Token, *values: str | float) -> Condition:
-        wanted = tuple(_compared(field, "=", value) for value in values)
-        return AnyOf(wanted) if len(wanted) > 1 else wanted[0]
-
-    def not_among(self, field: str, _not: Token, in_: Token, *values: str | float) -> Condition:
-        return AllOf((Present(field), Negated(self.among(field, in_, *values))))
-
-    def field(self, *parts: Token) -> str:
-        words = [_unquoted(part) if part.type == "STRING" else str(part) for part in parts]
-        if len(words) > 1:
-            namespace = _NAMESPACES.get(words[0].lower())
-            if namespace is None:
-                raise UsageError(f"{'.'.join(words)} is no field: {words[0]!r} is none of tag, metric, property")
-            return f"{namespace}.{'.'.join(words[1:])}"
-        word = words[0].lower()
-        return word if word in NUMBER_FIELDS or word in TEXT_FIELDS else f"metric.{words[0]}"
-
-    def text(self, token: Token) -> str:
-        return _unquoted(token)
-
-    def number(self, token: Token) -> float:
-        number = float(token)
-        if math.isinf(number):
-            raise UsageError(f"{token} is beyond every number that is kept")
-        return number
-
-    def true(self, _token: Token) -> str:
-        return "true"
-
-    def false(self, _token: Token) -> str:
-        return "false"
-
-
-def _unquoted(token: Token) -> str:
-    quote = token[0]
-    return token[1:-1].replace(quote * 2, quote)
-
-
-def _compared(field: str, operator: str, value: str | float) -> Compared:
-    if isinstance(value, str) and field == "created":
-        return Compared(field, operator, _instant(value))
-    if isinstance(value, str) and (field in NUMBER_FIELDS or field.startswith("metric.")):
-        word = field.removeprefix("metric.")
-        hint = f"Write it without quotes. If you mean a tag, write tag.{word}."
-        raise UsageError(f"{word} is a number and cannot be compared with the text {value!r}", hint=hint)
-    return Compared(field, operator, value)
-
-
-def _instant(text: str) -> float:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as err:
-        raise UsageError(
-            f"created is a time, and {text!r} is none", hint="Write it as 2026-11-21 or 2026-11-21T09:30"
-        ) from err
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 # --- facts -------------------------------------------------------------------

@@ -7,7 +7,6 @@ Handles: new versions of roles, thresholds, expiry. Leaves to the caller: keys, 
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -26,8 +25,9 @@ from tuf.api.metadata import (
     VerificationResult,
 )
 
+from cloud_registry.core.trust_answers import Signatures
 from cloud_registry.core.trust_files import SignedFile
-from cloud_registry.errors import NotFoundError, RegistryError
+from cloud_registry.errors import NotFoundError, RegistryError, TrustError
 from manifests.document import Document
 from manifests.identity import ModelReference
 
@@ -43,6 +43,7 @@ _MODEL_ROLE_PREFIX = "model-"
 # How long a signature holds, in days. A frozen repository is noticed after the timestamp's at the latest; what needs a
 # person and a key from a safe holds for months. Roles of models are as targets.
 LIFETIMES_D: dict[str, float] = {ROOT: 365, TARGETS: 180, SNAPSHOT: 30, TIMESTAMP: 7}
+LIFETIME_D_MAX = 36_500.0
 # A role that a person must sign again is announced this long before, or in the last third of a shorter life.
 ANNOUNCED_D = 28
 _ANNOUNCED_SHARE = 1 / 3
@@ -79,6 +80,11 @@ def model_of(role: str) -> str | None:
     return role.removeprefix(_MODEL_ROLE_PREFIX) if role.startswith(_MODEL_ROLE_PREFIX) else None
 
 
+def delegator_of(role: str) -> str:
+    """The role that says whose keys speak for this one."""
+    return ROOT if model_of(role) is None else TARGETS
+
+
 def file_name(role: str, version: int) -> str:
     """The name under which clients ask for a role, with consistent snapshots."""
     return f"{TIMESTAMP}.json" if role == TIMESTAMP else f"{version}.{role}.json"
@@ -96,7 +102,7 @@ def check_size(role: str, content: bytes) -> None:
 
 def role_keys(roles: Roles, role: str) -> tuple[Role, dict[str, Key]]:
     """A role's threshold and keys as its delegator says; raises NotFoundError for a role that nobody delegated to."""
-    delegator = roles[ROOT].signed if model_of(role) is None else roles[TARGETS].signed
+    delegator = roles[delegator_of(role)].signed
     try:
         found: Role = delegator.get_delegated_role(role)
     except ValueError as err:
@@ -105,22 +111,44 @@ def role_keys(roles: Roles, role: str) -> tuple[Role, dict[str, Key]]:
 
 
 def with_keys(roles: Roles, role: str, keys: Sequence[Key], threshold: int) -> dict[str, Metadata[Any]]:
-    """The roles to be signed anew when these keys become the role's: its delegator, and the role itself."""
-    delegator = ROOT if model_of(role) is None else TARGETS
+    """The roles to be signed anew when these keys become the role's: its delegator, and the role itself.
+
+    New keys of targets are also those of the models that its old ones spoke for: a stolen key must say nothing any
+    more. `roles` must hold the metadata of these models.
+    """
+    delegator = delegator_of(role)
     changed = {delegator: unsigned_next(roles[delegator])}
-    signed = changed[delegator].signed
-    if model_of(role) is not None and (signed.delegations is None or role not in signed.delegations.roles):
-        _delegate(signed, role)
-    old = signed.get_delegated_role(role)
-    for key_id in list(old.keyids):
+    if delegator == TARGETS:
+        targets: Targets = changed[TARGETS].signed
+        if role not in _delegated(targets):
+            _delegate(targets, role)
+    _replace_keys(changed[delegator].signed, role, keys, threshold)
+    # Those that a program signs are made anew with each publication anyway.
+    if role not in (ROOT, *ONLINE_ROLES):
+        changed[role] = unsigned_next(roles[role]) if role in roles else Metadata(Targets(version=1))
+    if role == TARGETS:
+        for model_role in roles_of_targets_keys(roles):
+            _replace_keys(changed[TARGETS].signed, model_role, keys, threshold)
+            changed[model_role] = unsigned_next(roles[model_role])
+    return changed
+
+
+def roles_of_targets_keys(roles: Roles) -> list[str]:
+    """The models whom the keys of targets speak for, since nobody has given them keys of their own."""
+    own = set(role_keys(roles, TARGETS)[0].keyids)
+    return [name for name, role in _delegated(roles[TARGETS].signed).items() if set(role.keyids) == own]
+
+
+def _delegated(targets: Targets) -> Mapping[str, DelegatedRole]:
+    return {} if targets.delegations is None else targets.delegations.roles or {}
+
+
+def _replace_keys(signed: Root | Targets, role: str, keys: Sequence[Key], threshold: int) -> None:
+    for key_id in list(signed.get_delegated_role(role).keyids):
         signed.revoke_key(key_id, role)
     for key in keys:
         signed.add_key(key, role)
     signed.get_delegated_role(role).threshold = threshold
-    # Those that a program signs are made anew with each publication anyway.
-    if role not in (ROOT, *ONLINE_ROLES):
-        changed[role] = unsigned_next(roles[role]) if role in roles else Metadata(Targets(version=1))
-    return changed
 
 
 def _delegate(targets: Targets, role: str) -> None:
@@ -137,30 +165,67 @@ def with_files(
 ) -> dict[str, Metadata[Any]]:
     """The roles to be signed anew so that these files are allowed, and none of the versions taken back; may be none.
 
-    A model that nobody speaks for yet is delegated to the keys of targets.
+    A model that nobody speaks for yet is delegated to the keys of targets. The work grows with what changes, and with
+    each role that does; no role is copied twice.
     """
-    changed: dict[str, Metadata[Any]] = {}
-    for model, of_model in _by_model(files).items():
+    of_models = _by_model(files)
+    changed = _delegations_of(roles, [role_of(model) for model in of_models if role_of(model) not in roles])
+    for model, of_model in of_models.items():
         role = role_of(model)
-        current: dict[str, Metadata[Any]] = {**roles, **changed}
-        if role not in current:
-            top, keys = role_keys(roles, TARGETS)
-            changed |= with_keys(current, role, list(keys.values()), top.threshold)
-            current |= changed
-        targets = current[role].signed.targets
+        allowed = (changed.get(role) or roles[role]).signed.targets
         wanted = {file.target: _target_file(file) for file in of_model}
-        if any(targets.get(target) != info for target, info in wanted.items()):
-            changed.setdefault(role, unsigned_next(current[role])).signed.targets.update(wanted)
+        if any(allowed.get(target) != info for target, info in wanted.items()):
+            _changing(changed, roles, role).targets.update(wanted)
     for reference in withdrawn:
         role = role_of(reference.name)
-        current = {**roles, **changed}
-        gone = [] if role not in current else _targets_of(current[role].signed, reference)
+        current = changed.get(role) or roles.get(role)
+        gone = [] if current is None else _targets_of(current.signed, reference)
         if not gone:
             raise NotFoundError(f"{reference} is not signed", hint="See what is with: slipway trust status")
-        signed = changed.setdefault(role, unsigned_next(current[role])).signed
+        signed = _changing(changed, roles, role)
         for target in gone:
             del signed.targets[target]
     return changed
+
+
+def _changing(changed: dict[str, Metadata[Any]], roles: Roles, role: str) -> Targets:
+    if role not in changed:
+        changed[role] = unsigned_next(roles[role])
+    signed: Targets = changed[role].signed
+    return signed
+
+
+def _delegations_of(roles: Roles, new: Sequence[str]) -> dict[str, Metadata[Any]]:
+    """Targets with new roles of models in the hands of its own keys, and these roles, empty; nothing where `new` is."""
+    if not new:
+        return {}
+    changed = {TARGETS: unsigned_next(roles[TARGETS])}
+    signed = changed[TARGETS].signed
+    top, keys = role_keys(roles, TARGETS)
+    for role in new:
+        _delegate(signed, role)
+        for key in keys.values():
+            signed.add_key(key, role)
+        signed.get_delegated_role(role).threshold = top.threshold
+        changed[role] = Metadata(Targets(version=1))
+    return changed
+
+
+def check_same_bytes(roles: Roles, files: Iterable[SignedFile]) -> None:
+    """Raises TrustError where a file of a version is to be signed with other bytes than it was signed with before.
+
+    Versions never change; a delta may be made anew, and devices check what it makes.
+    """
+    for file in files:
+        role = roles.get(role_of(file.reference.name))
+        signed = None if role is None else role.signed.targets.get(file.target)
+        digest = file.digest.removeprefix("sha256:")
+        if signed is not None and signed.hashes.get("sha256") != digest and not file.target.endswith(".delta"):
+            raise TrustError(
+                f"{file.target} is signed with sha256:{signed.hashes.get('sha256')} and now has {file.digest}",
+                hint="A version never changes, so somebody has changed the catalog. If you know why, take it back: "
+                f"slipway trust sign --withdraw {file.reference}",
+            )
 
 
 def _by_model(files: Iterable[SignedFile]) -> dict[str, list[SignedFile]]:
@@ -211,28 +276,16 @@ def unsigned_next(metadata: Metadata[Any]) -> Metadata[Any]:
     return copy
 
 
-@dataclass(frozen=True, slots=True)
-class Signatures:
-    """How far a role is signed: `signed` and `missing` are key ids, `needed` is how many more it takes."""
-
-    role: str
-    version: int
-    threshold: int
-    signed: tuple[str, ...]
-    missing: tuple[str, ...]
-    needed: int
-
-
 def signatures_of(roles: Roles, staged: Roles, role: str) -> Signatures:
     """How far a staged role is signed. A new root needs the old root's threshold as well as its own."""
     metadata = staged[role]
-    coming: dict[str, Metadata[Any]] = {**roles, **staged}
     if role == ROOT:
         previous = roles[ROOT].signed if ROOT in roles else None
         both = metadata.signed.get_root_verification_result(previous, metadata.signed_bytes, metadata.signatures)
         results: list[VerificationResult] = [both.first, both.second]
     else:
-        delegator = coming[ROOT if model_of(role) is None else TARGETS].signed
+        above = delegator_of(role)
+        delegator = (staged[above] if above in staged else roles[above]).signed
         results = [delegator.get_verification_result(role, metadata.signed_bytes, metadata.signatures)]
     signed = dict.fromkeys(key_id for result in results for key_id in result.signed)
     missing = dict.fromkeys(key_id for result in results if not result for key_id in result.unsigned)
@@ -248,7 +301,7 @@ def signatures_of(roles: Roles, staged: Roles, role: str) -> Signatures:
 
 def is_signed(roles: Roles, role: str, metadata: Metadata[Any]) -> bool:
     """Whether a role's delegator among these roles accepts it."""
-    delegator = roles[ROOT].signed if model_of(role) is None else roles[TARGETS].signed
+    delegator = roles[delegator_of(role)].signed
     try:
         return bool(delegator.get_verification_result(role, metadata.signed_bytes, metadata.signatures))
     except ValueError:

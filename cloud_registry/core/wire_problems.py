@@ -10,6 +10,7 @@ from manifests.exit_codes import ExitCode
 # The nearest of these is what an error travels as. HTTP's own meanings come first, then our exit codes tell more.
 _STATUS: dict[type[Exception], int] = {
     errors.AccessDeniedError: 403,
+    errors.MetadataRefusedError: 422,
     errors.TrustError: 401,
     errors.UsageError: 400,
     ManifestError: 400,
@@ -17,6 +18,7 @@ _STATUS: dict[type[Exception], int] = {
     errors.ConflictError: 409,
     errors.GateRefusedError: 409,
     errors.RefusedModelError: 422,
+    errors.DamagedUploadError: 422,
     errors.BodyTooLargeError: 413,
     errors.NoRoomError: 507,
     errors.HubUnreachableError: 502,
@@ -27,14 +29,15 @@ _STATUS: dict[type[Exception], int] = {
 _KINDS: dict[str, type[Exception]] = {kind.__name__: kind for kind in _STATUS}
 
 
-class Problem(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+class Problem(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """The JSON of every answer that is none of success. Fields are only ever added."""
 
     error: str
     hint: str = ""
     kind: str = "RegistryError"
     exit_code: int = 1
-    hub_status: int = 0
+    # Of a hub's refusal alone.
+    hub_status: int | msgspec.UnsetType = msgspec.UNSET
 
 
 def problem_of(err: Exception) -> tuple[int, Problem]:
@@ -48,7 +51,7 @@ def problem_of(err: Exception) -> tuple[int, Problem]:
         hint=err.hint,
         kind=kind.__name__,
         exit_code=int(err.exit_code),
-        hub_status=err.status if isinstance(err, errors.HubError) else 0,
+        hub_status=err.status if isinstance(err, errors.HubError) else msgspec.UNSET,
     )
     return _STATUS[kind], problem
 
@@ -59,10 +62,11 @@ def error_of(problem: Problem) -> Exception:
     if kind is ManifestError:
         return ManifestError(problem.error)
     if kind is not None and issubclass(kind, errors.HubError):
-        return kind(problem.error, hint=problem.hint, status=problem.hub_status)
+        return kind(problem.error, hint=problem.hint, status=problem.hub_status or 0)
     if kind is not None and issubclass(kind, RegistryError):
         return kind(problem.error, hint=problem.hint)
     unknown = RegistryError(problem.error, hint=problem.hint)
-    if problem.exit_code in set(ExitCode):
+    # A failure is none of success, whatever it says of itself.
+    if problem.exit_code in set(ExitCode) - {ExitCode.DONE}:
         unknown.exit_code = ExitCode(problem.exit_code)
     return unknown

@@ -12,7 +12,6 @@ from cloud_registry.ports.images import (
     EndpointAnswer,
     ImageFacts,
     ImageReference,
-    ImageReferences,
     RecipeStore,
     RunningImage,
     ScoringEndpoint,
@@ -83,7 +82,6 @@ __all__ = [
     "EventListener",
     "ImageFacts",
     "ImageReference",
-    "ImageReferences",
     "ModelBench",
     "ModelIntake",
     "ModelProver",
@@ -203,6 +201,27 @@ class AliasMove:
     at: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class RolloutReference:
+    """An unfinished rollout that names a version: it carries it to devices, or would go back to it."""
+
+    rollout_id: str
+    is_carried: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VersionNames:
+    """Who names a version in the database, all at one instant.
+
+    `rollouts_begun` counts every rollout that ever named it: where two looks differ in it, one began in between.
+    """
+
+    aliases: tuple[str, ...] = ()
+    images: tuple[ImageReference, ...] = ()
+    rollouts: tuple[RolloutReference, ...] = ()
+    rollouts_begun: int = 0
+
+
 class ModelCatalogStore(Protocol):
     """Model versions and what is said of them. Each method is one transaction."""
 
@@ -260,8 +279,15 @@ class ModelCatalogStore(Protocol):
         """Every move of every alias of the name, oldest first."""
         ...
 
-    def remove(self, reference: ModelReference) -> bool:
+    def names(self, reference: ModelReference) -> VersionNames:
+        """Who names the version now."""
+        ...
+
+    def remove(self, reference: ModelReference, check: Callable[[VersionNames], None] | None = None) -> bool:
         """Remove the version; its number stays used. False where there is no such version.
+
+        `check` is shown who names the version while nobody can begin to, and raises to keep it: whoever comes later
+        finds the version gone.
 
         Raises:
             ConflictError: an alias points to it.
@@ -286,18 +312,3 @@ class ModelCatalogStore(Protocol):
         """Those of the digests that no version names. While it is open, no version can be added: `add` waits before
         it builds its manifest, so what is removed meanwhile is seen to be gone by then."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class RolloutReference:
-    """The model versions that one rollout names: the one it carries, and those it would go back to."""
-
-    rollout_id: str
-    name: str
-    version: int
-    previous_versions: tuple[int, ...] = ()
-    is_active: bool = True
-
-
-class RolloutReferences(Protocol):
-    def references(self) -> Sequence[RolloutReference]: ...

@@ -121,8 +121,3 @@ class ImageReference:
 
     image: str
     digest: str
-    reference: ModelReference
-
-
-class ImageReferences(Protocol):
-    def references(self) -> Sequence[ImageReference]: ...

@@ -41,6 +41,7 @@ class FleetOffers:
         self._module_id = module_id
         self._monotonic_s = monotonic_s
         self._looking = threading.Lock()
+        self._reading_twins = threading.Lock()
         self._offered: dict[str, frozenset[str]] = {}
         self._looked_at_s: float | None = None
         self._twins: dict[str, _Seen] = {}
@@ -51,6 +52,8 @@ class FleetOffers:
                 self._look(life_s)
                 if target in offered_to(self._offered, lambda device: is_own_device(principal, device)):
                     return True
+        # Whoever is offered it by a rollout does not wait for a hub that is slow to answer for others.
+        with self._reading_twins:
             return any(target in self._twin_targets(device) for device in _named(principal))
 
     def _look(self, life_s: float) -> None:

@@ -1,7 +1,7 @@
 """What can be done with images: build, push, look into, forget. The table of images is written last."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -44,8 +44,9 @@ from cloud_registry.core.images.records import (
     PlatformRecord,
 )
 from cloud_registry.core.images.wheels import Wheel, requirement_name
-from cloud_registry.errors import ConflictError, NotFoundError, RegistryError, UsageError
-from cloud_registry.ports import ImageReference, ProgressListener
+from cloud_registry.errors import ConflictError, NotFoundError, UsageError
+from cloud_registry.ports import ProgressListener
+from cloud_registry.service.image_push import MODEL_ANNOTATION, ImagePush, Pushed, base_repository, checked_push
 from manifests.model import ModelManifest
 from manifests.recipe import ImageRecipe
 
@@ -69,17 +70,8 @@ class ImageBuild:
 
 
 @dataclass(frozen=True, slots=True)
-class Pushed:
-    name: ImageName
-    digest: str
-    blobs_sent: int
-    blobs_there: int
-    sent_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class ImageService:
-    """The image side of the registry. Satisfies the catalog's `ImageReferences`."""
+    """The image side of the registry."""
 
     blobs: ImageBlobs
     bases: BaseImageSource
@@ -93,15 +85,19 @@ class ImageService:
 
     # --- building --------------------------------------------------------------
 
-    def build(self, build: ImageBuild, on_progress: ProgressListener | None = None) -> ImageRecord:
-        """Build the image for each platform, and store it under its name.
+    def build(
+        self, build: ImageBuild, on_progress: ProgressListener | None = None, push: ImagePush | None = None
+    ) -> ImageRecord:
+        """Build the image for each platform, and store it under its name; with `push`, layers set out at once.
 
         Raises:
             UsageError: a base is of another platform, or a package has no wheel for one. No image is stored then.
         """
         if build.recipe.platforms and not build.platforms:
             raise UsageError("no platform was given", hint="Name one with --platform, for example linux/arm64.")
-        made = [self._platform(build, platform, on_progress) for platform in build.platforms]
+        if push is not None:
+            push.expect(str(build.manifest.reference))
+        made = [self._platform(build, platform, on_progress, push) for platform in build.platforms]
         manifests = [
             Descriptor(MANIFEST, record.digest, record.manifest_size_bytes, Platform.parse(record.platform))
             for record in made
@@ -135,7 +131,9 @@ class ImageService:
         self.table.put(record)
         return record
 
-    def _platform(self, build: ImageBuild, platform: Platform, on_progress: ProgressListener | None) -> PlatformRecord:
+    def _platform(
+        self, build: ImageBuild, platform: Platform, on_progress: ProgressListener | None, push: ImagePush | None
+    ) -> PlatformRecord:
         source = build.bases.get(platform) or BaseSource.parse(build.recipe.base)
         base = self.bases.base(source, platform, on_progress)
         python = base.facts.checked_python(str(source))
@@ -143,18 +141,23 @@ class ImageService:
         wheels, package_layers = self.packages.layers(
             _wanted(build.recipe.requirements, provided), platform, python, provided, on_progress
         )
-        layers = (
-            *package_layers,
-            self.layers.layer(own_layer(build.recipe, self.own_packages()), "slipway", on_progress),
-            self.layers.layer(
-                model_layer(build.recipe, build.manifest), f"model {build.manifest.reference}", on_progress
-            ),
+        own = self.layers.layer(own_layer(build.recipe, self.own_packages()), "slipway", on_progress)
+        if push is not None:
+            for layer in (*base.layers, *package_layers, own):
+                repository = base_repository(base.name, push.name) if layer in base.layers else ""
+                push.stored(as_oci(layer.descriptor), repository)
+        model = self.layers.layer(
+            model_layer(build.recipe, build.manifest),
+            f"model {build.manifest.reference}",
+            on_progress,
+            None if push is None else push.begun,
         )
+        layers = (*package_layers, own, model)
         settings = settings_of(build.recipe, base.labels())
         config = self.blobs.add(CONFIG, image_config(base.config, platform, layers, settings, build.created))
         # Docker's own words for the base's layers would not stand beside ours.
         stored = [as_oci(layer.descriptor) for layer in (*base.layers, *layers)]
-        annotations = {**base.labels(), "io.slipway.model": str(build.manifest.reference)}
+        annotations = {**base.labels(), MODEL_ANNOTATION: str(build.manifest.reference)}
         manifest = self.blobs.add(MANIFEST, image_manifest(config, stored, annotations), platform=platform)
         return PlatformRecord(
             platform=str(platform),
@@ -204,40 +207,20 @@ class ImageService:
         Raises:
             TrustError: the registry does not let us. NotFoundError: a blob of the image was removed here.
         """
-        if not name.registry:
-            raise UsageError(f"{name} names no registry", hint=f"Write for example registry.example.com/{name}.")
-        if not record.platforms:
-            raise UsageError(f"{record.name} was built by the engine", hint=f"Push it with: docker push {record.name}")
-        registry = self.open_registry(name)
-        sent = there = 0
-        for platform in record.platforms:
-            for descriptor, source in _blobs_of(platform, name):
-                if not self.blobs.has(descriptor.digest):
-                    raise _gone(record, descriptor.digest)
-                path = self.blobs.path(descriptor.digest)
-                if registry.push_blob(name, descriptor, path, source, on_progress):
-                    sent += 1
-                else:
-                    there += 1
-            registry.push_manifest(name.with_digest(platform.digest), MANIFEST, self.blobs.document(platform.digest))
-            self._push_attachments(registry, name, platform)
-        registry.push_manifest(
-            name if name.tag else name.with_tag("latest"), record.media_type, self.blobs.document(record.digest)
-        )
-        self.table.put(_with_push(record, name))
-        return Pushed(name, record.digest, sent, there, registry.sent_bytes)
+        checked_push(record, name)
+        with self.pushing(name, on_progress) as push:
+            push.expect(record.model)
+            return self.pushed(record, push)
 
-    def _push_attachments(self, registry: ImageRegistry, name: ImageName, platform: PlatformRecord) -> None:
-        for one in platform.attachments:
-            for digest, size_bytes in (
-                (Descriptor.of(EMPTY, EMPTY_CONFIG).digest, len(EMPTY_CONFIG)),
-                (one.content, one.content_size_bytes),
-            ):
-                registry.push_blob(name, Descriptor("", digest, size_bytes), self.blobs.path(digest))
-            content = self.blobs.document(one.manifest)
-            if not registry.push_manifest(name.with_digest(one.manifest), MANIFEST, content):
-                referrer = Descriptor(MANIFEST, one.manifest, len(content), artifact_type=one.artifact_type)
-                registry.add_referrer(name, platform.digest, referrer)
+    def pushing(self, name: ImageName, on_progress: ProgressListener | None = None) -> ImagePush:
+        """A push that an image is built into: layers travel while the next ones are made."""
+        return ImagePush(name, self.open_registry, self.blobs, on_progress)
+
+    def pushed(self, record: ImageRecord, push: ImagePush) -> Pushed:
+        """Bring a push to its end, and remember it."""
+        done = push.finish(record)
+        self.table.put(_with_push(record, push.name))
+        return done
 
     # --- looking ---------------------------------------------------------------
 
@@ -258,9 +241,6 @@ class ImageService:
 
     def list(self) -> Sequence[ImageRecord]:
         return self.table.all()
-
-    def references(self) -> Sequence[ImageReference]:
-        return self.table.references()
 
     def attachment(self, record: ImageRecord, kind: str, platform: Platform | None) -> bytes:
         """The document of this kind; where the image has several platforms, one must be named."""
@@ -343,27 +323,7 @@ def _package_record(wheel: Wheel) -> PackageRecord:
     return PackageRecord(name=wheel.name, version=wheel.version, filename=wheel.filename, digest=wheel.digest)
 
 
-def _blobs_of(platform: PlatformRecord, name: ImageName) -> Iterator[tuple[Descriptor, str]]:
-    """The blobs of an image, the configuration last; with the repository that the registry may have them from."""
-    try:
-        base = ImageName.parse(platform.base)
-    except UsageError:
-        # A base from a file has no repository.
-        base = None
-    source = base.repository if base is not None and base.registry == name.registry else ""
-    for layer in platform.layers:
-        yield Descriptor(layer.media_type, layer.digest, layer.size_bytes), source if layer.created_by == "base" else ""
-    yield Descriptor(CONFIG, platform.config, platform.config_size_bytes), ""
-
-
 def _with_push(record: ImageRecord, name: ImageName) -> ImageRecord:
     import msgspec
 
     return msgspec.structs.replace(record, pushed=tuple(dict.fromkeys((*record.pushed, str(name)))))
-
-
-def _gone(record: ImageRecord, digest: str) -> RegistryError:
-    return NotFoundError(
-        f"{record.name} needs blob {digest}, which this machine does not hold any more",
-        hint="Build it again: slipway image build.",
-    )

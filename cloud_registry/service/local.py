@@ -9,7 +9,7 @@ from cloud_registry.core.devices import device_as_json
 from cloud_registry.core.family import Family
 from cloud_registry.core.running import PeriodQuery, RunningPeriod
 from cloud_registry.errors import UsageError
-from cloud_registry.ports import FleetHub, ImageReferences, RolloutReferences, StoreCounts, TelemetrySource
+from cloud_registry.ports import FleetHub, StoreCounts, TelemetrySource
 from cloud_registry.service.models import ModelService
 from cloud_registry.service.running import RunningLog
 from cloud_registry.service.telemetry import TelemetryService
@@ -22,9 +22,7 @@ class LocalModels(ModelService):
     """Satisfies ModelVerbs. Without `open_hub` no hub is configured."""
 
     open_hub: Callable[[], FleetHub] | None
-    open_rollouts: Callable[[], RolloutReferences]
     running: RunningLog
-    open_images: Callable[[], ImageReferences] | None = None
 
     def delete_unneeded(self, reference: ModelReference, *, offline: bool = False) -> None:
         """Delete a version that nobody needs: see `delete`; raises UsageError where devices cannot be asked."""
@@ -34,23 +32,20 @@ class LocalModels(ModelService):
                 hint="Set IOTHUB_CONNECTION_STRING, or delete it all the same with --offline.",
             )
         hub = None if offline or self.open_hub is None else self.open_hub()
-        self.delete(reference, hub, self.open_rollouts(), self._images())
+        self.delete(reference, hub)
 
     def holders_of(self, reference: ModelReference, *, offline: bool = False) -> tuple[Holder, ...]:
         """Who needs a version: see `holders`; without a hub, or offline, devices are not asked."""
         hub = None if offline or self.open_hub is None else self.open_hub()
-        return self.holders(reference, hub, self.open_rollouts(), self._images())
+        return self.holders(reference, hub)
 
     def family_of(self, reference: ModelReference) -> Family:
         """Where a version comes from and what came of it: see `family`."""
-        return self.family(reference, self._images())
+        return self.family(reference)
 
     def history(self, query: PeriodQuery) -> Sequence[RunningPeriod]:
         """Which versions ran where and when, newest first."""
         return self.running.periods(query)
-
-    def _images(self) -> ImageReferences | None:
-        return None if self.open_images is None else self.open_images()
 
 
 @dataclass(frozen=True, slots=True)

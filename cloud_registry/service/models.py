@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from cloud_registry.core.catalog import (
@@ -19,13 +20,12 @@ from cloud_registry.ports import (
     AliasMove,
     ArtifactStore,
     FleetHub,
-    ImageReferences,
     ModelCatalogStore,
     ModelIntake,
     ModelProver,
     ModelQuery,
     ProgressListener,
-    RolloutReferences,
+    VersionNames,
 )
 from cloud_registry.service.clean_up import Removed, remove_unnamed
 from cloud_registry.service.model_download import fetch_blob, write_version
@@ -36,6 +36,8 @@ from manifests.model import ModelManifest
 # A registration that takes longer than this is none any more; its blobs may go.
 ORPHAN_AGE_MIN = timedelta(hours=1)
 HOLDERS_NAMED_MAX = 10
+# How often devices are asked again because a rollout of the version came and went meanwhile.
+LOOKS_MAX = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +114,12 @@ class ModelService:
             raise self._no_alias(name, alias)
         return move
 
-    def delete(
-        self,
-        reference: ModelReference,
-        hub: FleetHub | None,
-        rollouts: RolloutReferences | None,
-        images: ImageReferences | None = None,
-    ) -> None:
+    def delete(self, reference: ModelReference, hub: FleetHub | None) -> None:
         """Delete a version that nobody needs. Its number stays used, its files go with the next clean-up.
+
+        Whoever begins to name the version meanwhile keeps it, or finds it gone: the last look at the database and the
+        deletion are one transaction. Devices are asked before. A rollout that began and ended since has them asked
+        again: it may have left the version on one.
 
         Args:
             hub: who is asked what devices run; None means that they are not asked.
@@ -128,31 +128,31 @@ class ModelService:
             ConflictError: devices, rollouts, images or aliases hold it; the message says which.
             HubUnreachableError: the devices could not be asked; nothing was deleted.
         """
-        found = self.holders(reference, hub, rollouts, images)
-        if found:
-            raise ConflictError(
-                f"{reference} is in use and was not deleted:\n" + _holder_lines(found),
-                hint=_release_hint(found),
-            )
-        if not self.catalog.remove(reference):
-            raise self._not_found(reference)
-
-    def holders(
-        self,
-        reference: ModelReference,
-        hub: FleetHub | None,
-        rollouts: RolloutReferences | None,
-        images: ImageReferences | None = None,
-    ) -> tuple[Holder, ...]:
-        manifest = self.manifest(reference)
-        return holders(
-            reference,
-            frozenset(artifact.digest for artifact in manifest.artifacts),
-            hub.module_twins(self.module_id) if hub is not None else (),
-            rollouts.references() if rollouts is not None else (),
-            images.references() if images is not None else (),
-            manifest.aliases,
+        for _ in range(LOOKS_MAX):
+            seen, found = self._look(reference, hub)
+            _check_unheld(reference, found)
+            try:
+                if not self.catalog.remove(reference, partial(_check_unnamed, reference, seen)):
+                    raise self._not_found(reference)
+            except _RolloutBegunError:
+                continue
+            return
+        raise ConflictError(
+            f"rollouts of {reference} began and ended while devices were asked who runs it, {LOOKS_MAX} times over",
+            hint="Delete it when they are done: slipway rollout list",
         )
+
+    def holders(self, reference: ModelReference, hub: FleetHub | None) -> tuple[Holder, ...]:
+        """Who needs a version, devices included where there is a hub to ask; raises NotFoundError."""
+        _, found = self._look(reference, hub)
+        return found
+
+    def _look(self, reference: ModelReference, hub: FleetHub | None) -> tuple[VersionNames, tuple[Holder, ...]]:
+        manifest = self.manifest(reference)
+        # Before devices are asked: what begins after this is seen by the number of rollouts.
+        names = self.catalog.names(reference)
+        twins = hub.module_twins(self.module_id) if hub is not None else ()
+        return names, holders(reference, frozenset(each.digest for each in manifest.artifacts), twins, names)
 
     def remove_orphans(self, age_min: timedelta = ORPHAN_AGE_MIN) -> Removed:
         """Remove files that no version names: of deleted versions, and of registrations that never ended."""
@@ -196,7 +196,7 @@ class ModelService:
         """Every move of every alias of a model, oldest first."""
         return self.catalog.alias_moves(check_model_name(name))
 
-    def family(self, reference: ModelReference, images: ImageReferences | None = None) -> Family:
+    def family(self, reference: ModelReference) -> Family:
         """Where a version comes from and what came of it."""
         manifest = self.manifest(reference)
         digests = sorted({data.digest for data in manifest.lineage.datasets}) if manifest.lineage else []
@@ -209,7 +209,7 @@ class ModelService:
             ancestors=tuple(ancestors_of(manifest, self.catalog.find)),
             children=tuple(str(child.reference) for child in children),
             same_data=tuple(str(other.reference) for other in same_data if other.reference != reference),
-            images=tuple(sorted({i.image for i in images.references() if i.reference == reference})) if images else (),
+            images=tuple(sorted({image.image for image in self.catalog.names(reference).images})),
         )
 
     def search(self, query: ModelQuery) -> Sequence[ModelManifest]:
@@ -259,6 +259,23 @@ class ModelService:
     def fetch(self, digest: str, size_bytes: int, path: Path, on_progress: ProgressListener | None) -> None:
         """Write a stored file, whole and verified or not at all; raises RegistryError for bytes that changed."""
         fetch_blob(self.artifacts.read(digest), digest, size_bytes, path, on_progress)
+
+
+class _RolloutBegunError(Exception):
+    """A rollout named the version after devices were asked who runs it."""
+
+
+def _check_unheld(reference: ModelReference, found: Sequence[Holder]) -> None:
+    if found:
+        raise ConflictError(
+            f"{reference} is in use and was not deleted:\n" + _holder_lines(found), hint=_release_hint(found)
+        )
+
+
+def _check_unnamed(reference: ModelReference, seen: VersionNames, names: VersionNames) -> None:
+    _check_unheld(reference, holders(reference, frozenset(), (), names))
+    if names.rollouts_begun != seen.rollouts_begun:
+        raise _RolloutBegunError
 
 
 def _check_expected(name: str, alias: str, before: int | None, expected: int | None) -> None:

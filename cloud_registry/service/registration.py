@@ -1,7 +1,7 @@
 """Registration: a model's files are proven and stored, and the catalog is written last, and at once."""
 
-import tempfile
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -49,6 +49,25 @@ class Registered:
     manifest: ModelManifest
     same_bytes: tuple[ModelReference, ...] = ()
     is_dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Labels:
+    """A BlobContent of what is in memory, so that no folder is left where the process is killed."""
+
+    content: bytes
+    name: str = "labels.txt"
+
+    @property
+    def digest(self) -> str:
+        return "sha256:" + hashlib.sha256(self.content).hexdigest()
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.content)
+
+    def chunks(self, start: int = 0) -> Iterator[bytes]:
+        yield self.content[start:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +168,7 @@ class RegistrationService:
         content = label_file_of(processing)
         if content is None:
             return None
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "labels.txt"
-            path.write_bytes(content)
-            return self.artifacts.put(path, on_progress)
+        return self.artifacts.store(_Labels(content), on_progress)
 
     def _same_as(self, proof: Proof, source: Sequence[SourceFile]) -> tuple[ModelReference, ...]:
         """Earlier versions of the same bytes; of a Python model those whose files are all the same."""

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from cloud_registry.errors import UsageError
+from cloud_registry.errors import ServerUnreachableError, UsageError
 from cloud_registry.ports import ProgressListener, RegistryTransport, StoreCounts
 from cloud_registry.service.model_download import write_version
-from cloud_registry.service.verbs import VERBS, DeviceVerbs, ModelVerbs, RolloutVerbs, TelemetryVerbs, Verb
+from cloud_registry.service.verbs import VERBS, DeviceVerbs, ModelVerbs, RolloutVerbs, TelemetryVerbs, TrustVerbs, Verb
 from cloud_registry.service.wire_form import (
     LISTENER_PREFIX,
     Parameter,
@@ -54,7 +54,7 @@ class RemoteVerbs:
         )
         if shape.is_streamed:
             lines = self._transport.lines(*request)
-            return (decode(line, shape.result, what="the server's answer") for line in lines)
+            return (_understood(line, shape.result) for line in lines)
 
         def tell(name: str, values: Sequence[Any]) -> None:
             listener = listeners.get(name)
@@ -62,7 +62,7 @@ class RemoteVerbs:
                 listener(*map(convert, values, shape.listeners[name]))
 
         answer = self._transport.call(*request, tell if any(listeners.values()) else None)
-        return decode(answer, shape.result, what="the server's answer")
+        return _understood(answer, shape.result)
 
     def _uploaded(self, on_progress: ProgressListener | None, path: Path) -> dict[str, Any]:
         """What stands for a path in a request: the bytes are brought to the server first."""
@@ -138,6 +138,23 @@ class RemoteDevices(RemoteVerbs):
 
     def __init__(self, transport: RegistryTransport) -> None:
         super().__init__(DeviceVerbs, transport)
+
+
+class RemoteTrust(RemoteVerbs):
+    """Satisfies TrustVerbs."""
+
+    def __init__(self, transport: RegistryTransport) -> None:
+        super().__init__(TrustVerbs, transport)
+
+
+def _understood(answer: bytes, type_: Any) -> Any:
+    try:
+        return decode(answer, type_, what="the registry's answer")
+    except UsageError as err:
+        # Not what was asked is at fault, but who answers: a proxy's page, or another edition of the server.
+        raise ServerUnreachableError(
+            err.message, hint="Check SLIPWAY_REGISTRY, what stands between here and there, and the server's version."
+        ) from err
 
 
 def _path(verb: Verb, parameters: Sequence[Parameter], given: dict[str, Any]) -> str:

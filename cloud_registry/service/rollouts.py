@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from cloud_registry.core.catalog import REASON_LENGTH_MAX, check_text
 from cloud_registry.core.publication import digests_before, formats_offered, with_deltas
 from cloud_registry.core.rollout import events as ev
 from cloud_registry.core.rollout.documents import RolloutPlan, RolloutTerms
@@ -24,7 +25,7 @@ from cloud_registry.core.rollout.state import Rollout, RolloutState
 from cloud_registry.core.trust_files import files_of_content, files_of_deltas
 from cloud_registry.core.waves import DEFAULT_WAVES, parse_waves
 from cloud_registry.errors import ConflictError, GateRefusedError, NotFoundError, RegistryError
-from cloud_registry.ports import Clock, FleetHub, ModuleTwin, ProgressListener, RolloutReference
+from cloud_registry.ports import Clock, FleetHub, ModuleTwin, ProgressListener
 from cloud_registry.service.fleet import Fleet, observations_of
 from cloud_registry.service.rollout_driver import RolloutDriver, Tick
 from cloud_registry.service.rollout_log import ModelCatalog, ReleaseDeltas, ReleaseTrust, RolloutLog, RolloutReader
@@ -217,14 +218,11 @@ class RolloutService:
         """Who drives the rollout now; None where nobody does."""
         return self._events.controller(rollout_id, self._clock.now())
 
-    def references(self) -> list[RolloutReference]:
-        """The model versions that rollouts name: what each carries, and what it goes back to while it can."""
-        return [reference for rollout in self.rollouts() for reference in _references(rollout)]
-
     # --- commands of an operator -----------------------------------------------
 
     def pause(self, rollout_id: str, reason: str = "") -> Rollout:
         """Offer nothing more until it is resumed; devices that have the offer go on."""
+        _check_reason(reason)
 
         def decide(rollout: Rollout) -> ev.RolloutEvent | None:
             if rollout.state is RolloutState.PAUSED:
@@ -240,6 +238,7 @@ class RolloutService:
         Raises:
             GateRefusedError: the gate paused it, and no reason was given to go on all the same.
         """
+        _check_reason(override_reason)
 
         def decide(rollout: Rollout) -> ev.RolloutEvent | None:
             if rollout.is_ended:
@@ -263,6 +262,7 @@ class RolloutService:
 
     def abort(self, rollout_id: str, reason: str = "") -> Rollout:
         """Offer nothing more, ever; devices stay as they are, those under way finish."""
+        _check_reason(reason)
 
         def decide(rollout: Rollout) -> ev.RolloutEvent | None:
             if rollout.state in (RolloutState.ABORTING, RolloutState.ABORTED):
@@ -278,6 +278,7 @@ class RolloutService:
         Raises:
             ConflictError: it was taken back already, or has touched no device.
         """
+        _check_reason(request.reason)
         rollout = self.status(rollout_id)
         if rollout.state in (RolloutState.COMPLETED, RolloutState.ABORTED, RolloutState.ROLLBACK_INCOMPLETE):
             return self._start_rollback(rollout, request)
@@ -383,6 +384,11 @@ class RolloutService:
         self._driver.release_all()
 
 
+def _check_reason(reason: str) -> None:
+    # It is kept with the rollout, shown to everybody, and may come from a program.
+    check_text(reason, "the reason", REASON_LENGTH_MAX, lines=True)
+
+
 def _has_it(reason: str) -> bool:
     return reason.startswith(ALREADY_RUNS)
 
@@ -397,21 +403,3 @@ def _check_state(rollout: Rollout, wish: str, *allowed: RolloutState) -> None:
             f"rollout {rollout.plan.id} is {rollout.state.value} and cannot be {wish}",
             hint=f"Look at it with: slipway rollout status {rollout.plan.id}",
         )
-
-
-def _references(rollout: Rollout) -> list[RolloutReference]:
-    plan_ = rollout.plan
-    previous = {content.version for d in plan_.devices if (content := plan_.restore(d)) is not None}
-    if rollout.rollback is not None:
-        previous |= {content.version for content in rollout.rollback.contents.values()}
-    versions = sorted({content.version for d in plan_.devices if (content := plan_.offer(d)) is not None})
-    return [
-        RolloutReference(
-            rollout_id=plan_.id,
-            name=plan_.model,
-            version=version,
-            previous_versions=tuple(sorted(previous - {version})),
-            is_active=not rollout.is_ended,
-        )
-        for version in versions
-    ]

@@ -1,8 +1,10 @@
-"""One change of the signed metadata: what becomes new, who signs it, and in which order it is published."""
+"""One change of the signed metadata: what becomes new, who signs it, and in which order it is published.
 
-from collections.abc import Mapping, Sequence
+A person's part, `TrustWork`, is done where the offline keys are; a program's, `Publishing`, where the repository is.
+"""
+
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,10 +19,10 @@ from cloud_registry.core.trust import (
     SNAPSHOT,
     TIMESTAMP,
     Roles,
-    Signatures,
     TrustSettings,
     file_name,
 )
+from cloud_registry.core.trust_answers import Outcome, Signatures
 from cloud_registry.errors import RegistryError, TrustError
 
 Staged = dict[str, Metadata[Any]]
@@ -45,7 +47,9 @@ class TrustStore(Protocol):
 
     def online_key_place(self, role: str) -> str: ...
 
-    def published(self) -> dict[str, Metadata[Any]]: ...
+    def online_key_places(self, role: str) -> list[str]: ...
+
+    def published(self, roles: Collection[str] | None = None) -> dict[str, Metadata[Any]]: ...
 
     def root_chain(self) -> list[Metadata[Any]]: ...
 
@@ -66,21 +70,6 @@ class KeyRing(Protocol):
     def create(self, place: str, *, has_passphrase: bool) -> Signer: ...
 
     def open(self, place: str) -> Signer: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a command led to: roles published with their new versions, or those that wait and for whom.
-
-    `changes` says what the roles that were signed or wait would change, a sentence each; `unavailable` why known keys
-    did not sign.
-    """
-
-    published: Mapping[str, int] = field(default_factory=dict)
-    waiting: tuple[Signatures, ...] = ()
-    key_places: Mapping[str, str] = field(default_factory=dict)
-    changes: tuple[str, ...] = ()
-    unavailable: tuple[str, ...] = ()
 
 
 class TrustWork:
@@ -104,6 +93,10 @@ class TrustWork:
     @property
     def coming(self) -> Staged:
         return {**self.published, **self.staged}
+
+    @property
+    def unavailable(self) -> tuple[str, ...]:
+        return tuple(self._unavailable.values())
 
     def know(self, signers: Sequence[Signer], places: Sequence[str]) -> None:
         """Sign with these, whether or not fewer would do, and find them again."""
@@ -137,6 +130,10 @@ class TrustWork:
                 if self._signed(role).needed:
                     self._sign_if_at_hand(metadata, key_id)
             self._sign_for_old_root(role, metadata)
+        return self.waiting()
+
+    def waiting(self) -> tuple[Signatures, ...]:
+        """What is staged and lacks signatures."""
         return tuple(state for role in self.staged if (state := self._signed(role)).needed)
 
     def _sign_for_old_root(self, role: str, metadata: Metadata[Any]) -> None:
@@ -161,7 +158,9 @@ class TrustWork:
 
     def _key_ids(self, role: str) -> list[str]:
         """The keys that speak for a role, and those that did until now: their signature makes the change seamless."""
-        found = list(rules.role_keys(self.coming, role)[0].keyids)
+        above = rules.delegator_of(role)
+        delegator = self.staged[above] if above in self.staged else self.published[above]
+        found = list(rules.role_keys({above: delegator}, role)[0].keyids)
         if role in self.published:
             found += rules.role_keys(self.published, role)[0].keyids
         return list(dict.fromkeys(found))
@@ -190,16 +189,17 @@ class TrustWork:
                 raise err.__cause__ from None
             raise TrustError(f"a key refused to sign: {err.__cause__ or err}") from err
 
-    # Publishing -------------------------------------------------------------------------------------------------------
+
+class Publishing(TrustWork):
+    """A program's part: signing what is online, and writing what is signed by enough keys."""
 
     def finish(self, store: TrustStore, *, force: bool = False) -> Outcome:
         """Publish everything that is staged if it is signed by enough keys, else keep it for the others."""
-        waiting = self.sign()
+        waiting = self.waiting()
         new = self._meanwhile(force=force) if waiting else self.completed(force=force)
         files = self.files(new)
         # From here on nothing is refused any more.
         store.keep_staged(self.published, self.staged, store.root_chain())
-        store.keep_settings(self.settings)
         store.publish(files)
         if not waiting:
             store.keep_staged({}, {}, ())
@@ -207,13 +207,12 @@ class TrustWork:
             {role: metadata.signed.version for role, metadata in new.items()},
             waiting,
             self.settings.key_places,
-            rules.changes(self.published, self.staged),
-            tuple(self._unavailable.values()),
+            unavailable=self.unavailable,
         )
 
     def _meanwhile(self, *, force: bool) -> Staged:
         """What a program has to sign while others wait for a person: the timestamp must not expire meanwhile."""
-        others = TrustWork(self._keys, self.settings, self.published, {}, self._now)
+        others = Publishing(self._keys, self.settings, self.published, {}, self._now)
         try:
             return others.completed(force=force)
         except TrustError as err:

@@ -16,6 +16,8 @@ from cloud_registry.core.rollout.events import RecordedEvent
 from cloud_registry.core.rollout.state import Rollout
 from cloud_registry.core.rollout.view import event_as_json, plan_as_json, status_as_json
 from cloud_registry.core.running import PeriodQuery, RunningPeriod
+from cloud_registry.core.trust_answers import Outcome, Proposal, TrustStand, TrustState, outcome_as_json, state_as_json
+from cloud_registry.core.trust_files import SignedFile
 from cloud_registry.ports import AliasMove, ModelQuery, ProgressListener, Role, StoreCounts
 from cloud_registry.service.clean_up import Removed
 from cloud_registry.service.registration import Registered, Registration
@@ -179,6 +181,52 @@ class DeviceVerbs(Protocol):
         ...
 
 
+class TrustVerbs(Protocol):
+    """The signed metadata, as whoever holds offline keys works with it: see service/trust.py. No key ever crosses."""
+
+    def state(self) -> TrustState:
+        """The roles, their versions and expiry, what waits for signatures, and what is due."""
+        ...
+
+    def stand(self, roles: Sequence[str] | None = None) -> TrustStand:
+        """What stands of TUF's own roles, of these (or all) of models, and of what waits for signatures."""
+        ...
+
+    def unsigned(self, files: Sequence[SignedFile]) -> Sequence[SignedFile]:
+        """Those of the files that devices would refuse."""
+        ...
+
+    def propose(
+        self, references: Sequence[str], *, deltas: bool = True, on_progress: ProgressListener | None = None
+    ) -> Proposal:
+        """The files of model versions that there are to sign; missing deltas are made first."""
+        ...
+
+    def make_online_key(self, role: str) -> Mapping[str, Any]:
+        """Make a new key of snapshot or timestamp, which stays there; its public part."""
+        ...
+
+    def begin(self, root: Mapping[str, Any], targets: Mapping[str, Any], lifetimes_d: Mapping[str, float]) -> Outcome:
+        """Publish the first root and targets, signed by their keys."""
+        ...
+
+    def submit(self, roles: Mapping[str, Mapping[str, Any]], base: Mapping[str, str]) -> Outcome:
+        """Hand in signed metadata of models' files; it is published when enough keys have signed, else it waits."""
+        ...
+
+    def submit_keys(self, roles: Mapping[str, Mapping[str, Any]], base: Mapping[str, str]) -> Outcome:
+        """Hand in signed metadata that gives roles other keys."""
+        ...
+
+    def refresh(self, force: bool = False) -> Outcome:
+        """Sign snapshot and timestamp again where that is due."""
+        ...
+
+    def discard(self) -> Sequence[str]:
+        """Throw away what waits for signatures; the roles that did."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Verb:
     """One row of the API.
@@ -211,6 +259,7 @@ GROUPS: Mapping[type, str] = {
     RolloutVerbs: "rollouts",
     TelemetryVerbs: "telemetry",
     DeviceVerbs: "devices",
+    TrustVerbs: "trust",
 }
 
 
@@ -270,4 +319,15 @@ VERBS: tuple[Verb, ...] = (
     Verb(TelemetryVerbs, "summary", "GET", "/telemetry/summary", READ),
     Verb(TelemetryVerbs, "envelopes", "GET", "/telemetry/readings", READ),
     Verb(DeviceVerbs, "devices", "GET", "/devices", READ),
+    Verb(TrustVerbs, "state", "GET", "/trust", READ, state_as_json),
+    Verb(TrustVerbs, "stand", "POST", "/trust/stand", READ),
+    Verb(TrustVerbs, "unsigned", "POST", "/trust/unsigned", READ),
+    Verb(TrustVerbs, "propose", "POST", "/trust/propose", PUBLISH),
+    Verb(TrustVerbs, "submit", "POST", "/trust/submit", PUBLISH, outcome_as_json),
+    Verb(TrustVerbs, "discard", "DELETE", "/trust/staged", PUBLISH),
+    # What devices believe at all is changed by those who answer for the fleet.
+    Verb(TrustVerbs, "submit_keys", "POST", "/trust/keys", OPERATE, outcome_as_json),
+    Verb(TrustVerbs, "make_online_key", "POST", "/trust/online-keys", OPERATE),
+    Verb(TrustVerbs, "begin", "POST", "/trust", OPERATE, outcome_as_json),
+    Verb(TrustVerbs, "refresh", "POST", "/trust/refresh", OPERATE, outcome_as_json),
 )

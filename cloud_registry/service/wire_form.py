@@ -108,7 +108,7 @@ def decode(
     """The value; raises UsageError for what is no JSON or of another shape."""
     try:
         return convert(msgspec.json.decode(text), type_, path_of, what=what)
-    except msgspec.DecodeError as err:
+    except (msgspec.DecodeError, RecursionError) as err:
         raise UsageError(f"{what} cannot be read: {err}") from err
 
 
@@ -126,7 +126,7 @@ def convert(
         raise TypeError(f"{wanted!r} has no wire form")
 
     if type_ is None or type_ is type(None):
-        return None
+        type_ = type(None)
     try:
         return msgspec.convert(value, type_, strict=strict, dec_hook=hook)
     except (msgspec.ValidationError, TypeError) as err:

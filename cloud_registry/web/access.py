@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +50,7 @@ class Door:
 
     def __init__(self, parts: ServerParts) -> None:
         self._parts = parts
+        self._counting = threading.Lock()
 
     def visit(self, what: str, request: Request, **on: Any) -> Visit:
         return Visit(what, request, on=on, started_s=self._parts.monotonic_s())
@@ -112,6 +114,7 @@ class Door:
         return answer
 
     def _take_token(self, caller: str) -> None:
-        delay_s = self._parts.rate.delay_s(caller, self._parts.monotonic_s())
+        with self._counting:
+            delay_s = self._parts.rate.delay_s(caller, self._parts.monotonic_s())
         if delay_s > 0:
             raise TooOftenError(delay_s)

@@ -7,6 +7,7 @@ its digest, so a device resumes a download with ``Range`` and ``If-Range``.
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
 
+from anyio import CapacityLimiter, to_thread
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -14,14 +15,17 @@ from starlette.routing import Route
 
 from cloud_registry.core.access import may
 from cloud_registry.core.http_ranges import answer
+from cloud_registry.core.model_directory import PATH_LENGTH_MAX
 from cloud_registry.errors import AccessDeniedError, NotFoundError, RegistryError
 from cloud_registry.ports import Principal, Role
 from cloud_registry.web.access import NOBODY, Door
-from cloud_registry.web.answers import ServerParts
+from cloud_registry.web.answers import TOLD_LENGTH_MAX, ServerParts
 
 # An artifact's bytes are fixed for ever; whether a version was deleted is asked again each time.
 CACHE_CONTROL = "no-cache"
-TARGET_LENGTH_MAX = 128
+# A file of a registered directory: name/version/source/path.
+TARGET_LENGTH_MAX = 128 + PATH_LENGTH_MAX
+BEGINNING_THREADS_MAX = 40
 METADATA_BYTES_MAX = 64 * 1024 * 1024
 # As TUF names them: ``12.root.json``, ``timestamp.json``, ``3.digits.json``.
 _METADATA_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,120}\.json")
@@ -42,12 +46,14 @@ class ArtifactRoutes:
     def __init__(self, parts: ServerParts, door: Door) -> None:
         self._parts = parts
         self._door = door
+        # Downloads under way read their next chunk in other threads, so that no slow beginning holds them up.
+        self._beginning = CapacityLimiter(BEGINNING_THREADS_MAX)
 
     async def artifact(self, request: Request) -> Response:
-        return await run_in_threadpool(self._answered, request, "artifact", self._artifact)
+        return await to_thread.run_sync(self._answered, request, "artifact", self._artifact, limiter=self._beginning)
 
     async def metadata(self, request: Request) -> Response:
-        return await run_in_threadpool(self._answered, request, "metadata", self._metadata)
+        return await to_thread.run_sync(self._answered, request, "metadata", self._metadata, limiter=self._beginning)
 
     def _answered(self, request: Request, what: str, handler: _Handler) -> Response:
         visit = self._door.visit(what, request, **request.path_params)
@@ -66,7 +72,7 @@ class ArtifactRoutes:
         self._check_offered(principal, target)
         file = self._parts.catalog.file(target) if len(target) <= TARGET_LENGTH_MAX else None
         if file is None:
-            raise NotFoundError(f"there is no artifact {target[:TARGET_LENGTH_MAX]!r}")
+            raise NotFoundError(f"there is no artifact {target[:TOLD_LENGTH_MAX]!r}")
         stored_bytes = self._parts.artifacts.size_bytes(file.digest)
         if stored_bytes != file.size_bytes:
             seen = "nothing" if stored_bytes is None else f"{stored_bytes} bytes"
@@ -112,7 +118,7 @@ class ArtifactRoutes:
             return
         if not self._parts.offers(principal, target):
             raise AccessDeniedError(
-                f"{principal.name!r} is not offered {target[:TARGET_LENGTH_MAX]!r}",
+                f"{principal.name!r} is not offered {target[:TOLD_LENGTH_MAX]!r}",
                 hint="A device fetches what a rollout, or its module twin, offers to its fleet.",
             )
 
@@ -120,7 +126,7 @@ class ArtifactRoutes:
         name, folder = str(request.path_params["file"]), self._parts.metadata
         path = folder / name if folder is not None and _METADATA_NAME.fullmatch(name) else None
         if path is None or path.is_symlink() or not path.is_file() or path.stat().st_size > METADATA_BYTES_MAX:
-            raise NotFoundError(f"there is no metadata {name[:TARGET_LENGTH_MAX]!r}")
+            raise NotFoundError(f"there is no metadata {name[:TOLD_LENGTH_MAX]!r}")
         content = path.read_bytes()
         # A stale timestamp would keep a device from what was published.
         return Response(content, media_type="application/json", headers={"Cache-Control": CACHE_CONTROL})

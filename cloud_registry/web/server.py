@@ -13,10 +13,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from cloud_registry.core.wire_problems import Problem
 from cloud_registry.ports import Role
 from cloud_registry.service.verbs import RolloutVerbs
 from cloud_registry.web.access import Door
-from cloud_registry.web.answers import ServerParts, json_answer, problem_answer
+from cloud_registry.web.answers import TOLD_LENGTH_MAX, ServerParts, json_answer, problem_answer
 from cloud_registry.web.artifact_routes import artifact_routes
 from cloud_registry.web.openapi import openapi_document
 from cloud_registry.web.upload_routes import upload_routes
@@ -32,7 +33,7 @@ def create_app(parts: ServerParts) -> Starlette:
     async def description(_request: Request) -> Response:
         return json_answer(openapi_document(version("slipway")))
 
-    return Starlette(
+    app = Starlette(
         routes=[
             *artifact_routes(parts, door),
             *upload_routes(parts, door),
@@ -43,6 +44,9 @@ def create_app(parts: ServerParts) -> Starlette:
         ],
         exception_handlers={HTTPException: _http_problem},
     )
+    # A redirect would lead to whatever host the request names.
+    app.router.redirect_slashes = False
+    return app
 
 
 async def _health(_request: Request) -> Response:
@@ -59,5 +63,13 @@ def _metrics(parts: ServerParts, door: Door, request: Request) -> Response:
     return Response(parts.metrics.text(), media_type=parts.metrics.content_type)
 
 
-async def _http_problem(_request: Request, err: Exception) -> Response:
+async def _http_problem(request: Request, err: Exception) -> Response:
+    if isinstance(err, HTTPException) and err.status_code in (404, 405):
+        # No NotFoundError: to a script that would say that there is no such model.
+        asked = f"{request.method} {request.url.path[:TOLD_LENGTH_MAX]}"
+        problem = Problem(
+            error=f"this server answers no {asked}",
+            hint="GET /openapi.json describes what it answers; it may be older than who asks.",
+        )
+        return json_answer(problem, err.status_code, err.headers)
     return problem_answer(err)

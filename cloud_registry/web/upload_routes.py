@@ -73,7 +73,7 @@ class UploadRoutes:
 
     async def _append(self, request: Request, owner: str, upload_id: str) -> StagedUpload:
         offset = request.headers.get("upload-offset", "")
-        if not offset.isdigit() or len(offset) > 18:
+        if not offset.isascii() or not offset.isdigit() or len(offset) > 18:
             raise UsageError(
                 "the request lacks Upload-Offset", hint="Ask for it with GET; it is where the upload stands."
             )
@@ -109,5 +109,5 @@ class UploadRoutes:
 def _read(body: bytes) -> UploadBegun:
     try:
         return msgspec.json.decode(body, type=UploadBegun)
-    except msgspec.DecodeError as err:
+    except (msgspec.DecodeError, RecursionError) as err:
         raise UsageError(f"an upload is begun with its digest and size: {err}") from err

@@ -4,6 +4,7 @@ import asyncio
 import shutil
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
@@ -26,6 +27,8 @@ EVENT_FORM = "application/x-ndjson"
 # Each request takes a thread while it is worked on; what takes long takes one of fewer.
 THREADS_MAX = 16
 LONG_THREADS_MAX = 4
+# Whoever is not let in hears so at once, however much is under way.
+DOOR_THREADS_MAX = 8
 # So that whoever stands in between does not take a quiet line for a dead one.
 KEEP_ALIVE_S = 10.0
 FOLDER_FILES_MAX = 1000
@@ -33,10 +36,10 @@ NAME_BYTES_MAX = 255
 
 
 def verb_routes(parts: ServerParts, door: Door) -> list[Route]:
-    short, long = CapacityLimiter(THREADS_MAX), CapacityLimiter(LONG_THREADS_MAX)
+    short, long, at_door = map(CapacityLimiter, (THREADS_MAX, LONG_THREADS_MAX, DOOR_THREADS_MAX))
 
     def route(verb: Verb) -> Route:
-        runner = VerbRunner(parts, door, verb, long if shape_of(verb).listeners else short)
+        runner = VerbRunner(parts, door, verb, long if shape_of(verb).listeners else short, at_door)
         return Route(API_ROOT + verb.path, runner.answer, methods=[verb.method], name=verb.id)
 
     # A path without parameters is looked for before one that would take its last word for a parameter.
@@ -46,19 +49,22 @@ def verb_routes(parts: ServerParts, door: Door) -> list[Route]:
 class VerbRunner:
     """Answers the requests for one verb."""
 
-    def __init__(self, parts: ServerParts, door: Door, verb: Verb, limiter: CapacityLimiter) -> None:
+    def __init__(
+        self, parts: ServerParts, door: Door, verb: Verb, limiter: CapacityLimiter, at_door: CapacityLimiter
+    ) -> None:
         self._parts = parts
         self._door = door
         self._verb = verb
         self._shape: Shape = shape_of(verb)
         self._limiter = limiter
+        self._at_door = at_door
         self._service = parts.services[verb.protocol]
 
     async def answer(self, request: Request) -> Response:
         visit = self._door.visit(self._verb.id, request, **request.path_params)
         try:
             # Who is not let in is not listened to either: his body stays unread.
-            await to_thread.run_sync(self._door.let_in, visit, self._verb.role, limiter=self._limiter)
+            await to_thread.run_sync(self._door.let_in, visit, self._verb.role, limiter=self._at_door)
             body = await body_of(request) if self._verb.method not in ("GET", "DELETE") else b""
             if self._shape.is_streamed:
                 return await to_thread.run_sync(self._streamed, visit, body, limiter=self._limiter)
@@ -67,7 +73,7 @@ class VerbRunner:
             content = await to_thread.run_sync(self._done, visit, body, {}, limiter=self._limiter)
             return Response(content, media_type="application/json")
         except Exception as err:  # noqa: BLE001  (a sentence and a line in the log for whatever it is)
-            return await to_thread.run_sync(self._door.refuse, visit, err)
+            return await to_thread.run_sync(self._door.refuse, visit, err, limiter=self._at_door)
 
     # --- in a thread ---------------------------------------------------------
 
@@ -87,9 +93,11 @@ class VerbRunner:
     def _streamed(self, visit: Visit, body: bytes) -> Response:
         arguments = self._arguments(visit.request, body, None)
         values: Iterator[Any] = getattr(self._service, self._verb.name)(**arguments)
+        # What fails does so at the first value, while there is still an answer to tell it with.
+        first = list(islice(values, 1))
         self._door.note(visit, 200)
         return StreamingResponse(
-            iterate_in_threadpool(encode(value) + b"\n" for value in values), media_type=EVENT_FORM
+            iterate_in_threadpool(encode(value) + b"\n" for value in chain(first, values)), media_type=EVENT_FORM
         )
 
     def _arguments(self, request: Request, body: bytes, uploads: "_Uploads | None") -> dict[str, Any]:
@@ -218,8 +226,8 @@ def _object(body: bytes) -> dict[str, Any]:
         return {}
     try:
         given = msgspec.json.decode(body)
-    except msgspec.DecodeError as err:
-        raise UsageError(f"the request's body is no JSON: {err}") from err
+    except (msgspec.DecodeError, RecursionError) as err:
+        raise UsageError(f"the request's body is no JSON that is read here: {err}") from err
     if not isinstance(given, dict):
         raise UsageError("the request's body is no JSON object")
     return given

@@ -23,7 +23,13 @@ IMAGES = Path(os.environ.get("SLIPWAY_TEST_IMAGES", "/tmp/slipway-images"))
 # The endpoint alone: an engine and what serves it. The agent's cloud packages are left out.
 REQUIREMENTS = ("click>=8.1,<9", "msgspec>=0.19,<1", "numpy>=1.26,<3", "onnxruntime>=1.19,<2", "uvicorn>=0.30,<1")
 SLIPWAY = [sys.executable, "-c", "from cloud_registry.cli import main; main()"]
-WHEEL_TAGS = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
+# ONNX Runtime 1.23 and later ends with a segmentation fault under Debian's qemu 7.2, before any code of ours.
+EMULATED = tuple(text.replace("onnxruntime>=1.19,<2", "onnxruntime>=1.19,<1.23") for text in REQUIREMENTS)
+PLATFORM_REQUIREMENTS = {"linux/amd64": REQUIREMENTS, "linux/arm64": EMULATED}
+WHEEL_TAGS = {"linux/amd64": "x86_64", "linux/arm64": "aarch64", "linux/arm/v7": "armv7l"}
+# What Debian calls the machines.
+ARCHITECTURES = {"linux/amd64": "amd64", "linux/arm64": "arm64", "linux/arm/v7": "armhf"}
+ROOT = Path(__file__).parents[2]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -61,7 +67,7 @@ def base(engine: Any) -> Callable[[str], str]:
     import docker.errors
 
     def find(platform: str) -> str:
-        name = f"slipway-base:{platform.removeprefix('linux/')}"
+        name = f"slipway-base:{ARCHITECTURES[platform]}"
         try:
             engine.images.get(name)
         except docker.errors.ImageNotFound:
@@ -71,27 +77,40 @@ def base(engine: Any) -> Callable[[str], str]:
     return find
 
 
+def compiled_wheels(folder: Path) -> Path:
+    """What no index has for 32-bit ARM; the rest is the index's."""
+    if os.geteuid() != 0:
+        missing(".ci/armv7-wheels installs Debian's cross compiler, which needs root")
+    compiled = subprocess.run([ROOT / ".ci" / "armv7-wheels", folder], capture_output=True, text=True)
+    if compiled.returncode:
+        missing(f".ci/armv7-wheels cannot compile: {compiled.stderr[-400:]}")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def wheelhouse() -> Callable[[str], Path]:
-    """Wheels of `REQUIREMENTS` for a platform; fetched once and kept."""
+    """Wheels of the requirements for a platform; fetched once and kept."""
 
     def fetch(platform: str) -> Path:
         folder = IMAGES / f"wheels-{WHEEL_TAGS[platform]}"
         done = folder / "requirements.json"
-        if done.is_file() and json.loads(done.read_text()) == list(REQUIREMENTS):
+        if platform == "linux/arm/v7":
+            return compiled_wheels(folder)
+        wanted = PLATFORM_REQUIREMENTS[platform]
+        if done.is_file() and json.loads(done.read_text()) == list(wanted):
             return folder
         tags = [f"manylinux{tag}_{WHEEL_TAGS[platform]}" for tag in ("2014", "_2_27", "_2_28")]
         fetched = subprocess.run(
             [
                 *(sys.executable, "-m", "pip", "download", "--quiet", "--only-binary", ":all:", "--dest", str(folder)),
-                *("--python-version", "3.11", *(word for tag in tags for word in ("--platform", tag)), *REQUIREMENTS),
+                *("--python-version", "3.11", *(word for tag in tags for word in ("--platform", tag)), *wanted),
             ],
             capture_output=True,
             text=True,
         )
         if fetched.returncode:
             missing(f"pip cannot fetch wheels for {platform}: {fetched.stderr[-400:]}")
-        done.write_text(json.dumps(REQUIREMENTS))
+        done.write_text(json.dumps(wanted))
         return folder
 
     return fetch
@@ -117,11 +136,11 @@ class Workshop:
     base: Callable[[str], str]
     wheelhouse: Callable[[str], Path]
 
-    def slipway(self, *arguments: str) -> Said:
+    def slipway(self, *arguments: str, **environment: str) -> Said:
         done = subprocess.run(
             [*SLIPWAY, *arguments],
             cwd=self.folder,
-            env={**os.environ, "SLIPWAY_HOME": str(self.config.home)},
+            env={**os.environ, "SLIPWAY_HOME": str(self.config.home), **environment},
             capture_output=True,
             text=True,
             timeout=300,
@@ -132,6 +151,13 @@ class Workshop:
         said = self.slipway("model", "manifest", "edit", "mix:1", *options, "--json")
         assert said.code == 0, said.err
         return ImageRecipe.from_json(said.out)
+
+    def recipe_file(self, reference: str, **changes: Any) -> str:
+        """The version's recipe with other fields, as a file for one build."""
+        recipe = self.slipway("model", "manifest", "show", reference, "--json").json
+        path = self.folder / f"{reference.replace(':', '-')}.json"
+        path.write_text(json.dumps({**recipe, **changes}))
+        return str(path)
 
     def build(self, tag: str, platform: str = "linux/amd64", dockerfile: Path | None = None) -> str:
         """The image's id. With `tag`, which the engine then knows it by."""

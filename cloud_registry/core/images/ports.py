@@ -1,6 +1,6 @@
 """What building images needs of the world, as protocols. They speak of images, so they live beside them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ from cloud_registry.core.images.names import ImageName
 from cloud_registry.core.images.platforms import Platform, PythonTarget
 from cloud_registry.core.images.records import ImageRecord
 from cloud_registry.core.images.wheels import Wheel
-from cloud_registry.ports import ImageReference, ProgressListener
+from cloud_registry.ports import ProgressListener
 
 
 class ImageBlobs(Protocol):
@@ -49,9 +49,49 @@ class PackageSource(Protocol):
         ...
 
 
+class BlobBytes(Protocol):
+    """A blob's bytes: of a stored one all at once, of a layer that is being compressed as they come."""
+
+    @property
+    def size_bytes(self) -> int:
+        """What there is of it so far."""
+        ...
+
+    def read(self, start: int, bytes_min: int, bytes_max: int) -> bytes:
+        """Bytes from `start` on: waits until there are `bytes_min` or the blob is whole; nothing at its end.
+
+        Raises RegistryError where it will never be whole.
+        """
+        ...
+
+    def digest(self) -> str:
+        """Waits until the blob is whole."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class LayerListener(Protocol):
+    """Told of an image's layers while it is built, so that they can be on their way before it is done."""
+
+    def stored(self, layer: Descriptor, source: str) -> None:
+        """A layer that is in the store; a registry may have it in repository `source` ("" where it is told by none)."""
+        ...
+
+    def begun(self, layer: BlobBytes) -> None:
+        """A layer that is being made, and must be closed by who is told of it."""
+        ...
+
+
 class LayerWriter(Protocol):
-    def layer(self, files: Sequence[LayerFile], created_by: str, on_progress: ProgressListener | None = None) -> Layer:
-        """Store a layer of these files, or find the one that was made of the same."""
+    def layer(
+        self,
+        files: Sequence[LayerFile],
+        created_by: str,
+        on_progress: ProgressListener | None = None,
+        on_begun: Callable[[BlobBytes], None] | None = None,
+    ) -> Layer:
+        """Store a layer of these files, or find the one that was made of the same; `on_begun` gets one in work."""
         ...
 
 
@@ -71,11 +111,23 @@ class ImageRegistry(Protocol):
         """Send the blob unless the registry has it or takes it over from repository `source`; whether it was sent."""
         ...
 
+    def push_growing(self, name: ImageName, blob: BlobBytes, on_progress: ProgressListener | None = None) -> str:
+        """Send a blob while it is made, whatever the registry has; its digest."""
+        ...
+
+    def annotation(self, name: ImageName, key: str) -> str:
+        """What the image behind a name says of itself under a key; "" where it says nothing, or where there is none."""
+        ...
+
     def push_manifest(self, name: ImageName, media_type: str, content: bytes) -> bool:
         """Store a manifest or index; whether the registry lists referrers by itself."""
         ...
 
-    def add_referrer(self, name: ImageName, subject: str, referrer: Descriptor) -> None: ...
+    def add_referrers(self, name: ImageName, subject: str, referrers: Sequence[Descriptor]) -> None: ...
+
+    def close(self) -> None:
+        """Stop what other threads do here, at their next step."""
+        ...
 
 
 class ImageTable(Protocol):
@@ -90,5 +142,3 @@ class ImageTable(Protocol):
     def all(self) -> Sequence[ImageRecord]: ...
 
     def remove(self, record: ImageRecord) -> None: ...
-
-    def references(self) -> Sequence[ImageReference]: ...

@@ -21,6 +21,7 @@ _NOT_FOUND = re.compile(r"No matching distribution found for (\S+)")
 _ERROR = re.compile(r"^ERROR: (.+)$", re.MULTILINE)
 _VERSIONS = re.compile(r"\(from versions: ([^)]+)\)")
 _CONFLICT = re.compile(r"The conflict is caused by:\n((?:[ \t]+\S.*\n)+)")
+_NOWHERE = re.compile(r"have no matching distributions available for your environment:\n[ \t]+(\S+)")
 VERSIONS_NAMED_MAX = 5
 
 
@@ -101,9 +102,11 @@ def missing_requirement(output: str, pinned: Iterable[Wheel] = ()) -> str | None
     lines = conflict.group(1).splitlines() if conflict else []
     asked = {line.rpartition(" ")[2] for line in lines if "(constraint)" in line}
     # A conflict in which nothing but the pin of one package stands is the want of a wheel of that version.
-    if not lines or any("depends on" in line for line in lines):
-        return None
-    return next((f"{one.name}=={one.version}" for one in pinned if f"{one.name}=={one.version}" in asked), None)
+    if lines and not any("depends on" in line for line in lines):
+        return next((f"{one.name}=={one.version}" for one in pinned if f"{one.name}=={one.version}" in asked), None)
+    # What every version of another package asks for: pip tried them all, and tells the name alone.
+    nowhere = _NOWHERE.search(output)
+    return nowhere.group(1) if nowhere else None
 
 
 def refusal(output: str, platform: Platform, target: PythonTarget) -> str:
@@ -126,7 +129,21 @@ def refusal(output: str, platform: Platform, target: PythonTarget) -> str:
     if there is None:
         return f"there is no wheel of {wanted} for {place}; no wheel of that name was seen at all"
     version, machines = there
+    # Those for the image's own Python say most.
+    own = [words for words in machines if words.split()[0] == f"cp{target.version[0]}{target.version[1]}"]
+    machines = own or machines
+    more = len(machines) - MACHINES_NAMED_MAX
+    machines = [*machines[:MACHINES_NAMED_MAX], *([f"{more} more"] if more > 0 else [])]
     return f"there is no wheel of {wanted} for {place}; {name} {version} has wheels for {', '.join(machines)} only"
+
+
+def fitting_version(wanted: str, output: str) -> str:
+    """A version that a requirement takes: one that pip saw for others, else one that the requirement itself names."""
+    requirement = Requirement(wanted)
+    seen = _others(output, canonicalize_name(requirement.name))
+    named = [Version(one.version) for one in requirement.specifier if not one.version.endswith("*")]
+    candidates = [*([seen[0]] if seen is not None else []), *sorted(named)]
+    return str(next((one for one in candidates if requirement.specifier.contains(one, prereleases=True)), "1"))
 
 
 def _others(output: str, name: str) -> tuple[Version, list[str]] | None:
@@ -142,6 +159,4 @@ def _others(output: str, name: str) -> tuple[Version, list[str]] | None:
     if not by_version:
         return None
     newest = max(by_version)
-    machines = sorted(by_version[newest])
-    more = len(machines) - MACHINES_NAMED_MAX
-    return newest, [*machines[:MACHINES_NAMED_MAX], *([f"{more} more"] if more > 0 else [])]
+    return newest, sorted(by_version[newest])

@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from sqlalchemy import Engine, insert
+
 from cloud_registry.adapters.database import open_database
+from cloud_registry.adapters.sql_catalog import model_names, model_versions
 from cloud_registry.adapters.sql_rollouts import SqlRollouts
 from cloud_registry.core.gate import GateTerms
 from cloud_registry.core.rollout.documents import RolloutTerms
@@ -279,6 +282,7 @@ class MortalLog(SqlRollouts):
 
     def __init__(self, engine: Any) -> None:
         super().__init__(engine)
+        self.engine = engine
         self.fuse = Fuse()
 
     def append(self, rollout_id: str, events: Sequence[Any], *, expected_sequence: int, **terms: Any) -> None:
@@ -288,13 +292,23 @@ class MortalLog(SqlRollouts):
             self.fuse.burn()
 
 
+def database_with_versions() -> Engine:
+    """The catalog's rows as far as a rollout asks for them: that the versions are there."""
+    engine = open_database("sqlite://")
+    with engine.begin() as connection:
+        connection.execute(insert(model_names).values(name=MODEL, last_version=9))
+        rows = [{"name": MODEL, "version": version, "manifest": "{}"} for version in range(1, 10)]
+        connection.execute(insert(model_versions), rows)
+    return engine
+
+
 class World:
     """A fleet, its hub, the log, and the controllers that come and go."""
 
     def __init__(self, devices: Sequence[ScriptedDevice], *, tick_s: float = 1.0) -> None:
         self.clock = HandClock()
         self.hub = MemoryHub(devices)
-        self.log = MortalLog(open_database("sqlite://"))
+        self.log = MortalLog(database_with_versions())
         self.hub.before_write = self.hub.after_write = self.log.fuse.burn
         self.tick_s = tick_s
         self.catalog = Catalog()

@@ -7,12 +7,14 @@ import msgspec
 import pytest
 from rollout_worlds import MODEL, RELABELLED, World, digest, fleet, outcomes, terms
 
+from cloud_registry.adapters.sql_catalog import SqlCatalog
 from cloud_registry.core.offers import offered_by_device
 from cloud_registry.core.rollout.events import OffersWritten
 from cloud_registry.core.rollout.view import status_as_json
 from cloud_registry.errors import ConflictError, GateRefusedError, HubUnreachableError, NotFoundError, RegistryError
 from cloud_registry.ports import RolloutReference
 from cloud_registry.service.rollouts import RollbackRequest, RolloutRequest
+from manifests.identity import ModelReference
 from manifests.release import DeltaOffer
 
 
@@ -247,14 +249,25 @@ def test_a_version_that_was_deleted_meanwhile_cannot_be_gone_back_to_and_another
     assert world.hub.running() == {"dev-01": 3, "dev-02": 3}
 
 
-def test_references_name_what_rollouts_carry_and_go_back_to():
+def test_an_unfinished_rollout_names_what_it_carries_and_goes_back_to():
     world = World(fleet(*["commits"] * 2))
+    catalog = SqlCatalog(world.log.engine)
+
+    def names(version: int) -> tuple[tuple[RolloutReference, ...], int]:
+        found = catalog.names(ModelReference(MODEL, version))
+        return found.rollouts, found.rollouts_begun
+
     world.install(1)
-    world.start(2)
-    assert world.service.references() == [
-        RolloutReference("r-0001", MODEL, 1, previous_versions=(), is_active=False),
-        RolloutReference("r-0002", MODEL, 2, previous_versions=(1,), is_active=True),
-    ]
+    assert names(1) == ((), 1)
+    started = world.start(2)
+    assert names(1) == ((RolloutReference("r-0002", False),), 2)
+    assert names(2) == ((RolloutReference("r-0002", True),), 1)
+    world.service.tick(started.plan.id)
+    # Taken to a third version instead of back: it is named from then on.
+    world.service.rollback(started.plan.id, RollbackRequest(to=f"{MODEL}:3"))
+    assert names(3) == ((RolloutReference("r-0002", False),), 1)
+    world.settle(started.plan.id)
+    assert [names(version) for version in (1, 2, 3)] == [((), 2), ((), 1), ((), 1)]
 
 
 def test_a_controller_that_lost_its_lease_can_write_neither_twins_nor_log():

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from cloud_registry import wiring
+from cloud_registry.adapters.sql_catalog import SqlCatalog
 from cloud_registry.config import read_config
 from cloud_registry.core.images.bases import BaseSource
 from cloud_registry.core.images.names import ImageName
@@ -91,6 +92,8 @@ def open_yard(folder: Path, content: bytes = b"weights" * 5000) -> Yard:
     save_wheel(yard.wheelhouse, "engine", "2.1", requires=["small>=1"], scripts={"score": "engine:main"})
     save_wheel(yard.wheelhouse, "small", "1.0")
     yard.manifest = yard.with_model(content)
+    # An image is recorded for a version that is there.
+    SqlCatalog(wiring.open_engine(yard.config.database_url)).add("digits", lambda _version: yard.manifest)
     return yard
 
 

@@ -16,6 +16,7 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
+from cloud_registry import wiring
 from cloud_registry.adapters.oci_outputs import write_layout, write_tar
 from cloud_registry.adapters.oci_store import OciStore
 from cloud_registry.core.images.bases import BaseSource
@@ -138,6 +139,24 @@ def test_a_package_without_a_wheel_for_the_platform_is_refused_and_nothing_is_ke
         yard.build("fast")
     assert "no wheel of fast for linux/amd64 with Python 3.11 and glibc 2.36" in caught.value.message
     assert yard.images().list() == []
+
+
+def test_every_package_without_a_wheel_is_told_of_at_once(yard):
+    save_wheel(yard.wheelhouse, "fast", "1.1", "cp311-cp311-manylinux_2_28_aarch64")
+    save_wheel(yard.wheelhouse, "packed", "2.5", "cp311-cp311-manylinux_2_28_aarch64")
+    save_wheel(yard.wheelhouse, "other", requires=["packed>=2,<3", "nowhere==4.1"])
+    for version in ("1.0", "2.0"):
+        save_wheel(yard.wheelhouse, "grown", version, requires=["deep>=1"])
+    with pytest.raises(UsageError) as caught:
+        yard.build("fast", "other", "small", "grown")
+    lines = caught.value.message.splitlines()
+    assert sorted(line.split(" for ")[0].removeprefix("there is no wheel of ") for line in lines) == [
+        "deep",
+        "fast",
+        "nowhere==4.1",
+        "packed<3,>=2",
+    ]
+    assert "packed 2.5 has wheels for cp311 manylinux_2_28_aarch64 only" in caught.value.message
 
 
 def test_packages_that_contradict_each_other_are_refused(yard):
@@ -318,18 +337,18 @@ def test_attached_documents_point_to_their_image(yard):
 
 def test_an_image_holds_its_model_version_until_it_is_forgotten(yard):
     record = yard.build()
-    images = yard.images()
-    (held,) = images.references()
-    assert (held.image, held.digest, str(held.reference)) == ("slipway-digits:1", record.digest, "digits:1")
-    images.remove(record, is_pushed_allowed=False)
-    assert images.references() == []
+    models = wiring.open_models(yard.config)
+    (holder,) = models.holders_of(yard.manifest.reference)
+    assert (holder.where, holder.why) == ("slipway-digits:1", f"holds it ({record.digest[:19]})")
+    yard.images().remove(record, is_pushed_allowed=False)
+    assert models.holders_of(yard.manifest.reference) == ()
 
 
 def test_an_older_image_of_the_same_name_holds_its_version_as_well(yard):
     yard.build()
     yard.images().build(yard.request(manifest=yard.with_model(b"newer")))
     images = yard.images()
-    assert len(images.references()) == 2
+    assert len(wiring.open_models(yard.config).holders_of(yard.manifest.reference)) == 2
     assert images.find("slipway-digits:1").digest == images.list()[0].digest
 
 

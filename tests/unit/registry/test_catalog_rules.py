@@ -4,6 +4,7 @@ import pytest
 
 from cloud_registry.core.catalog import (
     Holder,
+    ModelFacts,
     Selector,
     edited_tags,
     grown_properties,
@@ -16,10 +17,10 @@ from cloud_registry.core.catalog import (
     parse_tag_query,
 )
 from cloud_registry.errors import ConflictError, UsageError
-from cloud_registry.ports import ImageReference, ModelQuery, ModuleTwin, RolloutReference
+from cloud_registry.ports import ImageReference, ModelQuery, ModuleTwin, RolloutReference, VersionNames
 from manifests.errors import ManifestError
 from manifests.identity import ModelReference
-from manifests.model import ModelManifest
+from manifests.model import Dataset, Lineage, ModelManifest
 
 V2 = ModelReference("digits", 2)
 DIGEST = "sha256:" + "2" * 64
@@ -79,39 +80,29 @@ TWINS = {
 @pytest.mark.parametrize("story", TWINS)
 def test_a_module_holds_what_its_twin_names(story: str):
     module, why = TWINS[story]
-    assert holders(V2, frozenset({DIGEST}), [module], []) == tuple(Holder("dev-01/slipway", word) for word in why)
+    found = holders(V2, frozenset({DIGEST}), [module], VersionNames())
+    assert found == tuple(Holder("dev-01/slipway", word) for word in why)
 
 
-# What one rollout names, and why that holds digits:2.
-ROLLOUTS = {
-    "a rollout that carries it": (RolloutReference("r-0001", "digits", 2), ["carries it to devices"]),
-    "a rollout that would go back to it": (RolloutReference("r-0001", "digits", 3, (1, 2)), ["would go back to it"]),
-    "a rollout that has ended": (RolloutReference("r-0001", "digits", 2, (2,), is_active=False), []),
-    "a rollout of another version": (RolloutReference("r-0001", "digits", 3, (1,)), []),
-    "a rollout of another model": (RolloutReference("r-0001", "faces", 2, (2,)), []),
-}
-
-
-@pytest.mark.parametrize("story", ROLLOUTS)
-def test_a_rollout_holds_what_it_names_until_it_ends(story: str):
-    rollout, why = ROLLOUTS[story]
-    assert holders(V2, frozenset({DIGEST}), [], [rollout]) == tuple(Holder("r-0001", word) for word in why)
+def test_rollouts_hold_what_they_carry_and_what_they_would_go_back_to():
+    names = VersionNames(rollouts=(RolloutReference("r-0002", False), RolloutReference("r-0001", True)))
+    assert holders(V2, frozenset({DIGEST}), [], names) == (
+        Holder("r-0001", "carries it to devices"),
+        Holder("r-0002", "would go back to it"),
+    )
 
 
 def test_holders_are_told_in_order_and_once():
     modules = [
         ModuleTwin(f"dev-0{number}", "slipway", True, {"models": {"digits": {"version": 2}}}) for number in (3, 1, 2, 1)
     ]
-    found = holders(V2, frozenset(), modules, [RolloutReference("r-0001", "digits", 2)])
+    found = holders(V2, frozenset(), modules, VersionNames(rollouts=(RolloutReference("r-0001", True),)))
     assert [holder.where for holder in found] == ["dev-01/slipway", "dev-02/slipway", "dev-03/slipway", "r-0001"]
 
 
 def test_images_and_aliases_hold_what_they_name():
-    images = [
-        ImageReference("registry.local/digits:2", DIGEST, V2),
-        ImageReference("registry.local/digits:1", OTHER, ModelReference("digits", 1)),
-    ]
-    assert holders(V2, frozenset(), [], [], images, ("champion",)) == (
+    names = VersionNames(aliases=("champion",), images=(ImageReference("registry.local/digits:2", DIGEST),))
+    assert holders(V2, frozenset(), [], names) == (
         Holder("digits@champion", "stands for it"),
         Holder("registry.local/digits:2", "holds it (sha256:222222222222)"),
     )
@@ -187,6 +178,43 @@ def test_an_edit_of_tags_sets_and_removes_and_may_be_repeated():
 def test_there_is_an_end_to_tags():
     with pytest.raises(UsageError, match="at most 64 tags"):
         edited_tags({}, {f"k{number}": "" for number in range(65)}, [])
+
+
+HOSTILE_TEXTS = {
+    "a key that moves the cursor": {"\x1b[2J": "x"},
+    "a value of two lines": {"stage": "x\nstage=production"},
+    "a zero byte": {"stage": "\0"},
+    "a value without end": {"stage": "x" * 2000},
+    "no key": {"": "x"},
+}
+
+
+@pytest.mark.parametrize("story", HOSTILE_TEXTS)
+def test_whoever_gives_them_tags_and_properties_are_short_and_can_be_shown(story: str):
+    texts = HOSTILE_TEXTS[story]
+    with pytest.raises(UsageError):
+        edited_tags({}, texts, [])
+    with pytest.raises(UsageError):
+        grown_properties({}, texts, "digits:1")
+    with pytest.raises(UsageError):
+        ModelFacts(tags=texts).checked()
+    with pytest.raises(UsageError):
+        ModelFacts(properties=texts).checked()
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        ModelFacts(metrics={"\x1b[2J": 1.0}),
+        ModelFacts(metrics={f"m{number}": 1.0 for number in range(1001)}),
+        ModelFacts(lineage=Lineage(machine="a\0b")),
+        ModelFacts(lineage=Lineage(datasets=(Dataset(name="x\ny", digest=DIGEST),))),
+    ],
+    ids=["metric name", "metrics without end", "machine", "data set"],
+)
+def test_what_is_said_of_a_version_can_be_shown(facts: ModelFacts):
+    with pytest.raises(UsageError):
+        facts.checked()
 
 
 NAMES = {

@@ -13,7 +13,7 @@ import pytest
 from cloud_registry.config import RegistryConfig
 from cloud_registry.core.catalog import ModelFacts
 from cloud_registry.errors import ConflictError, HubUnreachableError, NotFoundError
-from cloud_registry.ports import ModelQuery, ModuleTwin, ProofTerms, RolloutReference
+from cloud_registry.ports import ModelQuery, ModuleTwin, ProofTerms
 from cloud_registry.service.clean_up import Removed
 from cloud_registry.service.models import ModelService
 from cloud_registry.service.registration import Registration
@@ -40,14 +40,6 @@ class TwinsOnly:
 
     def __getattr__(self, name: str) -> Any:
         raise AssertionError(f"a deletion has no business with {name}")
-
-
-class Rollouts:
-    def __init__(self, *references: RolloutReference) -> None:
-        self._references = references
-
-    def references(self) -> Sequence[RolloutReference]:
-        return self._references
 
 
 @pytest.fixture
@@ -85,20 +77,20 @@ NOT_FOUND = {
 @pytest.mark.parametrize("story", NOT_FOUND)
 def test_what_is_not_there_is_said_to_be_so(story: str, models: ModelService, three: list[ModelManifest]):
     text, words = NOT_FOUND[story]
-    models.delete(V2, None, None)
+    models.delete(V2, None)
     with pytest.raises(NotFoundError, match=words):
         models.resolve(text)
 
 
 def test_a_name_all_of_whose_versions_were_deleted_is_remembered(models: ModelService, three: list[ModelManifest]):
     for reference in (V1, V2, V3):
-        models.delete(reference, None, None)
+        models.delete(reference, None)
     with pytest.raises(NotFoundError, match="every version of model 'digits' was deleted"):
         models.latest("digits")
 
 
 def test_a_deleted_version_never_comes_back(models: ModelService, three: list[ModelManifest], onnx_file: Path):
-    models.delete(V3, None, None)
+    models.delete(V3, None)
     assert models.register(Registration("digits", (onnx_file,))).manifest.version == 4
     assert names(models.search(ModelQuery())) == ["digits:1", "digits:2", "digits:4"]
 
@@ -131,19 +123,17 @@ def test_a_version_in_use_stays_and_whoever_holds_it_is_named(models: ModelServi
         ModuleTwin("dev-02", "slipway", False, {}, {"models": {"digits": {"loadedVersion": 2}}}),
         ModuleTwin("dev-03", "slipway", False, {}, {"models": {"digits": {"previous": {"version": 2}}}}),
     )
-    rollouts = Rollouts(RolloutReference("r-0007", "digits", 3, (2,)))
     with pytest.raises(ConflictError) as refused:
-        models.delete(V2, hub, rollouts)  # type: ignore[arg-type]
+        models.delete(V2, hub)  # type: ignore[arg-type]
     assert refused.value.message.splitlines() == [
         "digits:2 is in use and was not deleted:",
         "  dev-01/slipway is asked to run it",
         "  dev-02/slipway runs it",
         "  dev-03/slipway keeps it to go back to",
-        "  r-0007 would go back to it",
     ]
     assert hub.asked_for == ["slipway"]
     assert models.manifest(V2) == three[1]
-    models.delete(V1, hub, rollouts)  # type: ignore[arg-type]
+    models.delete(V1, hub)  # type: ignore[arg-type]
     assert names(models.search(ModelQuery())) == ["digits:2", "digits:3"]
 
 
@@ -155,7 +145,7 @@ def test_of_a_large_fleet_the_first_ten_holders_are_named(models: ModelService, 
         )
     )
     with pytest.raises(ConflictError) as refused:
-        models.delete(V2, hub, None)  # type: ignore[arg-type]
+        models.delete(V2, hub)  # type: ignore[arg-type]
     assert refused.value.message.splitlines()[-1] == "  and 15 more"
     assert len(refused.value.message.splitlines()) == 12
 
@@ -163,7 +153,7 @@ def test_of_a_large_fleet_the_first_ten_holders_are_named(models: ModelService, 
 def test_a_hub_that_cannot_be_asked_stops_the_deletion(models: ModelService, three: list[ModelManifest]):
     hub = TwinsOnly(error=HubUnreachableError("no answer"))
     with pytest.raises(HubUnreachableError):
-        models.delete(V2, hub, None)  # type: ignore[arg-type]
+        models.delete(V2, hub)  # type: ignore[arg-type]
     assert models.manifest(V2) == three[1]
 
 
@@ -199,7 +189,7 @@ def aged(config: RegistryConfig, age: timedelta) -> None:
 def test_orphans_are_removed_when_they_are_old_and_nothing_else_is(
     models: ModelService, three: list[ModelManifest], config: RegistryConfig
 ):
-    models.delete(V2, None, None)
+    models.delete(V2, None)
     unfinished = config.home / "artifacts" / "uploads" / "killed"
     unfinished.write_bytes(b"half")
     assert models.remove_orphans() == Removed()
@@ -216,7 +206,7 @@ def test_bytes_that_are_registered_anew_are_young_again(
     # The version that kept the blob is deleted while another registration of the same bytes is under way.
     aged(config, timedelta(hours=2))
     models.artifacts.put(tmp_path / "v2.onnx")
-    models.delete(V2, None, None)
+    models.delete(V2, None)
     assert models.remove_orphans() == Removed()
 
 
@@ -225,9 +215,9 @@ def test_bytes_that_two_versions_share_stay_until_both_are_gone(
 ):
     for _ in range(2):
         models.register(Registration("digits", (onnx_file,)))
-    models.delete(V1, None, None)
+    models.delete(V1, None)
     aged(config, timedelta(hours=2))
     assert models.remove_orphans() == Removed()
     assert b"".join(models.artifacts.read(models.manifest(V2).artifacts[0].digest)) == onnx_file.read_bytes()
-    models.delete(V2, None, None)
+    models.delete(V2, None)
     assert models.remove_orphans().blobs == 1

@@ -1,5 +1,6 @@
 """Databases come to the tables of today from whatever they were, on SQLite and on PostgreSQL alike."""
 
+import json
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +16,12 @@ from cloud_registry.adapters.database import open_database
 from cloud_registry.adapters.sql_catalog import SqlCatalog
 from cloud_registry.adapters.transactions import database_words, reading
 from cloud_registry.errors import RegistryError, UsageError
-from cloud_registry.ports import ModelQuery
+from cloud_registry.ports import ModelQuery, RolloutReference
+from manifests.identity import ModelReference
 from manifests.model import ModelManifest
 from tests.postgresql import PostgresqlServer
+
+NOW = "2026-11-21T09:00:00+00:00"
 
 
 def unprepared(url: str, monkeypatch: pytest.MonkeyPatch) -> Engine:
@@ -187,3 +191,37 @@ def test_versions_of_the_first_tables_keep_their_tags_and_are_found_by_what_was_
         migrated = {tuple(row) for row in connection.execute(select(*(model_facts.c[name] for name in columns)))}
     # What a revision wrote is what registering the version would write today.
     assert migrated == {tuple(row[name] for name in columns) for row in fact_rows(expected)}
+
+
+def test_rollouts_from_before_name_their_versions_as_new_ones_do(bare: Engine, database_url: str):
+    def content(version: int) -> dict[str, object]:
+        return {"version": version, "format": "onnx"}
+
+    planned = {
+        "type": "rolloutPlanned",
+        "plan": {
+            "model": "digits",
+            "devices": {"dev-01": {"offer": "2@a", "restore": "1@b"}, "dev-02": {"offer": None, "restore": None}},
+            "contents": {"2@a": content(2), "1@b": content(1)},
+        },
+    }
+    events = {
+        "r-0001": [planned, {"type": "rolloutStarted"}, {"type": "rollbackStarted", "contents": {"3@c": content(3)}}],
+        "r-0002": [planned],
+    }
+    with bare.begin() as connection:
+        schema.migrate(connection, "0006")
+        for number, (rollout, recorded) in enumerate(events.items(), start=1):
+            row = {"id": rollout, "number": number, "ended": NOW if number == 2 else None}
+            connection.execute(text(f"INSERT INTO rollouts VALUES (:id, :number, 'digits', '{NOW}', :ended)"), row)
+            for sequence, event in enumerate(recorded, start=1):
+                row = {"id": rollout, "sequence": sequence, "event": json.dumps(event)}
+                connection.execute(text(f"INSERT INTO rollout_events VALUES (:id, :sequence, '{NOW}', :event)"), row)
+    catalog = SqlCatalog(open_database(database_url))
+    names = {version: catalog.names(ModelReference("digits", version)) for version in (1, 2, 3)}
+    assert {version: named.rollouts for version, named in names.items()} == {
+        1: (RolloutReference("r-0001", False),),
+        2: (RolloutReference("r-0001", True),),
+        3: (RolloutReference("r-0001", False),),
+    }
+    assert [names[version].rollouts_begun for version in (1, 2, 3)] == [2, 2, 1]

@@ -122,7 +122,7 @@ def test_what_expires_is_said_by_every_command_and_what_has_expired_by_the_exit_
         (("rotate", "boss"), 2, "'boss' is no role"),
         (("rotate", "model:../../etc"), 2, "is not a model name"),
         (("refresh",), 6, "there is no trust repository"),
-        (("sign", "digits:1"), 6, "no model 'digits' is registered"),
+        (("sign", "digits:1"), 6, "there is no trust repository"),
         (("sign", "--staged", "nowhere.json", "--key", "k"), 6, "nowhere.json cannot be read"),
         (("sign", "--staged", "nowhere.json"), 2, "no key was named"),
     ],

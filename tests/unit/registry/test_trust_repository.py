@@ -9,6 +9,7 @@ from cloud_registry.adapters.signing_keys import SigningKeys
 from cloud_registry.adapters.tuf_repository import read_staged, write_staged
 from cloud_registry.errors import ConflictError, NotFoundError, RegistryError, TrustError, UsageError
 from cloud_registry.service.trust import NewRepository, TrustService, check_pinned
+from cloud_registry.service.trust_desk import TrustDesk
 from manifests.identity import ModelReference
 from tests.trust_repositories import Publisher, model_file, no_secret
 
@@ -68,17 +69,17 @@ def test_nothing_but_the_key_files_ever_holds_a_private_key(publisher, caplog):
 
 def test_a_version_is_allowed_by_the_digest_of_each_of_its_files(publisher):
     with pytest.raises(TrustError, match="digits:1 and digits:2 are not signed: devices would refuse digits/1/") as err:
-        publisher.service.check([ONE, TWO])
+        publisher.desk.check([ONE, TWO])
     assert err.value.hint == "Sign with: slipway trust sign digits:1 digits:2"
     assert publisher.sign(ONE).published == {"targets": 2, "model-digits": 1, "snapshot": 2, "timestamp": 2}
-    publisher.service.check([ONE])
+    publisher.desk.check([ONE])
     # Other bytes under the same name are something else.
     assert publisher.service.unsigned([model_file("digits:1", b"swapped")]) != []
     assert publisher.sign(ONE).published == {}, "what is signed already is not signed again"
     assert publisher.sign(TWO).published == {"model-digits": 2, "snapshot": 3, "timestamp": 3}
     info = publisher.read("model-digits").signed.targets["digits/2/model.onnx"]
     assert (info.length, info.custom) == (3, {"model": "digits", "version": 2})
-    publisher.service.check([ONE, TWO])
+    publisher.desk.check([ONE, TWO])
 
 
 def test_a_version_that_is_taken_back_is_no_longer_allowed(publisher):
@@ -104,14 +105,14 @@ def test_every_model_has_a_role_of_its_own_and_a_team_may_hold_its_keys(publishe
     publisher.take_away("targets-1")
     publisher.bring("team")
     assert publisher.service.sign().published == {"model-digits": 3, "snapshot": 4, "timestamp": 4}
-    publisher.service.check([ONE, TWO, OTHER])
+    publisher.desk.check([ONE, TWO, OTHER])
 
 
 @pytest.mark.parametrize("name", ["root", "targets", "snapshot", "timestamp"])
 def test_a_model_may_be_called_like_a_role(publisher, name):
     file = model_file(f"{name}:1", b"bytes")
     publisher.sign(file)
-    publisher.service.check([file])
+    publisher.desk.check([file])
 
 
 def test_a_model_with_more_versions_than_devices_read_of_is_refused_before_anything_is_written(publisher):
@@ -145,7 +146,7 @@ def test_what_lacks_signatures_waits_and_nothing_of_it_is_published(tmp_path):
     assert waiting(publisher.sign(TWO)) == [("targets", 1), ("model-digits", 2)]
     publisher.bring("targets-1", "targets-2")
     assert publisher.service.sign().published == {"targets": 2, "model-digits": 1, "snapshot": 2, "timestamp": 2}
-    publisher.service.check([ONE, TWO])
+    publisher.desk.check([ONE, TWO])
 
 
 def test_what_waits_for_a_person_does_not_keep_the_timestamp_from_being_refreshed(publisher):
@@ -216,7 +217,7 @@ def test_a_machine_without_a_network_signs_what_another_has_staged(publisher, tm
     carried = tmp_path / "carried.json"
     carried.write_bytes(publisher.store.staged_path.read_bytes())
     publisher.bring("targets-1")
-    elsewhere = TrustService(publisher.store, SigningKeys(no_secret), lambda: publisher.now)
+    elsewhere = TrustService(publisher.desk, publisher.memory, SigningKeys(no_secret), lambda: publisher.now)
     stage = read_staged(carried)
     check_pinned(publisher.store.root_chain()[0], stage.chain)
     signed, outcome = elsewhere.sign_elsewhere(stage.chain, stage.published, stage.staged, [publisher.key("targets-1")])
@@ -229,7 +230,7 @@ def test_a_machine_without_a_network_signs_what_another_has_staged(publisher, tm
     write_staged(publisher.store.staged_path, type(stage)(stage.chain, stage.published, signed))
     publisher.take_away("targets-1")
     assert publisher.service.sign().published["model-digits"] == 1
-    publisher.service.check([ONE])
+    publisher.desk.check([ONE])
 
 
 def test_nothing_is_signed_for_somebody_elses_repository(publisher, tmp_path):
@@ -262,7 +263,7 @@ def test_what_somebody_put_into_the_folder_is_not_signed_along(publisher):
     with pytest.raises(TrustError, match="model-digits, version 1, is not signed by the keys that speak for it"):
         publisher.sign(TWO)
     with pytest.raises(TrustError, match="devices would refuse every update: model-digits is not signed"):
-        publisher.service.check([ONE])
+        publisher.desk.check([ONE])
 
 
 # Expiry ---------------------------------------------------------------------------------------------------------------
@@ -280,12 +281,12 @@ def test_a_program_signs_again_when_half_of_a_life_is_over(publisher):
 
 def test_a_server_keeps_it_fresh_and_logs_what_is_due_once_a_day(publisher, caplog):
     publisher.later(days=4)
-    publisher.service.keep_fresh()
+    publisher.desk.keep_fresh()
     assert publisher.read("timestamp").signed.version == 2
     for _ in range(51):
         publisher.later(days=3)
-        publisher.service.keep_fresh()
-        publisher.service.keep_fresh()
+        publisher.desk.keep_fresh()
+        publisher.desk.keep_fresh()
     assert publisher.service.state().problems == ()
     said = [record.message.partition(", at")[0] for record in caplog.records if record.levelname == "WARNING"]
     assert said == ["targets expires in 25 days", "targets expires in 22 days"]
@@ -293,9 +294,9 @@ def test_a_server_keeps_it_fresh_and_logs_what_is_due_once_a_day(publisher, capl
     (publisher.store.directory / "keys" / "timestamp-1.pem").unlink()
     for _ in range(3):
         publisher.later(days=4)
-        publisher.service.keep_fresh()
+        publisher.desk.keep_fresh()
     assert len([record for record in caplog.records if "timestamp cannot be signed" in record.message]) == 1
-    empty = TrustService(type(publisher.store)(publisher.safe / "nowhere"), publisher.keys, lambda: publisher.now)
+    empty = TrustDesk(type(publisher.store)(publisher.safe / "nowhere"), publisher.keys, lambda: publisher.now)
     empty.keep_fresh()
 
 
@@ -324,10 +325,10 @@ def test_what_has_expired_is_told_and_no_rollout_starts(tmp_path, role, days):
     problems = publisher.service.state().problems
     assert any(problem.startswith(f"{role} expired at ") for problem in problems)
     with pytest.raises(TrustError, match="devices would refuse every update: "):
-        publisher.service.check([ONE])
+        publisher.desk.check([ONE])
     publisher.service.refresh(["root", "targets", "model-digits"])
     assert publisher.service.state().problems == ()
-    publisher.service.check([ONE])
+    publisher.desk.check([ONE])
 
 
 def test_an_online_role_that_nobody_refreshes_is_announced_too(publisher):
@@ -350,6 +351,22 @@ def test_lifetimes_are_those_that_were_asked_for(tmp_path):
     assert any("model-digits expires in 9 days" in said for said in publisher.service.state().announcements)
 
 
+def test_new_keys_of_targets_leave_the_old_ones_nothing_to_say(publisher):
+    """A stolen key must not go on speaking for the models that it spoke for."""
+    publisher.sign(ONE, OTHER)
+    publisher.service.rotate("model-wakeword", [publisher.key("team")])
+    old, team = (publisher.read("root").signed.roles["targets"].keyids[0], publisher.read("targets").signed)
+    team_id = team.delegations.roles["model-wakeword"].keyids[0]
+    outcome = publisher.service.rotate("targets", [publisher.key("targets-2")])
+    assert outcome.published == {"root": 2, "targets": 4, "model-digits": 2, "snapshot": 4, "timestamp": 4}
+    delegated = publisher.read("targets").signed.delegations
+    assert old not in delegated.keys
+    assert delegated.roles["model-wakeword"].keyids == [team_id], "what a team holds stays in its hands"
+    publisher.take_away("targets-1")
+    publisher.sign(TWO)
+    publisher.desk.check([ONE, TWO, OTHER])
+
+
 # Keys that are lost ---------------------------------------------------------------------------------------------------
 
 
@@ -364,7 +381,7 @@ def test_an_online_key_that_is_lost_is_replaced_by_the_keys_of_root(publisher, r
     assert outcome.published["root"] == 2
     assert publisher.service.unsigned([ONE]) == [ONE], "what was refused is not done later, unasked"
     publisher.sign(ONE)
-    publisher.service.check([ONE])
+    publisher.desk.check([ONE])
 
 
 def test_a_lost_online_key_is_replaced_though_its_role_expires_meanwhile(publisher):
@@ -385,9 +402,9 @@ def test_two_commands_at_once_do_not_mix(publisher):
 
 def test_without_a_repository_nothing_is_asked_and_a_command_says_so(tmp_path):
     publisher = Publisher(tmp_path)
-    empty = TrustService(type(publisher.store)(tmp_path / "nowhere"), publisher.keys, lambda: publisher.now)
+    empty = TrustDesk(type(publisher.store)(tmp_path / "nowhere"), publisher.keys, lambda: publisher.now)
     empty.check([ONE])
-    for command in (empty.state, empty.sign, empty.refresh):
+    for command in (empty.state, empty.stand, empty.refresh):
         with pytest.raises(NotFoundError, match="there is no trust repository") as err:
             command()
         assert err.value.hint == "Make one with: slipway trust init"
@@ -467,6 +484,6 @@ def test_whatever_step_of_a_publication_is_the_last_one_the_next_command_goes_on
         monkeypatch.undo()
         publisher.service.refresh()
         assert publisher.service.state().problems == ()
-        publisher.service.check([ONE])
+        publisher.desk.check([ONE])
         assert publisher.store.staged() == {}
     assert steps >= 6

@@ -9,7 +9,14 @@ import pytest
 
 from cloud_registry.adapters import upload_folder
 from cloud_registry.adapters.upload_folder import AGE_MAX_S, UPLOADS_MAX, UploadFolder
-from cloud_registry.errors import BodyTooLargeError, ConflictError, NoRoomError, NotFoundError, RegistryError
+from cloud_registry.errors import (
+    BodyTooLargeError,
+    ConflictError,
+    DamagedUploadError,
+    NoRoomError,
+    NotFoundError,
+    UsageError,
+)
 
 CONTENT = b"0123456789" * 100
 DIGEST = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
@@ -78,14 +85,14 @@ def test_what_was_not_announced_is_not_taken(folder: UploadFolder):
     with pytest.raises(BodyTooLargeError), folder.appending("me", begun.id, 0) as writer:
         writer.write(CONTENT + b"x")
     assert folder.find("me", begun.id).offset_bytes == 0
-    with pytest.raises(RegistryError, match="was announced"):
+    with pytest.raises(DamagedUploadError, match="was announced"):
         send(folder, begun.id, bytes(len(CONTENT)), 0)
     with pytest.raises(NotFoundError):
         folder.find("me", begun.id)
     with pytest.raises(BodyTooLargeError, match=r"takes at most 10,000"):
         folder.begin("me", DIGEST, 10_001)
-    for digest, size in (("sha256:zz", 1), ("../../etc", 1), (DIGEST, -1)):
-        with pytest.raises(RegistryError):
+    for digest, size in (("sha256:zz", 1), ("../../etc", 1), (DIGEST, -1), (DIGEST + "\n", 1)):
+        with pytest.raises(UsageError):
             folder.begin("me", digest, size)
 
 

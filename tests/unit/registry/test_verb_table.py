@@ -16,7 +16,17 @@ from cloud_registry.service.local import LocalDevices, LocalModels, LocalTelemet
 from cloud_registry.service.registration import Registration
 from cloud_registry.service.remote import RemoteModels
 from cloud_registry.service.rollouts import RolloutRequest, RolloutService
-from cloud_registry.service.verbs import GROUPS, VERBS, DeviceVerbs, ModelVerbs, RolloutVerbs, TelemetryVerbs, Verb
+from cloud_registry.service.trust_desk import TrustDesk
+from cloud_registry.service.verbs import (
+    GROUPS,
+    VERBS,
+    DeviceVerbs,
+    ModelVerbs,
+    RolloutVerbs,
+    TelemetryVerbs,
+    TrustVerbs,
+    Verb,
+)
 from cloud_registry.service.wire_form import decode, encode, path_value, shape_of
 from cloud_registry.web.openapi import openapi_document
 from manifests.errors import ManifestError
@@ -27,6 +37,7 @@ LOCAL = {
     RolloutVerbs: RolloutService,
     TelemetryVerbs: LocalTelemetry,
     DeviceVerbs: LocalDevices,
+    TrustVerbs: TrustDesk,
 }
 # What is no request: driving is done where the catalog is, and a download is many requests.
 NOT_ASKED = {"can_drive", "tick", "release", "download"}

@@ -1,25 +1,49 @@
 """Killed with -9 in every phase: the agent comes back serving a verified model, and the update ends as it should."""
 
+import shutil
 import sys
 
 import pytest
 
 from manifests.release import TrialTerms
 from tests.tiny_models import BETTER, GOOD, UNSURE, TinyModel
-from tests.wire.agent.conftest import HERE, until
+from tests.wire.agent.artifact_server import ArtifactServer
+from tests.wire.agent.conftest import HERE, Device, until
+from tests.wire.conftest import start_hub
 
 pytestmark = [pytest.mark.wire, pytest.mark.timeout(120)]
 DYING_AGENT = HERE / "dying_agent.py"
 ON_THE_WAY = ["offered", "downloading", "verifying", "staged", "shadow", "switching", "trial", "committed"]
 
 
+@pytest.fixture(scope="module")
+def settled_state(tmp_path_factory):
+    """The state directory of a device that has committed version 1 and is switched off, and what its hub has of it."""
+    directory = tmp_path_factory.mktemp("settled")
+    with pytest.MonkeyPatch.context() as environment:
+        hub = start_hub(directory / "hub")
+        environment.setenv("REQUESTS_CA_BUNDLE", str(hub.ca_file))
+        artifacts = ArtifactServer(hub.address)
+        made = Device(hub, artifacts, directory)
+        try:
+            made.desire(made.publish(TinyModel.of(GOOD), 1))
+            made.start()
+            made.until_reported("committed", 1)
+            assert made.terminate() == 0
+            arrived = {envelope.sequence for envelope in made.envelopes()}
+        finally:
+            made.kill()
+            artifacts.stop()
+            hub.stop()
+    return made.state, arrived
+
+
 @pytest.fixture
-def settled(device):
+def settled(device, settled_state):
     """A device that has committed version 1 and is switched off."""
+    state, device.arrived_before = settled_state
     device.desire(device.publish(TinyModel.of(GOOD), 1))
-    device.start()
-    device.until_reported("committed", 1)
-    assert device.terminate() == 0
+    shutil.copytree(state, device.state)
     return device
 
 
@@ -181,4 +205,4 @@ def nothing_is_lost(device, enqueued_min: int) -> None:
     assert status["enqueued"] >= enqueued_min
     assert (status["waiting"], status["dropped"]) == (0, 0)
     sequences = {envelope.sequence for envelope in device.envelopes()}
-    assert sequences == set(range(1, status["lastSequence"] + 1))
+    assert sequences | device.arrived_before == set(range(1, status["lastSequence"] + 1))

@@ -43,7 +43,11 @@ class FaultyRegistry(ThreadingHTTPServer):
         return f"127.0.0.1:{self.server_port}"
 
     def fail(self, method: str, pattern: str, *answers: Any) -> None:
-        """Answer the next requests of this kind so: a status, (status, headers), or a number of bytes to cut after."""
+        """Answer the next requests of this kind so.
+
+        A status, (status, headers), "cut upload", minus a number of bytes to cut an answer after; or something to call
+        before the right answer is given.
+        """
         self.faults += [(method, pattern, answer) for answer in answers]
 
     def fault(self, method: str, path: str) -> Any:
@@ -81,6 +85,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if callable(fault):
+            fault = fault()
         if isinstance(fault, int) and fault < 0:
             self._answer_blob(path.rsplit("/", 1)[-1], cut_after=-fault)
             return
@@ -94,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         getattr(self, f"_{self.command.lower()}")(path, body)
 
-    do_GET = do_HEAD = do_POST = do_PATCH = do_PUT = _serve
+    do_GET = do_HEAD = do_POST = do_PATCH = do_PUT = do_DELETE = _serve
 
     def _token(self) -> None:
         if self.server.login and self.headers.get("Authorization") != f"Basic {self.server.login}":
@@ -156,11 +162,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.received_bytes += len(body)
         self._answer(202, headers={"Location": f"{path}?state=2"})
 
+    def _delete(self, path: str, _body: bytes) -> None:
+        known = self.server.uploads.pop(path.rsplit("/", 1)[-1], None)
+        self._answer(404 if known is None else 204)
+
     def _put(self, path: str, body: bytes) -> None:
         last = path.rsplit("/", 1)[-1]
         if "/blobs/uploads/" in path:
             digest = parse_qs(urlsplit(self.path).query)["digest"][0]
-            content = self.server.uploads.pop(last, b"") + body
+            if last not in self.server.uploads:
+                self._answer(404, b'{"errors":[{"code":"BLOB_UPLOAD_UNKNOWN","message":"blob upload unknown"}]}')
+                return
+            content = self.server.uploads.pop(last) + body
             if "sha256:" + hashlib.sha256(content).hexdigest() != digest:
                 self._answer(400, b'{"errors":[{"code":"DIGEST_INVALID","message":"digest invalid"}]}')
                 return

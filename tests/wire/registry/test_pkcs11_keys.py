@@ -87,7 +87,7 @@ def test_root_and_targets_keys_on_a_token_sign_and_no_file_of_theirs_exists(tmp_
     publisher = repository(tmp_path, token, asked)
     file = model_file("digits:1", b"one")
     assert publisher.sign(file).published["model-digits"] == 1
-    publisher.service.check([file])
+    publisher.desk.check([file])
     assert set(asked.whats) == {"PIN of the token slipway"}
     assert not publisher.safe.exists()
     settings = (publisher.store.directory / "settings.json").read_text()

@@ -49,7 +49,7 @@ def test_a_registry_lives_in_an_object_store(config: RegistryConfig, object_stor
     assert wiring.open_models(elsewhere).search(ModelQuery()) == registered
     assert wiring.open_upkeep(elsewhere).verify().is_sound
 
-    models.delete(registered[1].reference, None, None)
+    models.delete(registered[1].reference, None)
     assert upkeep.collect_garbage().blobs == 0
     assert upkeep.collect_garbage(timedelta(days=-1)).blobs == 1
     assert {blob.digest for blob in upkeep.artifacts.blobs()} == {registered[0].artifacts[0].digest}

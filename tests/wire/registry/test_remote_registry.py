@@ -91,8 +91,10 @@ def test_a_directory_is_registered_from_afar_as_it_is_at_home(served: Served, di
     folder.mkdir()
     (folder / "score.py").write_text("def init():\n    pass\n\n\ndef run(data):\n    return data\n")
     (folder / "requirements.txt").write_text("numpy==2.1.0\n")
-    (folder / "weights").mkdir()
-    (folder / "weights" / "größe.bin").write_bytes(b"w" * 1000)
+    deep = folder / "weights" / ("a" * 100) / ("b" * 100)
+    deep.mkdir(parents=True)
+    (deep.parent.parent / "größe.bin").write_bytes(b"w" * 1000)
+    (deep / "more.bin").write_bytes(b"m" * 1000)
     remote, local = wiring.open_models(served.as_role("publisher")), wiring.open_models(served.config)
     registration = Registration("churn", (folder,))
     from_afar, at_home = remote.register(registration).manifest, local.register(registration).manifest
@@ -100,6 +102,8 @@ def test_a_directory_is_registered_from_afar_as_it_is_at_home(served: Served, di
         (file.path, file.digest) for file in at_home.source
     ]
     assert "weights/größe.bin" in [file.path for file in from_afar.source]
+    remote.download(from_afar.reference, tmp_path / "fetched", force=False)
+    assert [path.read_bytes() for path in (tmp_path / "fetched").rglob("more.bin")] == [b"m" * 1000]
     dry = remote.register(replace(digits, is_dry_run=True))
     assert (dry.is_dry_run, dry.manifest.version) == (True, 1)
     assert [each.name for each in local.search(ModelQuery())] == ["churn", "churn"]
@@ -384,7 +388,7 @@ def test_bytes_that_are_not_the_announced_ones_are_thrown_away(served: Served):
     more = served.ask("PATCH", place, "publisher", data=b"goods", headers={"Upload-Offset": "0"})
     assert more.status_code == 413
     bad = served.ask("PATCH", place, "publisher", data=b"evil", headers={"Upload-Offset": "0"})
-    assert bad.status_code == 500
+    assert (bad.status_code, bad.json()["exitCode"]) == (422, 1)
     assert "was announced" in bad.json()["error"]
     assert served.ask("GET", place, "publisher").status_code == 404
 

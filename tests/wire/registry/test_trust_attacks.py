@@ -8,81 +8,22 @@ import json
 import shutil
 from collections.abc import Iterator
 from copy import deepcopy
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
-from securesystemslib.signer import CryptoSigner, Signer
-from tuf.api.metadata import Metadata, MetaFile, TargetFile
+from securesystemslib.signer import CryptoSigner
+from tuf.api.metadata import MetaFile, TargetFile
 
-from device_agent.adapters.tuf_trust import TufTrust
-from device_agent.adapters.web_client import WebClient
-from device_agent.errors import DownloadError
-from device_agent.ports import RemoteFile
 from tests.trust_repositories import Publisher, model_file
 from tests.wire.agent.rough_server import RoughServer
+from tests.wire.registry.trust_attack import Attack
 
 pytestmark = [pytest.mark.wire, pytest.mark.timeout(60)]
 
 ONE, TWO, EVIL = (
     model_file(f"digits:{number}", content) for number, content in ((1, b"one"), (2, b"two"), (3, b"evil"))
 )
-
-
-class Attack:
-    """A publisher, a server of files that an attacker chooses, and a device that has pinned the first root."""
-
-    def __init__(self, directory: Path, server: RoughServer, publisher: Publisher) -> None:
-        self.publisher = publisher
-        self.server = server
-        self.directory = directory
-        self.root = directory / "pinned.json"
-        self.root.write_bytes(publisher.files["1.root.json"])
-        # By name, what is served in place of what the publisher published; None stands for nothing at all.
-        self.served: dict[str, bytes | None] = {}
-
-    def verdict(self, file: Any) -> str:
-        """``allowed``, or the code of the agent's refusal, for an agent that was just started."""
-        chosen = {**self.publisher.files, **self.served}
-        self.server.files = {f"metadata/{name}": content for name, content in chosen.items() if content is not None}
-        trust = TufTrust(
-            self.directory / "device", self.root, self.server.url + "metadata/",
-            WebClient(head_timeout_s=2), lambda: datetime.now(UTC), window_s=1.0,
-        )  # fmt: skip
-        remote = RemoteFile(file.target, file.digest, file.size_bytes, file.reference.name, file.reference.version)
-        try:
-            (refusal,) = trust.verdicts([remote], is_present=False)
-        except DownloadError as err:
-            return str(err.code)
-        return "allowed" if refusal is None else str(refusal.code)
-
-    # What an attacker makes ---------------------------------------------------------------------------------------
-
-    def online(self, role: str) -> Signer:
-        """An online key, which lies on the machine that they own."""
-        newest = sorted((self.publisher.store.directory / "keys").glob(f"{role}-*.pem"))[-1]
-        return self.publisher.keys.open(f"file:{newest}")
-
-    def serve(self, name: str, metadata: Metadata[Any], *signers: Signer) -> bytes:
-        copy = Metadata(deepcopy(metadata.signed))
-        for signer in signers:
-            copy.sign(signer, append=True)
-        content = copy.to_bytes()
-        self.served[name] = content
-        return content
-
-    def serve_online(self, contents: dict[str, bytes], raised: int = 1) -> None:
-        """A snapshot of these roles and a timestamp of it, with the online keys, `raised` versions up."""
-        snapshot, timestamp = deepcopy(self.publisher.read("snapshot")), deepcopy(self.publisher.read("timestamp"))
-        for role, content in contents.items():
-            version = json.loads(content)["signed"]["version"]
-            snapshot.signed.meta[f"{role}.json"] = MetaFile.from_data(version, content, ["sha256"])
-        snapshot.signed.version += raised
-        content = self.serve(f"{snapshot.signed.version}.snapshot.json", snapshot, self.online("snapshot"))
-        timestamp.signed.version += raised
-        timestamp.signed.snapshot_meta = MetaFile.from_data(snapshot.signed.version, content, ["sha256"])
-        self.serve("timestamp.json", timestamp, self.online("timestamp"))
 
 
 @pytest.fixture

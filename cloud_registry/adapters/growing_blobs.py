@@ -1,0 +1,91 @@
+"""A blob's bytes while they are still being written: whoever sends them follows the file, and may go back in it.
+
+The file is the memory: a sender that is slow, or that has to go back because the registry lost something, reads it
+again, so that neither side holds more than a piece.
+"""
+
+import os
+import threading
+from pathlib import Path
+
+from cloud_registry.errors import RegistryError
+
+
+class AbandonedBlobError(RegistryError):
+    """The blob will never be whole: what wrote it failed, and tells why by itself."""
+
+
+class GrowingFile:
+    """A BlobBytes of a file that one thread writes and others read. The name may change meanwhile."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self._changed = threading.Condition()
+        self._size_bytes, self._digest, self._is_abandoned = 0, "", False
+
+    # --- for the one who writes ----------------------------------------------
+
+    def grown(self, size_bytes: int) -> None:
+        """So many bytes are in the file now."""
+        with self._changed:
+            self._size_bytes = size_bytes
+            self._changed.notify_all()
+
+    def completed(self, digest: str) -> None:
+        with self._changed:
+            self._digest = digest
+            self._changed.notify_all()
+
+    def abandon(self) -> None:
+        """Nothing follows any more; after `completed` this says nothing new."""
+        with self._changed:
+            self._is_abandoned = not self._digest
+            self._changed.notify_all()
+
+    # --- for those who read --------------------------------------------------
+
+    @property
+    def size_bytes(self) -> int:
+        with self._changed:
+            return self._size_bytes
+
+    def read(self, start: int, bytes_min: int, bytes_max: int) -> bytes:
+        with self._changed:
+            self._changed.wait_for(lambda: self._digest or self._is_abandoned or self._size_bytes - start >= bytes_min)
+            self._check()
+            stop = min(self._size_bytes, start + bytes_max)
+        return os.pread(self._file.fileno(), max(stop - start, 0), start)
+
+    def digest(self) -> str:
+        with self._changed:
+            self._changed.wait_for(lambda: self._digest or self._is_abandoned)
+            self._check()
+            return self._digest
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _check(self) -> None:
+        if self._is_abandoned:
+            raise AbandonedBlobError("the layer was not finished, so that it was not sent either")
+
+
+class StoredFile:
+    """A BlobBytes of a file that is whole."""
+
+    def __init__(self, path: Path, digest: str, size_bytes: int) -> None:
+        self._path, self._digest, self.size_bytes = path, digest, size_bytes
+        self._file = path.open("rb")
+
+    def read(self, start: int, bytes_min: int, bytes_max: int) -> bytes:  # noqa: ARG002  (all of it is there)
+        wanted = min(bytes_max, self.size_bytes - start)
+        chunk = os.pread(self._file.fileno(), max(wanted, 0), start)
+        if wanted > 0 and not chunk:
+            raise RegistryError(f"{self._path} is shorter than the {self.size_bytes:,} bytes it should have")
+        return chunk
+
+    def digest(self) -> str:
+        return self._digest
+
+    def close(self) -> None:
+        self._file.close()
