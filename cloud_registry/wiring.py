@@ -430,10 +430,8 @@ def open_image_digests(config: RegistryConfig, *, plain_http: bool = False) -> "
 
     registry = partial(_open_registry, clock=open_clock(), config=config, is_plain=plain_http)
     # Images are built where the catalog is, so that there are none beside a server's.
-    table = SqlImages(open_engine(config.database_url)) if config.registry_url is None else None
-    return ImageDigests(
-        lambda: () if table is None else table.all(), lambda name: registry(name).manifest(name)[0].digest
-    )
+    records = SqlImages(open_engine(config.database_url)).all if config.registry_url is None else tuple["ImageRecord"]
+    return ImageDigests(records, lambda name: registry(name).manifest(name)[0].digest)
 
 
 def write_image(
