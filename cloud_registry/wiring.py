@@ -1,7 +1,8 @@
 """The one place that knows concrete classes: puts the services together from the settings."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from pathlib import Path
@@ -12,11 +13,11 @@ from cloud_registry.errors import UsageError
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
-    from starlette.applications import Starlette
 
     from cloud_registry.adapters.oci_registry import OciRegistry
     from cloud_registry.adapters.oci_store import OciStore
     from cloud_registry.adapters.signing_keys import Secret, SigningKeys
+    from cloud_registry.adapters.sql_images import SqlImages
     from cloud_registry.core.images.documents import Compression
     from cloud_registry.core.images.names import ImageName
     from cloud_registry.core.images.records import ImageRecord
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
         BackupPlace,
         Clock,
         FleetHub,
+        ModelFiles,
         ProgressListener,
         RegistryTransport,
         ScratchFolders,
-        TelemetrySource,
         TokenReader,
     )
     from cloud_registry.ports.deployments import DeploymentHub
@@ -40,29 +41,23 @@ if TYPE_CHECKING:
     from cloud_registry.service.local import LocalModels
     from cloud_registry.service.publication import MadeDelta, Publication
     from cloud_registry.service.recipes import RecipeService
+    from cloud_registry.service.remote_files import RemoteFiles
     from cloud_registry.service.rollouts import RolloutService
     from cloud_registry.service.running import FleetWatch, RunningLog
-    from cloud_registry.service.served import ServedModels
-    from cloud_registry.service.telemetry import TelemetryService
     from cloud_registry.service.trust import Approval, TrustService
     from cloud_registry.service.trust_desk import TrustDesk
     from cloud_registry.service.upkeep import Upkeep
-    from cloud_registry.service.verbs import DeviceVerbs, ModelVerbs, RolloutVerbs, TelemetryVerbs, TrustVerbs
+    from cloud_registry.service.verbs import (
+        DeviceVerbs,
+        ImageVerbs,
+        KeyVerbs,
+        ModelVerbs,
+        RecipeVerbs,
+        RolloutVerbs,
+        TrustVerbs,
+        UpkeepVerbs,
+    )
     from manifests.model import Lineage
-
-# Whoever was quiet for so long may make up for it at once.
-BURST_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class ServerLimits:
-    """What a server takes: bytes of one uploaded file, requests of one caller, and where it writes them down."""
-
-    upload_bytes_max: int = 20 * 1024**3
-    requests_per_second: float = 1000.0
-    audit_log: Path | None = None
-    is_public: bool = False
-
 
 # Adapters are imported where they are used: `slipway --help` needs no database, and `model list` no hub.
 
@@ -85,7 +80,7 @@ def open_models(config: RegistryConfig) -> "ModelVerbs":
         return open_local_models(config)
     from cloud_registry.service.remote import RemoteModels
 
-    return cast("ModelVerbs", RemoteModels(_transport(config)))
+    return cast("ModelVerbs", RemoteModels(open_transport(config)))
 
 
 def open_rollouts(config: RegistryConfig) -> "RolloutVerbs":
@@ -93,18 +88,7 @@ def open_rollouts(config: RegistryConfig) -> "RolloutVerbs":
         return open_local_rollouts(config)
     from cloud_registry.service.remote import RemoteRollouts
 
-    return cast("RolloutVerbs", RemoteRollouts(_transport(config)))
-
-
-def open_telemetry_verbs(config: RegistryConfig, say: Callable[[str], None] = lambda _: None) -> "TelemetryVerbs":
-    """`say` is told when the hub's stream comes and goes."""
-    if config.registry_url is None:
-        from cloud_registry.service.local import LocalTelemetry
-
-        return LocalTelemetry(open_telemetry(config), lambda: open_telemetry_sources(config, say))
-    from cloud_registry.service.remote import RemoteTelemetry
-
-    return cast("TelemetryVerbs", RemoteTelemetry(_transport(config)))
+    return cast("RolloutVerbs", RemoteRollouts(open_transport(config)))
 
 
 def open_devices(config: RegistryConfig) -> "DeviceVerbs":
@@ -114,10 +98,79 @@ def open_devices(config: RegistryConfig) -> "DeviceVerbs":
         return LocalDevices(lambda: open_hub(config), config.module_id)
     from cloud_registry.service.remote import RemoteDevices
 
-    return cast("DeviceVerbs", RemoteDevices(_transport(config)))
+    return cast("DeviceVerbs", RemoteDevices(open_transport(config)))
 
 
-def _transport(config: RegistryConfig) -> "RegistryTransport":
+def open_recipes(config: RegistryConfig) -> "RecipeVerbs":
+    """Recipes of images."""
+    if config.registry_url is None:
+        return open_local_recipes(config)
+    from cloud_registry.service.remote import RemoteVerbs
+    from cloud_registry.service.verbs import RecipeVerbs
+
+    return cast("RecipeVerbs", RemoteVerbs(RecipeVerbs, open_transport(config)))
+
+
+def open_image_verbs(config: RegistryConfig) -> "ImageVerbs":
+    """Which images hold which model versions."""
+    if config.registry_url is None:
+        from cloud_registry.service.image_records import ImageRecords
+
+        return ImageRecords(open_image_table(config))
+    from cloud_registry.service.remote import RemoteVerbs
+    from cloud_registry.service.verbs import ImageVerbs
+
+    return cast("ImageVerbs", RemoteVerbs(ImageVerbs, open_transport(config)))
+
+
+def open_model_files(config: RegistryConfig, on_progress: "ProgressListener | None" = None) -> "ModelFiles":
+    """Files of model versions; those of a server are kept here. `on_progress` is told while one is fetched."""
+    if config.registry_url is None:
+        return open_local_models(config).artifacts
+    return _server_files(config, on_progress)
+
+
+def remove_model_files(config: RegistryConfig, before: datetime) -> tuple[int, int]:
+    """Remove this machine's copies of a server's model files: how many, and their bytes."""
+    return (0, 0) if config.registry_url is None else _server_files(config, None).remove_old(before)
+
+
+def _server_files(config: RegistryConfig, on_progress: "ProgressListener | None") -> "RemoteFiles":
+    from cloud_registry.adapters.fsspec_artifacts import FsspecArtifacts
+    from cloud_registry.service.remote_files import RemoteFiles
+
+    kept = FsspecArtifacts(f"file://{_work_folder(config) / 'models'}")
+    return RemoteFiles(open_models(config), open_transport(config), kept, on_progress)
+
+
+def _work_folder(config: RegistryConfig) -> Path:
+    """Where what is made here of a registry is kept: apart for each, so that none takes another's for unneeded."""
+    if config.registry_url is None:
+        return config.home
+    return config.home / "servers" / re.sub(r"[^A-Za-z0-9.]+", "_", config.registry_url.partition("://")[2].rstrip("/"))
+
+
+def open_key_verbs(config: RegistryConfig) -> "KeyVerbs":
+    if config.registry_url is None:
+        return open_keys(config).as_verbs()
+    from cloud_registry.service.remote import RemoteVerbs
+    from cloud_registry.service.verbs import KeyVerbs
+
+    return cast("KeyVerbs", RemoteVerbs(KeyVerbs, open_transport(config)))
+
+
+def open_upkeep_verbs(config: RegistryConfig) -> "UpkeepVerbs":
+    if config.registry_url is None:
+        from cloud_registry.service.local import LocalUpkeep
+
+        return LocalUpkeep(open_upkeep(config), lambda url: open_backups(config, url))
+    from cloud_registry.service.remote import RemoteVerbs
+    from cloud_registry.service.verbs import UpkeepVerbs
+
+    return cast("UpkeepVerbs", RemoteVerbs(UpkeepVerbs, open_transport(config)))
+
+
+def open_transport(config: RegistryConfig) -> "RegistryTransport":
     from cloud_registry.adapters.remote_registry import HttpRegistry
 
     assert config.registry_url is not None
@@ -171,8 +224,7 @@ def read_lineage(model: "Path", *, datasets: Sequence[str], parent: str, framewo
     return lineage_of(model, datasets=datasets, parent=parent, framework=framework, author=author)
 
 
-def open_recipes(config: RegistryConfig) -> "RecipeService":
-    """Recipes of images."""
+def open_local_recipes(config: RegistryConfig) -> "RecipeService":
     from cloud_registry.adapters.fsspec_artifacts import FsspecArtifacts
     from cloud_registry.adapters.module_source import module_requirements
     from cloud_registry.adapters.sql_recipes import SqlRecipes
@@ -187,13 +239,13 @@ def open_recipes(config: RegistryConfig) -> "RecipeService":
     )
 
 
-def open_docker_builds(config: RegistryConfig) -> "DockerBuilds":
+def open_docker_builds(config: RegistryConfig, on_progress: "ProgressListener | None" = None) -> "DockerBuilds":
     """Builds by the engine of this machine; it is asked only when something is built."""
     from cloud_registry.adapters.container_engine import DockerEngine
     from cloud_registry.adapters.module_source import module_files
     from cloud_registry.service.docker_builds import DockerBuilds
 
-    return DockerBuilds(models=open_local_models(config), engine=DockerEngine(), module_files=module_files)
+    return DockerBuilds(files=open_model_files(config, on_progress), engine=DockerEngine(), module_files=module_files)
 
 
 def open_image_test() -> "ImageTest":
@@ -244,14 +296,6 @@ def open_scratch(config: RegistryConfig) -> "ScratchFolders":
     return LockedFolders(config.home / "scratch")
 
 
-def open_telemetry(config: RegistryConfig) -> "TelemetryService":
-    from cloud_registry.adapters.sql_telemetry import SqlTelemetry
-    from cloud_registry.service.telemetry import TelemetryService
-
-    check_local(config, "this is done")
-    return TelemetryService(SqlTelemetry(open_engine(config.database_url)))
-
-
 def open_keys(config: RegistryConfig) -> "KeyService":
     """API keys, and the tokens of an issuer where one is configured."""
     import secrets
@@ -280,37 +324,6 @@ def _open_tokens(config: RegistryConfig) -> "TokenReader | None":
 
     terms = TokenTerms(config.token_issuer, config.token_audience, config.token_keys_url, config.ca_file)
     return EntraTokens(terms, time.monotonic)
-
-
-def open_telemetry_sources(config: RegistryConfig, say: Callable[[str], None]) -> "list[TelemetrySource]":
-    """The hub's telemetry: one HTTP stream, or each partition of an Event Hubs endpoint.
-
-    Raises:
-        UsageError: the settings name neither. What else opening an endpoint may meet, event_hub_partitions says.
-    """
-    if config.telemetry_url is None and config.event_hub_connection_string is not None:
-        from cloud_registry.adapters.eventhub_telemetry import event_hub_partitions, read_endpoint
-
-        endpoint = read_endpoint(config.event_hub_connection_string, config.consumer_group, config.ca_file)
-        return list(event_hub_partitions(endpoint, say))
-    return [open_telemetry_source(config, say)]
-
-
-def open_telemetry_source(config: RegistryConfig, say: Callable[[str], None]) -> "TelemetrySource":
-    """The hub's telemetry; raises UsageError where the settings name none. `say` is told when it comes and goes."""
-    from cloud_registry.adapters.http_telemetry import HttpTelemetry
-
-    if config.telemetry_url is None:
-        raise UsageError(
-            "no telemetry stream is configured",
-            hint="Set EVENTHUB_CONNECTION_STRING to the hub's built-in endpoint, or SLIPWAY_TELEMETRY_URL to a stream.",
-        )
-    if config.hub_connection_string is None:
-        raise UsageError(
-            "no hub is configured, and its key opens the telemetry stream",
-            hint="Set IOTHUB_CONNECTION_STRING to the connection string of a service policy.",
-        )
-    return HttpTelemetry(config.telemetry_url, config.hub_connection_string, config.ca_file, say)
 
 
 def open_hub(config: RegistryConfig) -> "FleetHub":
@@ -387,16 +400,18 @@ class ImageOptions:
     plain_http: bool = False
 
 
-def open_images(config: RegistryConfig, options: ImageOptions) -> "ImageService":
+def open_images(
+    config: RegistryConfig, options: ImageOptions, on_progress: "ProgressListener | None" = None
+) -> "ImageService":
+    """What is done with images on this machine; `on_progress` is told while a server's model file is fetched."""
     from cloud_registry.adapters.module_source import module_files, module_version
     from cloud_registry.adapters.oci_bases import BaseImages
     from cloud_registry.adapters.oci_layers import PIECE_BYTES, FileLayers, LayerTerms, compressor_words
     from cloud_registry.adapters.oci_wheels import WheelLayers
-    from cloud_registry.adapters.sql_images import SqlImages
     from cloud_registry.service.images import ImageService
 
     store, terms = _image_store(config), LayerTerms(options.compression, options.epoch_s)
-    clock, artifacts = open_clock(), open_local_models(config).artifacts
+    clock, files = open_clock(), open_model_files(config, on_progress)
     registry = partial(_open_registry, clock=clock, config=config, is_plain=options.plain_http)
     return ImageService(
         blobs=store,
@@ -408,8 +423,8 @@ def open_images(config: RegistryConfig, options: ImageOptions) -> "ImageService"
             is_index_used=options.is_index_used,
             is_renewed=options.is_renewed,
         ),
-        layers=FileLayers(store, terms, partial(artifacts.read, chunk_bytes=PIECE_BYTES)),
-        table=SqlImages(open_engine(config.database_url)),
+        layers=FileLayers(store, terms, partial(files.read, chunk_bytes=PIECE_BYTES)),
+        records=open_image_verbs(config),
         open_registry=registry,
         own_packages=module_files,
         versions=lambda: {"slipway": module_version(), "compressor": compressor_words(options.compression)},
@@ -424,14 +439,18 @@ def _open_registry(name: "ImageName", *, clock: "Clock", config: RegistryConfig,
 
 
 def open_image_digests(config: RegistryConfig, *, plain_http: bool = False) -> "ImageDigests":
-    """The digests of images: of those built where this catalog is, and of any by its registry."""
-    from cloud_registry.adapters.sql_images import SqlImages
+    """The digests of images: of those that the registry knows, and of any by the registry of images that has it."""
     from cloud_registry.service.image_digests import ImageDigests
 
     registry = partial(_open_registry, clock=open_clock(), config=config, is_plain=plain_http)
-    # Images are built where the catalog is, so that there are none beside a server's.
-    records = SqlImages(open_engine(config.database_url)).all if config.registry_url is None else tuple["ImageRecord"]
-    return ImageDigests(records, lambda name: registry(name).manifest(name)[0].digest)
+    return ImageDigests(open_image_verbs(config).images, lambda name: registry(name).manifest(name)[0].digest)
+
+
+def open_image_table(config: RegistryConfig) -> "SqlImages":
+    """The images of the catalog on this machine."""
+    from cloud_registry.adapters.sql_images import SqlImages
+
+    return SqlImages(open_engine(config.database_url))
 
 
 def write_image(
@@ -456,58 +475,7 @@ def remove_unfinished_images(config: RegistryConfig, before: datetime) -> int:
 def _image_store(config: RegistryConfig) -> "OciStore":
     from cloud_registry.adapters.oci_store import OciStore
 
-    return OciStore(config.home / "images")
-
-
-def open_server(config: RegistryConfig, limits: ServerLimits) -> "Starlette":
-    """The server as an ASGI application."""
-    import time
-
-    from cloud_registry.adapters.audit_file import AuditFile
-    from cloud_registry.adapters.upload_folder import UploadFolder
-    from cloud_registry.core.request_rate import RequestRate
-    from cloud_registry.service.fleet_offers import FleetOffers
-    from cloud_registry.service.verbs import DeviceVerbs, ModelVerbs, RolloutVerbs, TelemetryVerbs, TrustVerbs
-    from cloud_registry.web.answers import ServerParts
-    from cloud_registry.web.server import create_app
-
-    check_local(config, "a server runs")
-    models, rollouts = open_local_models(config), open_local_rollouts(config)
-    hub = (lambda: open_hub(config)) if config.hub_connection_string is not None else None
-    staging = UploadFolder(config.home / "uploads", limits.upload_bytes_max)
-    staging.remove_old(time.time())
-    return create_app(
-        ServerParts(
-            services={
-                ModelVerbs: _for_strangers(models),
-                RolloutVerbs: rollouts,
-                TelemetryVerbs: open_telemetry_verbs(config),
-                DeviceVerbs: open_devices(config),
-                TrustVerbs: open_trust_desk(config),
-            },
-            catalog=models.catalog,
-            artifacts=models.artifacts,
-            keys=open_keys(config),
-            staging=staging,
-            offers=FleetOffers(rollouts.rollouts, hub, config.module_id, time.monotonic).is_offered,
-            audit=AuditFile(limits.audit_log or config.home / "audit.jsonl"),
-            now=_now,
-            monotonic_s=time.monotonic,
-            rate=RequestRate(limits.requests_per_second, limits.requests_per_second * BURST_S),
-            is_public=limits.is_public,
-            metadata=config.trust_directory / "metadata",
-        )
-    )
-
-
-def _for_strangers(models: "LocalModels") -> "ServedModels":
-    import os
-
-    from cloud_registry.service.served import ServedModels
-
-    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    given = {each.name: getattr(models, each.name) for each in fields(models)}
-    return ServedModels(**given, proof_memory_bytes_max=memory_bytes // 2)
+    return OciStore(_work_folder(config) / "images")
 
 
 def open_trust(
@@ -529,7 +497,7 @@ def open_trust(
     if config.registry_url is None:
         memory = FolderMemory(TufFolder(config.trust_directory), config.home)
         return TrustService(open_trust_desk(config, secret), memory, keys, _now, approve)
-    desk = cast("TrustVerbs", RemoteTrust(_transport(config)))
+    desk = cast("TrustVerbs", RemoteTrust(open_transport(config)))
     return TrustService(desk, ServerMemory(config.home, config.registry_url), keys, _now, approve)
 
 

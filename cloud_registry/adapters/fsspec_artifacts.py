@@ -18,6 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from cloud_registry.adapters.blob_content import changed, file_content
 from cloud_registry.adapters.storage_words import storage_words
+from cloud_registry.core.storage_urls import shown_url
 from cloud_registry.core.transfers import PART_BYTES
 from cloud_registry.errors import NotFoundError, RegistryError, UsageError
 from cloud_registry.ports import BlobContent, ProgressListener, StoredBlob
@@ -202,13 +203,6 @@ class StagedUploads:
                 self._filesystem.rm(path)
                 removed += 1
         return removed
-
-
-def shown_url(url: str) -> str:
-    """A URL as it may be told: without the password that some kinds of stores take in it."""
-    scheme, separator, rest = url.rpartition("://")
-    place, at, _host = rest.partition("/")[0].rpartition("@")
-    return f"{scheme}{separator}…@{rest[len(place) + 1 :]}" if at and ":" in place else url
 
 
 def _uploads_for(filesystem: Any, root: str, part_bytes: int) -> Uploads:

@@ -8,9 +8,10 @@ from pathlib import Path
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from cloud_registry.adapters.fsspec_artifacts import FsspecArtifacts, shown_url
+from cloud_registry.adapters.fsspec_artifacts import FsspecArtifacts
 from cloud_registry.adapters.storage_words import storage_words
 from cloud_registry.core.backup import is_backup_name
+from cloud_registry.core.storage_urls import shown_url
 from cloud_registry.errors import NotFoundError
 
 _SUFFIX = ".json"

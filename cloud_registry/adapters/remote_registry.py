@@ -121,8 +121,8 @@ class HttpRegistry:
             on_progress(f"sending {path.name}", size_bytes, size_bytes)
         return upload.id
 
-    def artifact(self, target: str, digest: str, size_bytes: int) -> Iterator[bytes]:
-        done_bytes, attempt = 0, 0
+    def artifact(self, target: str, digest: str, size_bytes: int, start: int = 0) -> Iterator[bytes]:
+        done_bytes, attempt = start, 0
         while done_bytes < size_bytes or not size_bytes:
             headers = {"Range": f"bytes={done_bytes}-", "If-Range": f'"{digest}"'} if done_bytes else {}
             try:

@@ -224,8 +224,14 @@ class SqlCatalog:
         return True
 
     def file(self, target: str) -> StoredFile | None:
+        return self._file(model_files.c.target == target)
+
+    def file_of(self, digest: str) -> StoredFile | None:
+        return self._file(model_files.c.digest == digest)
+
+    def _file(self, condition: ColumnElement[bool]) -> StoredFile | None:
         with reading(self._engine) as connection:
-            row = connection.execute(select(model_files).where(model_files.c.target == target)).first()
+            row = connection.execute(select(model_files).where(condition).order_by(model_files.c.target)).first()
         if row is None:
             return None
         return StoredFile(ModelReference(row.name, row.version), row.target, row.digest, row.size_bytes)

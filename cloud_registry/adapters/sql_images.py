@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import msgspec
 from sqlalchemy import Column, Engine, Index, Integer, Select, String, Table, Text, delete, insert, select
 
 from cloud_registry.adapters.schema import metadata
@@ -30,8 +31,8 @@ class SqlImages:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def put(self, record: ImageRecord) -> None:
-        """Store the record, in place of one of the same name and digest.
+    def put(self, record: ImageRecord) -> ImageRecord:
+        """Store the record, in place of one of the same name and digest, whose pushes it takes over.
 
         Raises:
             NotFoundError: the model version was deleted while the image was made.
@@ -40,6 +41,10 @@ class SqlImages:
         same = (images.c.name == record.name) & (images.c.digest == record.digest)
         with writing(self._engine) as connection:
             hold_or_refuse(connection, reference, f"image {record.name} was not recorded")
+            known = connection.scalar(select(images.c.record).where(same))
+            if known is not None:
+                pushed = dict.fromkeys((*ImageRecord.from_json(known).pushed, *record.pushed))
+                record = msgspec.structs.replace(record, pushed=tuple(pushed))
             connection.execute(delete(images).where(same))
             connection.execute(
                 insert(images).values(
@@ -51,6 +56,7 @@ class SqlImages:
                     record=record.to_json().decode(),
                 )
             )
+        return record
 
     def named(self, name: str) -> ImageRecord | None:
         """The youngest image of a name."""

@@ -163,7 +163,7 @@ def build(
         plain_http=plain_http,
     )
     record, pushed = _build(context, request, options, targets, target)
-    value = _record_value(record)
+    value = record.as_json()
     if pushed is not None:
         value["pushed"] = _pushed_value(pushed)
     context.result(value, as_json=as_json, text=lambda: _built_words(record, pushed))
@@ -178,8 +178,8 @@ def _build(
 ) -> "tuple[ImageRecord, Pushed | None]":
     from cloud_registry.core.images.names import ImageName
 
-    images = wiring.open_images(context.config, options)
     with progress() as on_progress, ExitStack() as opened:
+        images = wiring.open_images(context.config, options, on_progress)
         push = None
         if target is not None:
             push = opened.enter_context(images.pushing(ImageName.parse(target), on_progress))
@@ -218,7 +218,7 @@ def push(context: CommandContext, name: str, target: str | None, plain_http: boo
 @json_option
 @pass_context
 def list_(context: CommandContext, as_json: bool) -> None:
-    """List the images that were built here, and the model version that each holds.
+    """List the images that were built from this registry, and the model version that each holds.
 
     \b
     Example:
@@ -240,7 +240,7 @@ def list_(context: CommandContext, as_json: bool) -> None:
     ]
     columns = ("IMAGE", "DIGEST", "MODEL", "PLATFORMS", "SIZE", "BUILT", "PUSHED")
     context.result(
-        [_record_value(record) for record in records],
+        [record.as_json() for record in records],
         as_json=as_json,
         text=lambda: table(columns, rows, numbers=("SIZE",)) if rows else "No images yet: slipway image build",
     )
@@ -265,8 +265,8 @@ def inspect(context: CommandContext, name: str, platform: str | None, as_json: b
     chosen = [one for one in record.platforms if platform in (None, one.platform)]
     if not chosen:
         raise UsageError(f"{record.name} is built for {', '.join(one.platform for one in record.platforms)}")
-    value = _record_value(record)
-    value["platforms"] = [{**one.to_wire(), "settings": images.config(one).get("config")} for one in chosen]
+    value = record.as_json()
+    value["platforms"] = [{**one.to_wire(), "settings": images.config(record, one).get("config")} for one in chosen]
     context.result(value, as_json=as_json, text=lambda: _inspected(record, chosen))
 
 
@@ -318,6 +318,8 @@ def delete(context: CommandContext, name: str, force: bool, dry_run: bool, as_js
 def prune(context: CommandContext, as_json: bool) -> None:
     """Remove layers and documents on this machine that no image needs, and what killed builds left.
 
+    Of a registry that is a server, copies of its model files go as well.
+
     Layers of bases and packages go as well where no image has them; they are fetched again when they are needed.
 
     \b
@@ -327,6 +329,8 @@ def prune(context: CommandContext, as_json: bool) -> None:
     images = wiring.open_images(context.config, wiring.ImageOptions())
     before = datetime.now(UTC) - PRUNE_AGE_MIN
     blobs, size_bytes = images.prune(before)
+    copies, copied_bytes = wiring.remove_model_files(context.config, before)
+    blobs, size_bytes = blobs + copies, size_bytes + copied_bytes
     unfinished = wiring.remove_unfinished_images(context.config, before)
     value = {"blobs": blobs, "size": size_bytes, "unfinished": unfinished}
     words = f"Removed {blobs} blobs ({size_words(size_bytes)}) and {unfinished} unfinished files"
@@ -345,8 +349,8 @@ def _request(context: CommandContext, reference: str, wish: _Wish) -> "ImageBuil
     from cloud_registry.service.images import ImageBuild
 
     recipes = wiring.open_recipes(context.config)
-    manifest = recipes.models.resolve(reference)
-    recipe = recipes.show(manifest) if wish.is_dry_run else recipes.kept(manifest)
+    manifest = wiring.open_models(context.config).resolve(reference)
+    recipe = recipes.show(manifest.reference) if wish.is_dry_run else recipes.kept(manifest.reference)
     if wish.recipe_file is not None:
         recipe = _read_recipe(wish.recipe_file, recipe)
     if wish.requirements:
@@ -422,17 +426,14 @@ def _build_by_engine(
         raise UsageError("the engine builds for one platform at a time", hint="Name one with --platform.")
     build = DockerBuild(request.recipe, str(request.name), str(request.platforms[0]), wheelhouse, dockerfile)
     with progress() as on_progress:
-        image_id = wiring.open_docker_builds(context.config).build(request.manifest, build, context.say, on_progress)
+        builds = wiring.open_docker_builds(context.config, on_progress)
+        image_id = builds.build(request.manifest, build, context.say, on_progress)
     images = wiring.open_images(context.config, wiring.ImageOptions())
     record = images.note_engine_image(request.name, image_id, request.recipe)
-    context.result(_record_value(record), as_json=as_json, text=lambda: f"Built {record.name}\n  {image_id}")
+    context.result(record.as_json(), as_json=as_json, text=lambda: f"Built {record.name}\n  {image_id}")
 
 
 # --- what is shown -------------------------------------------------------------
-
-
-def _record_value(record: "ImageRecord") -> dict[str, Any]:
-    return {**record.to_wire(), "pushedTo": list(record.pushed)}
 
 
 def _pushed_value(pushed: "Pushed") -> dict[str, Any]:

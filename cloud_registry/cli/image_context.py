@@ -30,9 +30,11 @@ def image_context(
       slipway image context digits:3 ./digits-image
     """
     recipes = wiring.open_recipes(context.config)
-    model = recipes.models.resolve(reference)
-    recipe = recipes.kept(model)
+    model = wiring.open_models(context.config).resolve(reference)
+    recipe = recipes.kept(model.reference)
     with progress() as on_progress:
-        wiring.open_docker_builds(context.config).write_context(model, recipe, folder, wheelhouse, on_progress)
+        wiring.open_docker_builds(context.config, on_progress).write_context(
+            model, recipe, folder, wheelhouse, on_progress
+        )
     value = {"model": recipe.model, "revision": recipe.revision, "dockerfile": str(folder / DOCKERFILE_NAME)}
     context.result(value, as_json=as_json, text=lambda: f"Wrote {folder / DOCKERFILE_NAME}")

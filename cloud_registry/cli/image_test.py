@@ -12,6 +12,7 @@ from cloud_registry.cli.progress import progress
 from cloud_registry.cli.tables import fields, size_words
 from cloud_registry.errors import NotFoundError, RegistryError, UsageError
 from cloud_registry.service.image_test import READY_S_DEFAULT, Evidence, ImageReport, RunTerms, golden_arrays
+from cloud_registry.service.model_download import fetch_blob
 
 
 @click.command()
@@ -60,7 +61,7 @@ def test(
         raise UsageError(f"{image} does not say which model it holds", hint="Name it with --model, or give --golden.")
     terms = RunTerms(ready_s_max, dict(map(_variable, environment)))
     with progress() as on_progress:
-        evidence = _evidence(context, reference, golden, tolerance)
+        evidence = _evidence(context, reference, golden, tolerance, on_progress)
         report = trial.run(image, evidence, terms, on_progress)
     if evidence.golden is None:
         context.say(f"Note: {reference} has no golden set, so the answers were not compared.")
@@ -76,7 +77,9 @@ def _variable(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _evidence(context: CommandContext, reference: str | None, golden: Path | None, tolerance: float | None) -> Evidence:
+def _evidence(
+    context: CommandContext, reference: str | None, golden: Path | None, tolerance: float | None, on_progress: Any
+) -> Evidence:
     if golden is not None:
         return Evidence(golden_arrays(golden), 1e-3 if tolerance is None else tolerance)
     models = wiring.open_models(context.config)
@@ -88,14 +91,16 @@ def _evidence(context: CommandContext, reference: str | None, golden: Path | Non
             f"the image holds {reference}, and this registry does not know it: {err.message}",
             hint="Name another registry with --home, or give the golden answers with --golden FILE.",
         ) from err
-    if manifest.golden is not None:
+    golden_set, sample = manifest.golden, manifest.sample
+    files = wiring.open_model_files(context.config, on_progress)
+    if golden_set is not None:
         with tempfile.TemporaryDirectory() as folder:
-            models.download(manifest.reference, Path(folder), force=True)
-            golden_set = Path(folder) / manifest.golden.target.rsplit("/", 1)[-1]
-            by_default = manifest.golden.tolerance_absolute
-            return Evidence(golden_arrays(golden_set), by_default if tolerance is None else tolerance)
-    if manifest.sample is not None and manifest.sample.kind in ("json", "npz") and context.config.registry_url is None:
-        return Evidence(body=b"".join(wiring.open_local_models(context.config).artifacts.read(manifest.sample.digest)))
+            path = Path(folder) / "golden.npz"
+            fetch_blob(files.read(golden_set.digest), golden_set.digest, golden_set.size_bytes, path, None)
+            by_default = golden_set.tolerance_absolute
+            return Evidence(golden_arrays(path), by_default if tolerance is None else tolerance)
+    if sample is not None and sample.kind in ("json", "npz"):
+        return Evidence(body=b"".join(files.read(sample.digest)))
     return Evidence()
 
 

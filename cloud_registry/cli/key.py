@@ -1,7 +1,7 @@
 """`slipway key`: who may ask the server what."""
 
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
 
 import click
 
@@ -9,12 +9,17 @@ from cloud_registry import wiring
 from cloud_registry.cli.context import CommandContext, json_option, pass_context
 from cloud_registry.cli.rollout_options import Duration
 from cloud_registry.cli.tables import table
-from cloud_registry.ports import ApiKey, Role
+from cloud_registry.core.access import ListedKey
+from cloud_registry.ports import Role
 
 
 @click.group()
 def key() -> None:
-    """Make, list and revoke the API keys of `slipway serve`. They are kept in the catalog's database, as digests."""
+    """Make, list and revoke the API keys of `slipway serve`. They are kept in the catalog's database, as digests.
+
+    The first key is made at the server's machine; from elsewhere it takes the role operator, and nobody hands out a
+    role that he does not hold or a key that is good for longer than his own.
+    """
 
 
 @key.command()
@@ -53,12 +58,13 @@ def create(
       slipway key create line-3 --role device --device 'line-3-*'
     """
     lifetime = None if valid_for is None else timedelta(seconds=valid_for)
-    made, text = wiring.open_keys(context.config).create(name, roles, devices, lifetime)
-    context.result({**_as_json(made), "key": text}, as_json=as_json, text=lambda: text)
-    if Role.DEVICE in made.roles:
-        context.say(f"In a device's URLs it is the password: https://device:{text[:12]}…@HOST:8444/artifacts/")
+    granted = [Role(role) for role in roles]
+    made = wiring.open_key_verbs(context.config).create(name, granted, devices, lifetime)
+    context.result(made.as_json(), as_json=as_json, text=lambda: made.text)
+    if Role.DEVICE in made.key.roles:
+        context.say(f"In a device's URLs it is the password: https://device:{made.text[:12]}…@HOST:8444/artifacts/")
     else:
-        context.say(f"Set SLIPWAY_REGISTRY to the server's URL and SLIPWAY_API_KEY to this. Its id is {made.id}.")
+        context.say(f"Set SLIPWAY_REGISTRY to the server's URL and SLIPWAY_API_KEY to this. Its id is {made.key.id}.")
 
 
 @key.command("list")
@@ -71,11 +77,11 @@ def list_keys(context: CommandContext, as_json: bool) -> None:
     Example:
       slipway key list
     """
-    found = wiring.open_keys(context.config).all()
+    found = wiring.open_key_verbs(context.config).keys()
     if not found and not as_json:
         context.say("Nobody has a key. Make one with: slipway key create NAME --role reader")
         return
-    context.result([_as_json(each) for each in found], as_json=as_json, text=lambda: _table(found))
+    context.result([each.as_json() for each in found], as_json=as_json, text=lambda: _table(found))
 
 
 @key.command()
@@ -89,23 +95,11 @@ def revoke(context: CommandContext, key_id: str, as_json: bool) -> None:
     Example:
       slipway key revoke 3f9c2a7d51e0
     """
-    revoked = wiring.open_keys(context.config).revoke(key_id)
-    context.result(_as_json(revoked), as_json=as_json, text=lambda: f"Revoked {revoked.id} ({revoked.name})")
+    revoked = wiring.open_key_verbs(context.config).revoke(key_id)
+    context.result(revoked.as_json(), as_json=as_json, text=lambda: f"Revoked {revoked.id} ({revoked.name})")
 
 
-def _as_json(each: ApiKey) -> dict[str, Any]:
-    return {
-        "id": each.id,
-        "name": each.name,
-        "roles": sorted(each.roles),
-        "devices": list(each.devices),
-        "createdAt": each.created_at.isoformat(timespec="seconds"),
-        "expiresAt": each.expires_at.isoformat(timespec="seconds") if each.expires_at else None,
-        "revokedAt": each.revoked_at.isoformat(timespec="seconds") if each.revoked_at else None,
-    }
-
-
-def _table(found: Any) -> str:
+def _table(found: Sequence[ListedKey]) -> str:
     rows = [
         (
             each.id,
@@ -120,5 +114,5 @@ def _table(found: Any) -> str:
     return table(("ID", "NAME", "ROLES", "DEVICES", "CREATED", "ENDS"), rows)
 
 
-def _end(each: ApiKey) -> str:
+def _end(each: ListedKey) -> str:
     return f"{each.expires_at:%Y-%m-%d}" if each.expires_at else "-"

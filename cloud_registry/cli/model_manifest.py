@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -11,8 +12,8 @@ from cloud_registry.cli.context import CommandContext, json_option, pass_context
 from cloud_registry.cli.tables import fields, size_words, table
 from cloud_registry.core.image_recipes import RecipeChanges
 from cloud_registry.errors import NotFoundError, UsageError
-from cloud_registry.service.recipes import RecipeService
-from manifests.model import ModelManifest
+from cloud_registry.service.verbs import RecipeVerbs
+from manifests.identity import ModelReference
 from manifests.recipe import PLATFORMS, ImageRecipe
 
 
@@ -37,11 +38,11 @@ def show(context: CommandContext, reference: str, revision: int | None, history:
       slipway model manifest show digits:3
     """
     recipes = wiring.open_recipes(context.config)
-    model = recipes.models.resolve(reference)
+    model = wiring.open_models(context.config).resolve(reference).reference
     if history:
         kept = recipes.history(model)
         if not kept and not as_json:
-            context.say(f"The recipe of {model.reference} is as generated; nobody edited it or built an image of it.")
+            context.say(f"The recipe of {model} is as generated; nobody edited it or built an image of it.")
         context.result([recipe.to_wire() for recipe in kept], as_json=as_json, text=lambda: _history_words(kept))
         return
     recipe = recipes.show(model, revision)
@@ -99,23 +100,22 @@ def edit(
       slipway model manifest edit digits:3 --base python:3.12-slim-bookworm --python 3.12 --env OMP_NUM_THREADS=1
     """
     recipes = wiring.open_recipes(context.config)
-    model = recipes.models.resolve(reference)
+    model = wiring.open_models(context.config).resolve(reference).reference
     changes = RecipeChanges(
         base, platforms, formats, python_version, requirements, removed,
-        recipes.store_script(script, is_dry_run=dry_run) if script is not None else None,
-        dict(map(_assignment, environment)), dict(map(_assignment, labels)), user, port,
+        None, dict(map(_assignment, environment)), dict(map(_assignment, labels)), user, port,
     )  # fmt: skip
     before = recipes.show(model)
     if file is not None:
         after = recipes.replace(model, _read(file), is_dry_run=dry_run)
-    elif changes.is_empty:
+    elif changes.is_empty and script is None:
         after = _in_editor(recipes, model, before, is_dry_run=dry_run)
     else:
-        after = recipes.edit(model, changes, is_dry_run=dry_run)
+        after = recipes.edit(model, changes, script, is_dry_run=dry_run)
     if after == before:
         context.say("Nothing was changed.")
     elif not dry_run:
-        context.say(f"The recipe of {model.reference} has revision {after.revision} now.")
+        context.say(f"The recipe of {model} has revision {after.revision} now.")
     context.result(after.to_wire(), as_json=as_json, text=lambda: _words(after))
 
 
@@ -132,7 +132,7 @@ def _read(file: Path) -> ImageRecipe:
     return ImageRecipe.from_json(file.read_bytes())
 
 
-def _in_editor(recipes: RecipeService, model: ModelManifest, before: ImageRecipe, *, is_dry_run: bool) -> ImageRecipe:
+def _in_editor(recipes: RecipeVerbs, model: ModelReference, before: ImageRecipe, *, is_dry_run: bool) -> ImageRecipe:
     if not sys.stdin.isatty():
         raise UsageError(
             "no change was given, and there is no terminal to open an editor in",
@@ -142,8 +142,7 @@ def _in_editor(recipes: RecipeService, model: ModelManifest, before: ImageRecipe
     return before if text is None else recipes.replace(model, ImageRecipe.from_json(text), is_dry_run=is_dry_run)
 
 
-def _history_words(kept: object) -> str:
-    assert isinstance(kept, list)
+def _history_words(kept: Sequence[ImageRecipe]) -> str:
     return table(
         ("REVISION", "STORED", "BASE", "PLATFORMS", "PACKAGES"),
         [

@@ -1,8 +1,9 @@
 """`slipway registry`: clean up, verify, back up and restore the whole of a registry."""
 
 import re
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -53,16 +54,10 @@ def gc(context: CommandContext, age_min: timedelta, dry_run: bool, as_json: bool
     Example:
       slipway registry gc --dry-run
     """
-    upkeep = wiring.open_upkeep(context.config)
+    upkeep = wiring.open_upkeep_verbs(context.config)
     with progress() as on_progress:
         found = upkeep.garbage(age_min) if dry_run else upkeep.collect_garbage(age_min, on_progress)
-    value = {
-        "files": found.blobs,
-        "size": found.size_bytes,
-        "unfinished": found.unfinished,
-        "folders": found.folders,
-        "dryRun": dry_run,
-    }
+    value = {**found.as_json(), "dryRun": dry_run}
     size = size_words(found.size_bytes)
     words = (
         f"Would remove {found.blobs} files ({size})"
@@ -85,33 +80,14 @@ def verify(context: CommandContext, quick: bool, repair_url: str | None, as_json
     Example:
       slipway registry verify --repair-from s3://backups/slipway
     """
-    upkeep = wiring.open_upkeep(context.config)
-    place = wiring.open_backups(context.config, repair_url) if repair_url else None
+    upkeep = wiring.open_upkeep_verbs(context.config)
     with progress() as on_progress:
-        found = upkeep.verify(is_quick=quick, repair_from=place, on_progress=on_progress)
-    context.result(_verification_value(found), as_json=as_json, text=lambda: _verification_words(found, quick))
+        found = upkeep.verify(is_quick=quick, repair_url=repair_url, on_progress=on_progress)
+    context.result(found.as_json(), as_json=as_json, text=lambda: _verification_words(found, quick))
     if not found.is_sound:
         if repair_url is None:
             context.say("Mend it with: slipway registry verify --repair-from URL, where URL holds a backup.")
         raise SystemExit(1)
-
-
-def _verification_value(found: "Verification") -> dict[str, Any]:
-    return {
-        "ok": found.is_sound,
-        "files": found.blobs,
-        "size": found.size_bytes,
-        "problems": [
-            {
-                "digest": problem.digest,
-                "reason": problem.why,
-                "targets": list(problem.targets),
-                "repaired": problem.digest in found.repaired,
-            }
-            for problem in found.problems
-        ],
-        "database": list(found.database_problems),
-    }
 
 
 def _verification_words(found: "Verification", quick: bool) -> str:
@@ -140,14 +116,14 @@ def backup(context: CommandContext, url: str, as_json: bool) -> None:
     Example:
       slipway registry backup s3://backups/slipway
     """
-    upkeep, place = wiring.open_upkeep(context.config), wiring.open_backups(context.config, url)
+    upkeep = wiring.open_upkeep_verbs(context.config)
     with progress() as on_progress:
-        made = upkeep.backup(place, on_progress)
+        made = upkeep.backup(url, on_progress)
     words = (
         f"Backup {made.backup.name}: {made.backup.blob_count} files ({size_words(made.backup.size_bytes)}) and "
         f"{sum(made.backup.rows.values())} rows; {size_words(made.sent_bytes)} were new"
     )
-    context.result({**made.backup.to_wire(), "sent": made.sent_bytes}, as_json=as_json, text=lambda: words)
+    context.result(made.as_json(), as_json=as_json, text=lambda: words)
 
 
 @registry.command()
@@ -161,14 +137,14 @@ def backups(context: CommandContext, url: str, as_json: bool) -> None:
     Example:
       slipway registry backups s3://backups/slipway
     """
-    found = wiring.open_upkeep(context.config).backups(wiring.open_backups(context.config, url))
+    found = wiring.open_upkeep_verbs(context.config).backups(url)
     if not found and not as_json:
         context.say("There is no backup.")
         return
     context.result([made.to_wire() for made in found], as_json=as_json, text=lambda: _backups_words(found))
 
 
-def _backups_words(found: "list[Backup]") -> str:
+def _backups_words(found: "Sequence[Backup]") -> str:
     return table(
         ("BACKUP", "MADE", "FILES", "SIZE", "ROWS"),
         [
@@ -200,17 +176,14 @@ def restore(context: CommandContext, url: str, name: str | None, dry_run: bool, 
     Example:
       SLIPWAY_DATABASE=postgresql://slipway@db/slipway slipway registry restore s3://backups/slipway
     """
-    upkeep, place = wiring.open_upkeep(context.config), wiring.open_backups(context.config, url)
-    chosen = upkeep.find_backup(place, name)
-    upkeep.check_empty()
-    sent_bytes = 0
-    if not dry_run:
-        with progress() as on_progress:
-            sent_bytes = upkeep.restore(place, chosen, on_progress)
+    upkeep = wiring.open_upkeep_verbs(context.config)
+    with progress() as on_progress:
+        restored = upkeep.restore(url, name, is_dry_run=dry_run, on_progress=on_progress)
+    chosen = restored.backup
     rows = sum(chosen.rows.values())
     words = (
         f"{'Would restore' if dry_run else 'Restored'} backup {chosen.name}: {chosen.blob_count} files "
         f"({size_words(chosen.size_bytes)}) and {rows} rows"
     )
-    value = {**chosen.to_wire(), "sent": sent_bytes, "dryRun": dry_run}
+    value = {**restored.as_json(), "dryRun": dry_run}
     context.result(value, as_json=as_json, text=lambda: words)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cloud_registry import wiring
+from cloud_registry import server_wiring, wiring
 from cloud_registry.cli.context import CommandContext, pass_context
 from cloud_registry.errors import RegistryError, UsageError
 
@@ -34,6 +34,13 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--public-artifacts", is_flag=True, help="Give model files to whoever asks, whoever has keys.")
 @click.option(
     "--audit-log", type=_FILE, metavar="FILE", help="Who asked what, a line each.  [default: HOME/audit.jsonl]"
+)
+@click.option(
+    "--backup-url",
+    "backup_urls",
+    multiple=True,
+    metavar="URL",
+    help="Where `slipway registry backup` may be asked from elsewhere to back up to. Repeatable.",
 )
 @click.option(
     "--upload-max",
@@ -96,7 +103,7 @@ def serve(
     _check_tls(certificate, key)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     limits["is_public"] = limits.pop("public_artifacts")
-    app = wiring.open_server(context.config, wiring.ServerLimits(**limits))
+    app = server_wiring.open_server(context.config, server_wiring.ServerLimits(**limits))
     listener = _listen(address, port)
     bound_port = listener.getsockname()[1]
     controller = None if no_controller else _controller(context, tick_s, fleet_look_s)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cloud_registry import wiring
+from cloud_registry import telemetry_wiring
 from cloud_registry.cli.context import CommandContext, json_option, pass_context
 from cloud_registry.cli.tables import table
 from cloud_registry.ports import StoreCounts
@@ -35,7 +35,7 @@ def collect(context: CommandContext, follow: bool, as_json: bool) -> None:
     Example:
       slipway telemetry collect --follow
     """
-    service = wiring.open_telemetry_verbs(context.config, context.say)
+    service = telemetry_wiring.open_telemetry_verbs(context.config, context.say)
     total = StoreCounts()
 
     def count(batch: StoreCounts) -> None:
@@ -73,7 +73,7 @@ def summary(context: CommandContext, as_json: bool) -> None:
     Example:
       slipway telemetry summary
     """
-    value = wiring.open_telemetry_verbs(context.config).summary()
+    value = telemetry_wiring.open_telemetry_verbs(context.config).summary()
     context.result(value, as_json=as_json, text=lambda: _summary_words(value))
 
 
@@ -124,7 +124,7 @@ def list_readings(context: CommandContext, device: str | None, limit: int | None
     Example:
       slipway telemetry list --device dev-01 --limit 20
     """
-    service = wiring.open_telemetry_verbs(context.config)
+    service = telemetry_wiring.open_telemetry_verbs(context.config)
     if as_json:
         for envelope in service.envelopes(device, limit):
             click.echo(envelope.to_json())

@@ -8,10 +8,12 @@ import hashlib
 import hmac
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatchcase
+from typing import Any
 
-from cloud_registry.errors import UsageError
+from cloud_registry.errors import AccessDeniedError, UsageError
 from cloud_registry.ports import ApiKey, Principal, Role
 
 KEY_PREFIX = "slipway"
@@ -40,12 +42,32 @@ def may(principal: Principal, role: Role) -> bool:
     return any(role in _INCLUDED[own] for own in principal.roles)
 
 
+def check_grant(granter: Principal, roles: frozenset[Role], expires_at: datetime | None) -> None:
+    """Nobody hands out what he does not hold himself. A device's right is a part of a reader's.
+
+    Raises:
+        AccessDeniedError: a role that he does not hold, or a key that is good for longer than his own.
+    """
+    beyond = sorted(role for role in roles if not may(granter, Role.READER if role is Role.DEVICE else role))
+    if beyond:
+        raise AccessDeniedError(
+            f"{granter.name!r} does not hold the role {beyond[0]}, and nobody hands out what he does not hold",
+            hint=f"Ask somebody with the roles operator and {beyond[0]}, or make it at the server's machine.",
+        )
+    own_end = granter.expires_at
+    if own_end is not None and (expires_at is None or expires_at > own_end):
+        raise AccessDeniedError(
+            f"the key of {granter.name!r} ends at {own_end:%Y-%m-%d %H:%M} UTC, and one that it makes ends no later",
+            hint="Give a shorter --valid-for, or use a key that is good for longer.",
+        )
+
+
 def is_own_device(principal: Principal, device_id: str) -> bool:
     return any(fnmatchcase(device_id, pattern) for pattern in principal.devices)
 
 
 def principal_of(key: ApiKey) -> Principal:
-    return Principal(f"key:{key.id}", key.name, key.roles, key.devices)
+    return Principal(f"key:{key.id}", key.name, key.roles, key.devices, key.expires_at)
 
 
 def flaw_of(key: ApiKey, now: datetime) -> str | None:
@@ -55,6 +77,46 @@ def flaw_of(key: ApiKey, now: datetime) -> str | None:
     if key.expires_at is not None and now >= key.expires_at:
         return f"expired at {key.expires_at:%Y-%m-%d %H:%M} UTC"
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class ListedKey:
+    """A key as it is told: without the digest of its secret."""
+
+    id: str
+    name: str
+    roles: tuple[Role, ...]
+    devices: tuple[str, ...]
+    created_at: datetime
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+    @classmethod
+    def of(cls, key: ApiKey) -> "ListedKey":
+        roles = tuple(sorted(key.roles))
+        return cls(key.id, key.name, roles, key.devices, key.created_at, key.expires_at, key.revoked_at)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "name": self.name,
+            "roles": list(self.roles),
+            "devices": list(self.devices),
+            "createdAt": self.created_at.isoformat(timespec="seconds"),
+            "expiresAt": self.expires_at.isoformat(timespec="seconds") if self.expires_at else None,
+            "revokedAt": self.revoked_at.isoformat(timespec="seconds") if self.revoked_at else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class MadeKey:
+    """A new key. `text` opens the server; it is shown this once."""
+
+    key: ListedKey
+    text: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {**self.key.as_json(), "key": self.text}
 
 
 def key_text(key_id: str, secret: str) -> str:

@@ -12,6 +12,7 @@ from cloud_registry.ports.images import (
     EndpointAnswer,
     ImageFacts,
     ImageReference,
+    ModelFiles,
     RecipeStore,
     RunningImage,
     ScoringEndpoint,
@@ -83,6 +84,7 @@ __all__ = [
     "ImageFacts",
     "ImageReference",
     "ModelBench",
+    "ModelFiles",
     "ModelIntake",
     "ModelProver",
     "Principal",
@@ -295,6 +297,10 @@ class ModelCatalogStore(Protocol):
         ...
 
     def file(self, target: str) -> StoredFile | None: ...
+
+    def file_of(self, digest: str) -> StoredFile | None:
+        """A file with these bytes, of whichever version."""
+        ...
 
     def references_to(self, digest: str) -> Sequence[ModelReference]:
         """The versions one of whose model files has these bytes."""

@@ -1,6 +1,6 @@
 """Images of models: recipes, the engine that runs them, and the endpoint inside."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,17 @@ class RecipeStore(Protocol):
 
     def append(self, reference: ModelReference, recipes: Sequence[ImageRecipe]) -> None:
         """Store revisions; raises ConflictError where one of that number is there, or the version is not."""
+        ...
+
+
+class ModelFiles(Protocol):
+    """Files of model versions, wherever the registry keeps them."""
+
+    def read(self, digest: str, *, chunk_bytes: int | None = None) -> Iterator[bytes]:
+        """A file's bytes in chunks of at most `chunk_bytes`, which the caller checks.
+
+        Raises NotFoundError where no version has it.
+        """
         ...
 
 

@@ -25,12 +25,16 @@ class Role(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Somebody who was recognised. `id` is unique and holds no secret; `devices` are patterns of device ids."""
+    """Somebody who was recognised. `id` is unique and holds no secret; `devices` are patterns of device ids.
+
+    `expires_at` is the end of the key that was shown. A token's end is none: whom it names may ask for the next one.
+    """
 
     id: str
     name: str
     roles: frozenset[Role]
     devices: tuple[str, ...] = ()
+    expires_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +144,6 @@ class RegistryTransport(Protocol):
         """Bring a file to the server, going on where an earlier attempt was cut; the upload's id."""
         ...
 
-    def artifact(self, target: str, digest: str, size_bytes: int) -> Iterator[bytes]:
-        """An artifact's bytes; a line that is cut is taken up again where it was."""
+    def artifact(self, target: str, digest: str, size_bytes: int, start: int = 0) -> Iterator[bytes]:
+        """An artifact's bytes from `start` on; a line that is cut is taken up again where it was."""
         ...

@@ -15,8 +15,8 @@ from cloud_registry.core.dockerfile import (
     dockerfile_for,
 )
 from cloud_registry.errors import ConflictError, NotFoundError, UsageError
-from cloud_registry.ports import ContainerEngine, ProgressListener
-from cloud_registry.service.models import ModelService
+from cloud_registry.ports import ContainerEngine, ModelFiles, ProgressListener
+from cloud_registry.service.model_download import fetch_blob
 from manifests.model import ModelManifest
 from manifests.recipe import ImageRecipe, packed_files, packed_manifest
 
@@ -41,7 +41,7 @@ class DockerBuild:
 class DockerBuilds:
     """Build contexts, and builds of them. `module_files` gives Slipway's own code by path."""
 
-    models: ModelService
+    files: ModelFiles
     engine: ContainerEngine
     module_files: Callable[[], Iterable[tuple[str, bytes]]]
 
@@ -94,7 +94,7 @@ class DockerBuilds:
         for file in files:
             place = folder / MODEL_NAME / "files" / file.path
             place.parent.mkdir(parents=True, exist_ok=True)
-            self.models.fetch(file.digest, file.size_bytes, place, on_progress)
+            fetch_blob(self.files.read(file.digest), file.digest, file.size_bytes, place, on_progress)
             place.chmod(FILE_MODE)
         if wheelhouse is not None:
             _copy_wheels(wheelhouse, folder / WHEELS_NAME)

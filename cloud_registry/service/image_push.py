@@ -122,7 +122,7 @@ class ImagePush:
 
     def _check_kept(self, record: ImageRecord, descriptor: Descriptor) -> None:
         if descriptor.digest not in self._under_way and not self._blobs.has(descriptor.digest):
-            raise _gone(record, descriptor.digest)
+            raise gone(record, descriptor.digest)
 
     def _manifest(self, digest: str) -> Callable[[], bool]:
         content = self._blobs.document(digest)
@@ -222,7 +222,7 @@ def _referrer(one: AttachmentRecord) -> Descriptor:
     return Descriptor(MANIFEST, one.manifest, one.manifest_size_bytes, artifact_type=one.artifact_type)
 
 
-def _gone(record: ImageRecord, digest: str) -> RegistryError:
+def gone(record: ImageRecord, digest: str) -> RegistryError:
     return NotFoundError(
         f"{record.name} needs blob {digest}, which this machine does not hold any more",
         hint="Build it again: slipway image build.",

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from packaging.utils import canonicalize_name
 
@@ -12,6 +13,7 @@ from cloud_registry.core.images.bases import BaseImage, BaseSource
 from cloud_registry.core.images.composition import model_layer, own_layer, settings_of
 from cloud_registry.core.images.documents import (
     CONFIG,
+    DOCUMENT_BYTES_MAX,
     EMPTY,
     EMPTY_CONFIG,
     INDEX,
@@ -32,7 +34,6 @@ from cloud_registry.core.images.ports import (
     BaseImageSource,
     ImageBlobs,
     ImageRegistry,
-    ImageTable,
     LayerWriter,
     PackageSource,
 )
@@ -44,13 +45,16 @@ from cloud_registry.core.images.records import (
     PlatformRecord,
 )
 from cloud_registry.core.images.wheels import Wheel, requirement_name
-from cloud_registry.errors import ConflictError, NotFoundError, UsageError
+from cloud_registry.errors import NotFoundError, RegistryError, UsageError
 from cloud_registry.ports import ProgressListener
-from cloud_registry.service.image_push import MODEL_ANNOTATION, ImagePush, Pushed, base_repository, checked_push
+from cloud_registry.service.image_push import MODEL_ANNOTATION, ImagePush, Pushed, base_repository, checked_push, gone
+from manifests.canonical import digest_of
 from manifests.model import ModelManifest
 from manifests.recipe import ImageRecipe
 
-DIGEST_PREFIX_LENGTH_MIN = 12
+if TYPE_CHECKING:
+    from cloud_registry.service.verbs import ImageVerbs
+
 # Packages that an image for 32-bit ARM takes from its base: what there are wheels for needs another NumPy.
 FROM_BASE_ON_ARM32 = ("numpy",)
 ENGINE_IMAGE = "application/vnd.docker.container.image.v1+json"
@@ -71,13 +75,13 @@ class ImageBuild:
 
 @dataclass(frozen=True, slots=True)
 class ImageService:
-    """The image side of the registry."""
+    """What is done with images on this machine; `records` are the registry's, wherever that is."""
 
     blobs: ImageBlobs
     bases: BaseImageSource
     packages: PackageSource
     layers: LayerWriter
-    table: ImageTable
+    records: "ImageVerbs"
     open_registry: Callable[[ImageName], ImageRegistry]
     own_packages: Callable[[], Iterable[tuple[str, bytes]]]
     versions: Callable[[], Mapping[str, str]]
@@ -113,8 +117,7 @@ class ImageService:
             platforms=tuple(made),
             recipe_revision=build.recipe.revision,
         )
-        self.table.put(record)
-        return record
+        return self.records.note(record)
 
     def note_engine_image(self, name: ImageName, image_id: str, recipe: ImageRecipe) -> ImageRecord:
         """Remember an image that an engine built from the same recipe: it holds its model version as well."""
@@ -128,8 +131,7 @@ class ImageService:
             platforms=(),
             recipe_revision=recipe.revision,
         )
-        self.table.put(record)
-        return record
+        return self.records.note(record)
 
     def _platform(
         self, build: ImageBuild, platform: Platform, on_progress: ProgressListener | None, push: ImagePush | None
@@ -219,28 +221,17 @@ class ImageService:
     def pushed(self, record: ImageRecord, push: ImagePush) -> Pushed:
         """Bring a push to its end, and remember it."""
         done = push.finish(record)
-        self.table.put(_with_push(record, push.name))
+        self.records.note(_with_push(record, push.name))
         return done
 
     # --- looking ---------------------------------------------------------------
 
     def find(self, text: str) -> ImageRecord:
         """The image of a name, or of a digest or the beginning of one; raises NotFoundError."""
-        if text.startswith("sha256:") and len(text) >= DIGEST_PREFIX_LENGTH_MIN:
-            found = self.table.of_digest(text)
-            digests = {record.digest for record in found}
-            if len(digests) > 1:
-                raise UsageError(f"{text} begins {len(digests)} digests", hint="Write more of it.")
-            if found:
-                return found[0]
-        name = ImageName.parse(text)
-        record = self.table.named(str(name)) or (None if name.tag else self.table.named(str(name.with_tag("latest"))))
-        if record is None:
-            raise NotFoundError(f"no image {text} was built here", hint="See those there are: slipway image list")
-        return record
+        return self.records.find(text)
 
     def list(self) -> Sequence[ImageRecord]:
-        return self.table.all()
+        return self.records.images()
 
     def attachment(self, record: ImageRecord, kind: str, platform: Platform | None) -> bytes:
         """The document of this kind; where the image has several platforms, one must be named."""
@@ -252,13 +243,35 @@ class ImageService:
             raise UsageError(f"{record.name} is built for {there}", hint="Name one of them with --platform.")
         for one in wanted[0].attachments:
             if one.kind == kind:
-                return self.blobs.document(one.content)
+                return self._document(record, one.content, one.content_size_bytes)
         raise NotFoundError(f"{record.name} has no {kind} attached")
 
-    def config(self, platform: PlatformRecord) -> dict[str, object]:
+    def config(self, record: ImageRecord, platform: PlatformRecord) -> dict[str, object]:
         """The image's configuration, as an engine reads it."""
-        value: dict[str, object] = json.loads(self.blobs.document(platform.config))
+        value: dict[str, object] = json.loads(self._document(record, platform.config, platform.config_size_bytes))
         return value
+
+    def _document(self, record: ImageRecord, digest: str, size_bytes: int) -> bytes:
+        """A document of an image: of this machine, or, where another one built it, of a registry that has the image."""
+        if self.blobs.has(digest) or size_bytes > DOCUMENT_BYTES_MAX:
+            return self.blobs.document(digest)
+        failed = ""
+        for name in map(ImageName.parse, record.pushed):
+            try:
+                content = b"".join(self.open_registry(name).blob(name, Descriptor("", digest, size_bytes)))
+            except RegistryError as err:
+                failed = f": {err.message}"
+                continue
+            if digest_of(content) == digest:
+                return content
+            failed = f": {name.registry} gave other bytes"
+        if not record.pushed:
+            raise gone(record, digest)
+        raise NotFoundError(
+            f"this machine does not hold {digest} of {record.name}, and it was not fetched from where it was "
+            f"pushed to{failed}",
+            hint="Log in there with docker login, or ask at the machine that built it.",
+        )
 
     # --- forgetting ------------------------------------------------------------
 
@@ -268,12 +281,7 @@ class ImageService:
         Raises:
             ConflictError: it was pushed, so that a device may run it.
         """
-        if record.pushed and not is_pushed_allowed:
-            raise ConflictError(
-                f"{record.name} was pushed to {', '.join(record.pushed)}, so a device may run it",
-                hint="Remove it there first, then say so with --force.",
-            )
-        self.table.remove(record)
+        self.records.forget(record.name, record.digest, is_pushed_allowed=is_pushed_allowed)
 
     def prune(self, before: datetime) -> tuple[int, int]:
         """Remove blobs that no image needs and that are older than an instant: how many, and their bytes.
@@ -282,7 +290,7 @@ class ImageService:
         """
         old = [(digest, size) for digest, size, changed in self.blobs.blobs() if changed < before.timestamp()]
         # Asked after the blobs were listed, so that an image that was built meanwhile keeps what it names.
-        used = {digest for record in self.table.all() for digest in record.blobs()}
+        used = {digest for record in self.records.images() for digest in record.blobs()}
         used.add(Descriptor.of(EMPTY, EMPTY_CONFIG).digest)
         orphans = [(digest, size) for digest, size in old if digest not in used]
         for digest, _ in orphans:

@@ -2,17 +2,20 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
+from cloud_registry.core.backup import Backup
 from cloud_registry.core.catalog import Holder
 from cloud_registry.core.devices import device_as_json
 from cloud_registry.core.family import Family
 from cloud_registry.core.running import PeriodQuery, RunningPeriod
 from cloud_registry.errors import UsageError
-from cloud_registry.ports import FleetHub, StoreCounts, TelemetrySource
+from cloud_registry.ports import BackupPlace, FleetHub, ProgressListener, StoreCounts, TelemetrySource
 from cloud_registry.service.models import ModelService
 from cloud_registry.service.running import RunningLog
 from cloud_registry.service.telemetry import TelemetryService
+from cloud_registry.service.upkeep import ORPHAN_AGE_MIN, BackedUp, Collected, Upkeep, Verification
 from manifests.identity import ModelReference, check_model_name
 from manifests.telemetry import Envelope
 
@@ -83,3 +86,41 @@ class LocalDevices:
         if model is None:
             return found
         return [{**each, "models": {model: each["models"][model]}} for each in found if model in each["models"]]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalUpkeep:
+    """Satisfies UpkeepVerbs. `open_place` opens the place of a URL, or refuses it."""
+
+    service: Upkeep
+    open_place: Callable[[str], BackupPlace]
+
+    def garbage(self, age_min: timedelta = ORPHAN_AGE_MIN) -> Collected:
+        return self.service.garbage(age_min)
+
+    def collect_garbage(
+        self, age_min: timedelta = ORPHAN_AGE_MIN, on_progress: ProgressListener | None = None
+    ) -> Collected:
+        return self.service.collect_garbage(age_min, on_progress)
+
+    def verify(
+        self, *, is_quick: bool = False, repair_url: str | None = None, on_progress: ProgressListener | None = None
+    ) -> Verification:
+        place = self.open_place(repair_url) if repair_url else None
+        return self.service.verify(is_quick=is_quick, repair_from=place, on_progress=on_progress)
+
+    def backup(self, url: str, on_progress: ProgressListener | None = None) -> BackedUp:
+        return self.service.backup(self.open_place(url), on_progress)
+
+    def backups(self, url: str) -> Sequence[Backup]:
+        return self.service.backups(self.open_place(url))
+
+    def restore(
+        self, url: str, name: str | None = None, *, is_dry_run: bool = False,
+        on_progress: ProgressListener | None = None,
+    ) -> BackedUp:  # fmt: skip
+        """Make an empty registry what a backup says: see `Upkeep.restore`."""
+        place = self.open_place(url)
+        chosen = self.service.find_backup(place, name)
+        self.service.check_empty()
+        return BackedUp(chosen, 0 if is_dry_run else self.service.restore(place, chosen, on_progress))

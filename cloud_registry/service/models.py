@@ -25,6 +25,7 @@ from cloud_registry.ports import (
     ModelProver,
     ModelQuery,
     ProgressListener,
+    StoredFile,
     VersionNames,
 )
 from cloud_registry.service.clean_up import Removed, remove_unnamed
@@ -50,6 +51,15 @@ class ModelService:
     intake: ModelIntake
     now: Callable[[], datetime]
     module_id: str = "slipway"
+
+    def file_of(self, digest: str) -> StoredFile:
+        """A stored file with these bytes, of whichever version; raises NotFoundError."""
+        found = self.catalog.file_of(digest)
+        if found is None:
+            raise NotFoundError(
+                f"no model version has a file of digest {digest[:80]}", hint="Was the version deleted meanwhile?"
+            )
+        return found
 
     # --- writing -------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """The recipe of a version's images: generated, kept in revisions, changed."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -13,13 +13,14 @@ from cloud_registry.errors import NotFoundError, UsageError
 from cloud_registry.ports import ArtifactStore, RecipeStore
 from cloud_registry.service.models import ModelService
 from manifests.canonical import digest_of
+from manifests.identity import ModelReference
 from manifests.model import ModelManifest, SourceFile
 from manifests.recipe import ImageRecipe
 
 
 @dataclass(frozen=True, slots=True)
 class RecipeService:
-    """Recipes by model version. `module_requirements` tells what Slipway's own module needs."""
+    """Satisfies RecipeVerbs. `module_requirements` tells what Slipway's own module needs."""
 
     models: ModelService
     artifacts: ArtifactStore
@@ -27,50 +28,67 @@ class RecipeService:
     module_requirements: Callable[[], Sequence[str]]
     now: Callable[[], datetime]
 
-    def show(self, manifest: ModelManifest, revision: int | None = None) -> ImageRecipe:
+    def show(self, reference: ModelReference, revision: int | None = None) -> ImageRecipe:
         """A stored revision, by default the newest; the generated recipe, with revision 0, where none is stored."""
-        kept = self.recipes.history(manifest.reference)
+        kept = self.recipes.history(reference)
         if revision is None:
-            return kept[-1] if kept else self.generated(manifest)
+            return kept[-1] if kept else self.generated(self.models.manifest(reference))
         found = next((recipe for recipe in kept if recipe.revision == revision), None)
         if found is None:
+            self.models.manifest(reference)
             raise NotFoundError(
-                f"the recipe of {manifest.reference} has no revision {revision}; it has {len(kept)}",
-                hint=f"See them with: slipway model manifest show {manifest.reference} --history",
+                f"the recipe of {reference} has no revision {revision}; it has {len(kept)}",
+                hint=f"See them with: slipway model manifest show {reference} --history",
             )
         return found
 
-    def history(self, manifest: ModelManifest) -> Sequence[ImageRecipe]:
-        return self.recipes.history(manifest.reference)
+    def history(self, reference: ModelReference) -> Sequence[ImageRecipe]:
+        return self.recipes.history(self.models.manifest(reference).reference)
 
     def generated(self, manifest: ModelManifest) -> ImageRecipe:
         """The recipe that follows from the version alone."""
         return recipe_for(manifest, self.module_requirements(), self._model_requirements(manifest))
 
-    def kept(self, manifest: ModelManifest) -> ImageRecipe:
+    def kept(self, reference: ModelReference) -> ImageRecipe:
         """The newest revision, for whoever builds an image of it; the generated recipe becomes revision 1."""
-        recipe = self.show(manifest)
+        recipe = self.show(reference)
         if recipe.revision:
             return recipe
         first = self._revision(recipe, 1)
-        self.recipes.append(manifest.reference, [first])
+        self.recipes.append(reference, [first])
         return first
 
-    def edit(self, manifest: ModelManifest, changes: RecipeChanges, *, is_dry_run: bool = False) -> ImageRecipe:
-        """Store the newest recipe with these changes as the next revision."""
-        before = self.show(manifest)
-        return self._succeed(manifest, before, edited_recipe(before, changes), is_dry_run=is_dry_run)
+    def edit(
+        self,
+        reference: ModelReference,
+        changes: RecipeChanges,
+        script: Path | None = None,
+        *,
+        is_dry_run: bool = False,
+    ) -> ImageRecipe:
+        """Store the newest recipe with these changes, and perhaps another scoring script, as the next revision."""
+        before = self.show(reference)
+        if script is not None:
+            changes = replace(changes, script=self._stored_script(script, is_dry_run=is_dry_run))
+        after = edited_recipe(before, changes)
+        if script is None:
+            self._check_script(after, before)
+        return self._succeed(reference, before, after, is_dry_run=is_dry_run)
 
-    def replace(self, manifest: ModelManifest, recipe: ImageRecipe, *, is_dry_run: bool = False) -> ImageRecipe:
+    def replace(self, reference: ModelReference, recipe: ImageRecipe, *, is_dry_run: bool = False) -> ImageRecipe:
         """Store a whole recipe as the next revision of the one it was made from, which its `revision` names.
 
         Raises:
             ConflictError: there is a newer revision.
         """
-        before = self.show(manifest, recipe.revision or None)
-        return self._succeed(manifest, before, checked_recipe(recipe, before), is_dry_run=is_dry_run)
+        before = self.show(reference, recipe.revision or None)
+        after = checked_recipe(recipe, before)
+        self._check_script(after, before)
+        return self._succeed(reference, before, after, is_dry_run=is_dry_run)
 
-    def store_script(self, path: Path, *, is_dry_run: bool = False) -> SourceFile:
+    # --- parts ---------------------------------------------------------------
+
+    def _stored_script(self, path: Path, *, is_dry_run: bool) -> SourceFile:
         """Take a scoring script into the artifact store; it goes with the next clean-up if no recipe names it."""
         if not path.is_file():
             raise NotFoundError(f"there is no file {path}")
@@ -82,10 +100,19 @@ class RecipeService:
         stored = self.artifacts.put(path)
         return SourceFile(path=path.name, digest=stored.digest, size_bytes=stored.size_bytes)
 
-    # --- parts ---------------------------------------------------------------
+    def _check_script(self, after: ImageRecipe, before: ImageRecipe) -> None:
+        """A script that is named by its digest, and not given as a file, must be stored already."""
+        script = after.script
+        if script is None or script == before.script:
+            return
+        if self.artifacts.size_bytes(script.digest) != script.size_bytes:
+            raise UsageError(
+                f"the recipe's script {script.path} ({script.digest}) is not stored here",
+                hint="Give the file itself: slipway model manifest edit REF --script FILE",
+            )
 
     def _succeed(
-        self, manifest: ModelManifest, before: ImageRecipe, after: ImageRecipe, *, is_dry_run: bool
+        self, reference: ModelReference, before: ImageRecipe, after: ImageRecipe, *, is_dry_run: bool
     ) -> ImageRecipe:
         if after == before:
             return before
@@ -93,7 +120,7 @@ class RecipeService:
         first = [] if before.revision else [self._revision(before, 1)]
         changed = self._revision(after, (before.revision or 1) + 1)
         if not is_dry_run:
-            self.recipes.append(manifest.reference, [*first, changed])
+            self.recipes.append(reference, [*first, changed])
         return changed
 
     def _revision(self, recipe: ImageRecipe, number: int) -> ImageRecipe:

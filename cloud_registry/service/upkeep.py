@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from cloud_registry.core.backup import Backup, BackupPart, backup_name, blob_lines, read_backup, read_blob_lines
 from cloud_registry.errors import ConflictError, NotFoundError, RegistryError
@@ -32,6 +33,14 @@ class Collected:
     unfinished: int = 0
     folders: int = 0
 
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "files": self.blobs,
+            "size": self.size_bytes,
+            "unfinished": self.unfinished,
+            "folders": self.folders,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class BlobProblem:
@@ -56,13 +65,33 @@ class Verification:
     def is_sound(self) -> bool:
         return not self.database_problems and {problem.digest for problem in self.problems} <= set(self.repaired)
 
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "ok": self.is_sound,
+            "files": self.blobs,
+            "size": self.size_bytes,
+            "problems": [
+                {
+                    "digest": problem.digest,
+                    "reason": problem.why,
+                    "targets": list(problem.targets),
+                    "repaired": problem.digest in self.repaired,
+                }
+                for problem in self.problems
+            ],
+            "database": list(self.database_problems),
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class BackedUp:
-    """A backup, and how many bytes of it had to travel; the rest was there from earlier ones."""
+    """A backup that was made or restored, and how many bytes of it had to travel; the rest was there already."""
 
     backup: Backup
     sent_bytes: int
+
+    def as_json(self) -> dict[str, Any]:
+        return {**self.backup.to_wire(), "sent": self.sent_bytes}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,16 @@ A parameter whose name begins with ``on_`` is a listener: it is called while the
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
+from cloud_registry.core.access import ListedKey, MadeKey
+from cloud_registry.core.backup import Backup
 from cloud_registry.core.catalog import Holder
 from cloud_registry.core.family import Family
+from cloud_registry.core.image_recipes import RecipeChanges
+from cloud_registry.core.images.records import ImageRecord
 from cloud_registry.core.rollout.documents import RolloutPlan
 from cloud_registry.core.rollout.events import RecordedEvent
 from cloud_registry.core.rollout.state import Rollout
@@ -18,13 +23,15 @@ from cloud_registry.core.rollout.view import event_as_json, plan_as_json, status
 from cloud_registry.core.running import PeriodQuery, RunningPeriod
 from cloud_registry.core.trust_answers import Outcome, Proposal, TrustStand, TrustState, outcome_as_json, state_as_json
 from cloud_registry.core.trust_files import SignedFile
-from cloud_registry.ports import AliasMove, ModelQuery, ProgressListener, Role, StoreCounts
+from cloud_registry.ports import AliasMove, ModelQuery, ProgressListener, Role, StoreCounts, StoredFile
 from cloud_registry.service.clean_up import Removed
 from cloud_registry.service.registration import Registered, Registration
 from cloud_registry.service.rollout_driver import Tick
 from cloud_registry.service.rollouts import Begun, RollbackRequest, RolloutRequest
+from cloud_registry.service.upkeep import ORPHAN_AGE_MIN, BackedUp, Collected, Verification
 from manifests.identity import ModelReference
 from manifests.model import ModelManifest
+from manifests.recipe import ImageRecipe
 from manifests.telemetry import Envelope
 
 
@@ -91,6 +98,10 @@ class ModelVerbs(Protocol):
         self, reference: ModelReference, folder: Path, *, force: bool, on_progress: ProgressListener | None = None
     ) -> tuple[Path, ...]:
         """Write a version's files and its manifest into a folder."""
+        ...
+
+    def file_of(self, digest: str) -> StoredFile:
+        """Where a file with these bytes is: its target below /artifacts, of whichever version."""
         ...
 
     def remove_orphans(self) -> Removed:
@@ -227,6 +238,105 @@ class TrustVerbs(Protocol):
         ...
 
 
+class RecipeVerbs(Protocol):
+    """Recipes of images: what each version's images are made of, in revisions."""
+
+    def show(self, reference: ModelReference, revision: int | None = None) -> ImageRecipe:
+        """A revision of a version's recipe, by default the newest; one that nobody edited is as generated, 0."""
+        ...
+
+    def history(self, reference: ModelReference) -> Sequence[ImageRecipe]:
+        """Every stored revision, oldest first."""
+        ...
+
+    def kept(self, reference: ModelReference) -> ImageRecipe:
+        """The newest revision, for whoever builds an image of it; a generated recipe is stored as revision 1."""
+        ...
+
+    def edit(
+        self, reference: ModelReference, changes: RecipeChanges, script: Path | None = None, *, is_dry_run: bool = False
+    ) -> ImageRecipe:
+        """Store the newest recipe with changes, and perhaps another scoring script, as the next revision."""
+        ...
+
+    def replace(self, reference: ModelReference, recipe: ImageRecipe, *, is_dry_run: bool = False) -> ImageRecipe:
+        """Store a whole recipe as the next revision of the one that its `revision` names."""
+        ...
+
+
+class ImageVerbs(Protocol):
+    """Images that were built, and the version that each holds. They are built where their parts are, and noted here."""
+
+    def note(self, record: ImageRecord) -> ImageRecord:
+        """Remember an image; the version that it holds cannot be deleted then."""
+        ...
+
+    def find(self, text: str) -> ImageRecord:
+        """The image of a name, or of a digest or the beginning of one."""
+        ...
+
+    def images(self) -> Sequence[ImageRecord]:
+        """Every image by name, the youngest of each first."""
+        ...
+
+    def forget(self, name: str, digest: str, *, is_pushed_allowed: bool = False) -> ImageRecord:
+        """Forget an image; one that was pushed only where that is allowed, since a device may run it."""
+        ...
+
+
+class KeyVerbs(Protocol):
+    """API keys of the server. The first one is made at its machine."""
+
+    def create(
+        self, name: str, roles: Sequence[Role], devices: Sequence[str] = (), valid_for: timedelta | None = None
+    ) -> MadeKey:
+        """Make a key. Its text is in this answer only; nobody hands out a role that he does not hold."""
+        ...
+
+    def keys(self) -> Sequence[ListedKey]:
+        """Every key that was ever made, oldest first, without what it opens with."""
+        ...
+
+    def revoke(self, key_id: str) -> ListedKey:
+        """Revoke a key, whatever its roles: from the next request on it is refused."""
+        ...
+
+
+class UpkeepVerbs(Protocol):
+    """The registry itself: clean it up, verify it, back it up. Places of backups are URLs."""
+
+    def garbage(self, age_min: timedelta = ORPHAN_AGE_MIN) -> Collected:
+        """What a clean-up would remove."""
+        ...
+
+    def collect_garbage(
+        self, age_min: timedelta = ORPHAN_AGE_MIN, on_progress: ProgressListener | None = None
+    ) -> Collected:
+        """Remove stored files that no version names, uploads that were cut, and folders of killed commands."""
+        ...
+
+    def verify(
+        self, *, is_quick: bool = False, repair_url: str | None = None, on_progress: ProgressListener | None = None
+    ) -> Verification:
+        """Compare every file with its digest, and perhaps take what is damaged from a backup."""
+        ...
+
+    def backup(self, url: str, on_progress: ProgressListener | None = None) -> BackedUp:
+        """Copy the database and every file to one of the places that the server was started with."""
+        ...
+
+    def backups(self, url: str) -> Sequence[Backup]:
+        """The backups of a place, oldest first."""
+        ...
+
+    def restore(
+        self, url: str, name: str | None = None, *, is_dry_run: bool = False,
+        on_progress: ProgressListener | None = None,
+    ) -> BackedUp:  # fmt: skip
+        """Make an empty registry what a backup says. A registry that is served is never empty, and says so."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Verb:
     """One row of the API.
@@ -235,6 +345,7 @@ class Verb:
         method, path: as HTTP has them; ``{parameter}`` in the path is a parameter of the method of that name. Of the
             other parameters those of a GET are in the query, those of any other method in the JSON body, in camelCase.
         view: makes the result's documented JSON from it. Without one the result is spelled as its type says.
+        noted: what the audit log tells of the result, beside what was asked.
     """
 
     protocol: type
@@ -243,6 +354,7 @@ class Verb:
     path: str
     role: Role
     view: Callable[[Any], Any] | None = None
+    noted: Callable[[Any], Mapping[str, str]] | None = None
 
     @property
     def id(self) -> str:
@@ -260,6 +372,10 @@ GROUPS: Mapping[type, str] = {
     TelemetryVerbs: "telemetry",
     DeviceVerbs: "devices",
     TrustVerbs: "trust",
+    RecipeVerbs: "recipes",
+    ImageVerbs: "images",
+    KeyVerbs: "keys",
+    UpkeepVerbs: "registry",
 }
 
 
@@ -268,6 +384,15 @@ def _registered(found: Registered) -> Any:
         "manifest": found.manifest.to_wire(),
         "sameBytes": [str(reference) for reference in found.same_bytes],
         "dryRun": found.is_dry_run,
+    }
+
+
+def _stored_file(found: StoredFile) -> Any:
+    return {
+        "model": str(found.reference),
+        "target": found.target,
+        "digest": found.digest,
+        "size": found.size_bytes,
     }
 
 
@@ -292,6 +417,7 @@ VERBS: tuple[Verb, ...] = (
     Verb(ModelVerbs, "search", "POST", "/models/search", READ),
     Verb(ModelVerbs, "history", "POST", "/models/history", READ),
     Verb(ModelVerbs, "remove_orphans", "POST", "/models/prune", PUBLISH, _removed),
+    Verb(ModelVerbs, "file_of", "GET", "/files/{digest}", READ, _stored_file),
     Verb(ModelVerbs, "resolve", "GET", "/models/{text}", READ),
     Verb(ModelVerbs, "tag", "PATCH", "/models/{reference}/tags", PUBLISH),
     Verb(ModelVerbs, "add_properties", "PATCH", "/models/{reference}/properties", PUBLISH),
@@ -330,4 +456,22 @@ VERBS: tuple[Verb, ...] = (
     Verb(TrustVerbs, "make_online_key", "POST", "/trust/online-keys", OPERATE),
     Verb(TrustVerbs, "begin", "POST", "/trust", OPERATE, outcome_as_json),
     Verb(TrustVerbs, "refresh", "POST", "/trust/refresh", OPERATE, outcome_as_json),
+    Verb(RecipeVerbs, "show", "GET", "/models/{reference}/recipe", READ),
+    Verb(RecipeVerbs, "history", "GET", "/models/{reference}/recipe/revisions", READ),
+    Verb(RecipeVerbs, "kept", "POST", "/models/{reference}/recipe", PUBLISH),
+    Verb(RecipeVerbs, "edit", "PATCH", "/models/{reference}/recipe", PUBLISH),
+    Verb(RecipeVerbs, "replace", "PUT", "/models/{reference}/recipe", PUBLISH),
+    Verb(ImageVerbs, "note", "POST", "/images", PUBLISH, ImageRecord.as_json, ImageRecord.audit_words),
+    Verb(ImageVerbs, "images", "GET", "/images", READ, _each(ImageRecord.as_json)),
+    Verb(ImageVerbs, "find", "GET", "/images/one", READ, ImageRecord.as_json),
+    Verb(ImageVerbs, "forget", "DELETE", "/images", PUBLISH, ImageRecord.as_json, ImageRecord.audit_words),
+    Verb(KeyVerbs, "create", "POST", "/keys", OPERATE, MadeKey.as_json, lambda made: {"key": made.key.id}),
+    Verb(KeyVerbs, "keys", "GET", "/keys", OPERATE, _each(ListedKey.as_json)),
+    Verb(KeyVerbs, "revoke", "DELETE", "/keys/{key_id}", OPERATE, ListedKey.as_json),
+    Verb(UpkeepVerbs, "garbage", "POST", "/registry/garbage", OPERATE, Collected.as_json),
+    Verb(UpkeepVerbs, "collect_garbage", "POST", "/registry/gc", OPERATE, Collected.as_json),
+    Verb(UpkeepVerbs, "verify", "POST", "/registry/verify", OPERATE, Verification.as_json),
+    Verb(UpkeepVerbs, "backup", "POST", "/registry/backups", OPERATE, BackedUp.as_json),
+    Verb(UpkeepVerbs, "backups", "GET", "/registry/backups", OPERATE),
+    Verb(UpkeepVerbs, "restore", "POST", "/registry/restore", OPERATE, BackedUp.as_json),
 )

@@ -35,6 +35,7 @@ class ServerParts:
 
     Attributes:
         services: the object that satisfies each protocol of verbs.
+        services_by_caller: of protocols whose verbs depend on who asks, what makes that object for him.
         offers: the targets that a device's key may fetch, asked anew for each request.
         is_public: artifacts and metadata are for everybody, whoever has keys.
         metadata: folder of the signed metadata, where there is any.
@@ -52,6 +53,7 @@ class ServerParts:
     rate: RequestRate
     is_public: bool = False
     metadata: Path | None = None
+    services_by_caller: Mapping[type, Callable[[Principal], Any]] = field(default_factory=dict)
     metrics: Metrics = field(default_factory=Metrics)
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from cloud_registry.core.storage_urls import shown_url
 from cloud_registry.errors import UsageError
 from cloud_registry.service.verbs import VERBS, Verb
 from cloud_registry.service.wire_form import Shape, convert, encode, path_value, shape_of
@@ -31,6 +32,8 @@ LONG_THREADS_MAX = 4
 DOOR_THREADS_MAX = 8
 # So that whoever stands in between does not take a quiet line for a dead one.
 KEEP_ALIVE_S = 10.0
+# An answer may hold a new key, and whoever stands in between is not to keep it.
+_UNKEPT = {"Cache-Control": "no-store"}
 FOLDER_FILES_MAX = 1000
 NAME_BYTES_MAX = 255
 
@@ -58,7 +61,8 @@ class VerbRunner:
         self._shape: Shape = shape_of(verb)
         self._limiter = limiter
         self._at_door = at_door
-        self._service = parts.services[verb.protocol]
+        if verb.protocol not in parts.services.keys() | parts.services_by_caller.keys():
+            raise KeyError(f"nothing answers {verb.id}")
 
     async def answer(self, request: Request) -> Response:
         visit = self._door.visit(self._verb.id, request, **request.path_params)
@@ -69,9 +73,9 @@ class VerbRunner:
             if self._shape.is_streamed:
                 return await to_thread.run_sync(self._streamed, visit, body, limiter=self._limiter)
             if self._shape.listeners and EVENT_FORM in request.headers.get("accept", ""):
-                return StreamingResponse(self._told(visit, body), media_type=EVENT_FORM)
+                return StreamingResponse(self._told(visit, body), media_type=EVENT_FORM, headers=_UNKEPT)
             content = await to_thread.run_sync(self._done, visit, body, {}, limiter=self._limiter)
-            return Response(content, media_type="application/json")
+            return Response(content, media_type="application/json", headers=_UNKEPT)
         except Exception as err:  # noqa: BLE001  (a sentence and a line in the log for whatever it is)
             return await to_thread.run_sync(self._door.refuse, visit, err, limiter=self._at_door)
 
@@ -81,9 +85,11 @@ class VerbRunner:
         """Do it and write it down; the JSON of its result."""
         with _Uploads(self._parts, visit.principal.id) as uploads:
             arguments = self._arguments(visit.request, body, uploads)
-            visit.on |= {key: value for key, value in arguments.items() if isinstance(value, str | int | bool)}
-            result = getattr(self._service, self._verb.name)(**arguments, **listeners)
+            visit.on |= _arguments_told(arguments)
+            result = getattr(self._service(visit), self._verb.name)(**arguments, **listeners)
             uploads.forget()
+        if self._verb.noted is not None:
+            visit.on |= self._verb.noted(result)
         is_state = STATE_FORM in visit.request.headers.get("accept", "") or bool(listeners)
         viewed = result if is_state or self._verb.view is None else self._verb.view(result)
         content = encode(viewed)
@@ -92,13 +98,17 @@ class VerbRunner:
 
     def _streamed(self, visit: Visit, body: bytes) -> Response:
         arguments = self._arguments(visit.request, body, None)
-        values: Iterator[Any] = getattr(self._service, self._verb.name)(**arguments)
+        values: Iterator[Any] = getattr(self._service(visit), self._verb.name)(**arguments)
         # What fails does so at the first value, while there is still an answer to tell it with.
         first = list(islice(values, 1))
         self._door.note(visit, 200)
         return StreamingResponse(
             iterate_in_threadpool(encode(value) + b"\n" for value in chain(first, values)), media_type=EVENT_FORM
         )
+
+    def _service(self, visit: Visit) -> Any:
+        by_caller = self._parts.services_by_caller.get(self._verb.protocol)
+        return self._parts.services[self._verb.protocol] if by_caller is None else by_caller(visit.principal)
 
     def _arguments(self, request: Request, body: bytes, uploads: "_Uploads | None") -> dict[str, Any]:
         given = _object(body)
@@ -157,6 +167,19 @@ class VerbRunner:
         finally:
             is_gone.set()
             working.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+
+def _arguments_told(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What the audit log tells of a request: plain values and lists of words, but never a URL's password."""
+    told: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if isinstance(value, str):
+            told[name] = shown_url(value) if "://" in value else value
+        elif isinstance(value, int | bool):
+            told[name] = value
+        elif isinstance(value, list | tuple) and value and all(isinstance(each, str) for each in value):
+            told[name] = ", ".join(value)
+    return told
 
 
 class _Uploads:

@@ -162,8 +162,8 @@ class Workshop:
     def build(self, tag: str, platform: str = "linux/amd64", dockerfile: Path | None = None) -> str:
         """The image's id. With `tag`, which the engine then knows it by."""
         recipes = wiring.open_recipes(self.config)
-        model = recipes.models.resolve("mix:1")
-        wanted = DockerBuild(recipes.kept(model), tag, platform, self.wheelhouse(platform), dockerfile)
+        model = wiring.open_models(self.config).resolve("mix:1")
+        wanted = DockerBuild(recipes.kept(model.reference), tag, platform, self.wheelhouse(platform), dockerfile)
         return wiring.open_docker_builds(self.config).build(model, wanted, lambda _line: None)
 
 

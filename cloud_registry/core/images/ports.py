@@ -119,6 +119,10 @@ class ImageRegistry(Protocol):
         """What the image behind a name says of itself under a key; "" where it says nothing, or where there is none."""
         ...
 
+    def blob(self, name: ImageName, descriptor: Descriptor) -> Iterator[bytes]:
+        """A blob's bytes, not more than the descriptor says; the caller checks its digest."""
+        ...
+
     def push_manifest(self, name: ImageName, media_type: str, content: bytes) -> bool:
         """Store a manifest or index; whether the registry lists referrers by itself."""
         ...
@@ -133,7 +137,9 @@ class ImageRegistry(Protocol):
 class ImageTable(Protocol):
     """The images that were built."""
 
-    def put(self, record: ImageRecord) -> None: ...
+    def put(self, record: ImageRecord) -> ImageRecord:
+        """Store a record; one of the same name and digest goes, and leaves what it knows of pushes."""
+        ...
 
     def named(self, name: str) -> ImageRecord | None: ...
 

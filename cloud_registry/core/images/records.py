@@ -1,5 +1,7 @@
 """What is known of a built image: kept in the catalog, shown by the command line."""
 
+from typing import Any
+
 from manifests.document import Document
 from manifests.identity import ModelReference
 
@@ -71,6 +73,12 @@ class ImageRecord(Document, frozen=True, kw_only=True):
     @property
     def reference(self) -> ModelReference:
         return ModelReference.parse(self.model)
+
+    def as_json(self) -> dict[str, Any]:
+        return {**self.to_wire(), "pushedTo": list(self.pushed)}
+
+    def audit_words(self) -> dict[str, str]:
+        return {"image": self.name, "digest": self.digest, "model": self.model, "pushed": ", ".join(self.pushed)}
 
     def blobs(self) -> frozenset[str]:
         """Every blob that the image needs, its own documents included."""

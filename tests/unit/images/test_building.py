@@ -75,7 +75,7 @@ def test_the_model_is_the_last_layer_and_alone_in_it(yard):
 
 def test_how_a_container_starts(yard):
     record = yard.build()
-    config = yard.images().config(record.platforms[0])["config"]
+    config = yard.images().config(record, record.platforms[0])["config"]
     assert config["Entrypoint"] == list(ENTRYPOINT)
     assert config["User"] == "10001:10001"
     assert config["Healthcheck"]["Test"] == ["CMD", "python3", "-m", "edge_module.health"]

@@ -9,7 +9,7 @@ import pytest
 
 from cloud_registry import wiring
 from cloud_registry.config import RegistryConfig
-from cloud_registry.core.access import checked_roles, flaw_of, is_own_device, key_text, may, read_key
+from cloud_registry.core.access import check_grant, checked_roles, flaw_of, is_own_device, key_text, may, read_key
 from cloud_registry.core.offers import targets_in_twin
 from cloud_registry.core.request_rate import CALLERS_MAX, RequestRate
 from cloud_registry.core.wire_problems import Problem, error_of, problem_of
@@ -100,6 +100,43 @@ def test_what_each_role_includes():
         Role.OPERATOR: {Role.READER, Role.OPERATOR},
         Role.DEVICE: {Role.DEVICE},
     }
+
+
+GRANTS = {
+    "an operator makes keys for operators, readers and devices": ("operator", ("operator", "reader"), "", True),
+    "a device may do a part of what a reader may": ("operator", ("device",), "", True),
+    "an operator makes no publisher": ("operator", ("publisher",), "role publisher", False),
+    "nor one among others": ("operator", ("reader", "publisher"), "role publisher", False),
+    "who holds both hands out both": ("operator publisher", ("operator", "publisher"), "", True),
+    "a device hands out nothing": ("device", ("reader",), "role reader", False),
+}
+
+
+@pytest.mark.parametrize("story", GRANTS)
+def test_nobody_hands_out_what_he_does_not_hold(story: str):
+    own, wanted, words, is_good = GRANTS[story]
+    granter = Principal("key:1", "anna", frozenset(map(Role, own.split())))
+    roles = frozenset(map(Role, wanted))
+    if is_good:
+        check_grant(granter, roles, None)
+    else:
+        with pytest.raises(AccessDeniedError, match=words):
+            check_grant(granter, roles, None)
+
+
+def test_a_key_makes_none_that_is_good_for_longer_than_itself():
+    granter = Principal("key:1", "anna", frozenset({Role.OPERATOR}), expires_at=AT)
+    check_grant(granter, frozenset({Role.READER}), AT)
+    for end in (None, AT + timedelta(seconds=1)):
+        with pytest.raises(AccessDeniedError, match="ends at 2026-01-02 03:04 UTC"):
+            check_grant(granter, frozenset({Role.READER}), end)
+
+
+def test_a_key_that_is_good_for_no_time_or_for_ever_and_a_day_is_refused(keys: KeyService):
+    for lifetime in (timedelta(0), timedelta(seconds=-1), timedelta.max):
+        with pytest.raises(UsageError):
+            keys.create("ci", ["reader"], valid_for=lifetime)
+    assert not keys.is_asked_for
 
 
 def test_a_fleets_key_speaks_for_its_devices_alone():

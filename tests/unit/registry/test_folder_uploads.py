@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cloud_registry.adapters.fsspec_artifacts import FsspecArtifacts, shown_url
+from cloud_registry.adapters.fsspec_artifacts import FsspecArtifacts
 from cloud_registry.adapters.scratch_folders import LockedFolders
+from cloud_registry.core.storage_urls import shown_url
 from cloud_registry.errors import RegistryError
 
 SIZE_BYTES = 3_000_000

@@ -15,6 +15,7 @@ from cloud_registry.core.dockerfile import dockerfile_for
 from cloud_registry.core.image_recipes import RecipeChanges, edited_recipe, recipe_for
 from cloud_registry.errors import ConflictError, UsageError
 from manifests.errors import ManifestError
+from manifests.identity import ModelReference
 from manifests.model import Artifact, ModelManifest, Signature, SourceFile, TensorSpec
 from tests.unit.registry.registry_models import IDENTITY, ROWS, linear_onnx, save_arrays
 
@@ -174,19 +175,18 @@ def test_a_whole_recipe_of_an_old_revision_is_refused(slipway: Callable[..., str
 
 
 def test_two_who_edit_at_once_do_not_overwrite_each_other(slipway: Callable[..., str], config: RegistryConfig):
-    recipes = wiring.open_recipes(config)
-    manifest = recipes.models.resolve("mix:1")
-    first = recipes.edit(manifest, RecipeChanges(base="b:2"))
+    recipes = wiring.open_local_recipes(config)
+    reference = ModelReference("mix", 1)
+    first = recipes.edit(reference, RecipeChanges(base="b:2"))
     with pytest.raises(ConflictError, match="changed meanwhile"):
-        recipes.recipes.append(manifest.reference, [first])
-    assert [recipe.base for recipe in recipes.history(manifest)][1:] == ["b:2"]
+        recipes.recipes.append(reference, [first])
+    assert [recipe.base for recipe in recipes.history(reference)][1:] == ["b:2"]
 
 
 def test_a_build_keeps_the_recipe_that_it_was_made_by(slipway: Callable[..., str], config: RegistryConfig):
     recipes = wiring.open_recipes(config)
-    manifest = recipes.models.resolve("mix:1")
-    kept = recipes.kept(manifest)
-    assert (kept.revision, recipes.kept(manifest)) == (1, kept)
+    kept = recipes.kept(ModelReference("mix", 1))
+    assert (kept.revision, recipes.kept(ModelReference("mix", 1))) == (1, kept)
 
 
 def test_a_build_context_is_whole_and_goes_nowhere_else(slipway: Callable[..., str], tmp_path: Path):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 from sqlalchemy import inspect
 
-from cloud_registry import wiring
+from cloud_registry import telemetry_wiring, wiring
 from cloud_registry.config import RegistryConfig
 from cloud_registry.core.monitor import read_event, summarise
 from cloud_registry.errors import ConflictError
@@ -62,7 +62,7 @@ class ListedSource:
 
 @pytest.fixture
 def telemetry(config: RegistryConfig) -> TelemetryService:
-    return wiring.open_telemetry(config)
+    return telemetry_wiring.open_telemetry(config)
 
 
 UNREADABLE = {

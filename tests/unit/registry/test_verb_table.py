@@ -12,7 +12,10 @@ from cloud_registry.core.catalog import ModelFacts
 from cloud_registry.core.rollout.documents import RolloutTerms
 from cloud_registry.errors import UsageError
 from cloud_registry.ports import ModelQuery, ProofTerms
-from cloud_registry.service.local import LocalDevices, LocalModels, LocalTelemetry
+from cloud_registry.service.image_records import ImageRecords
+from cloud_registry.service.keys import KeyDesk
+from cloud_registry.service.local import LocalDevices, LocalModels, LocalTelemetry, LocalUpkeep
+from cloud_registry.service.recipes import RecipeService
 from cloud_registry.service.registration import Registration
 from cloud_registry.service.remote import RemoteModels
 from cloud_registry.service.rollouts import RolloutRequest, RolloutService
@@ -21,10 +24,14 @@ from cloud_registry.service.verbs import (
     GROUPS,
     VERBS,
     DeviceVerbs,
+    ImageVerbs,
+    KeyVerbs,
     ModelVerbs,
+    RecipeVerbs,
     RolloutVerbs,
     TelemetryVerbs,
     TrustVerbs,
+    UpkeepVerbs,
     Verb,
 )
 from cloud_registry.service.wire_form import decode, encode, path_value, shape_of
@@ -38,6 +45,10 @@ LOCAL = {
     TelemetryVerbs: LocalTelemetry,
     DeviceVerbs: LocalDevices,
     TrustVerbs: TrustDesk,
+    RecipeVerbs: RecipeService,
+    ImageVerbs: ImageRecords,
+    KeyVerbs: KeyDesk,
+    UpkeepVerbs: LocalUpkeep,
 }
 # What is no request: driving is done where the catalog is, and a download is many requests.
 NOT_ASKED = {"can_drive", "tick", "release", "download"}

@@ -12,7 +12,7 @@ from typing import Any
 import requests
 import uvicorn
 
-from cloud_registry import wiring
+from cloud_registry import server_wiring, wiring
 from cloud_registry.config import RegistryConfig, read_config
 
 
@@ -46,7 +46,7 @@ def make_keys(config: RegistryConfig) -> dict[str, str]:
 @contextmanager
 def listening(config: RegistryConfig, **limits: Any) -> Iterator[str]:
     """The server on a free port; its URL."""
-    app = wiring.open_server(config, wiring.ServerLimits(**limits))
+    app = server_wiring.open_server(config, server_wiring.ServerLimits(**limits))
     listener = socket.create_server(("127.0.0.1", 0))
     settings = uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
     server = uvicorn.Server(settings)

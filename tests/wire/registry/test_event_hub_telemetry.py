@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cloud_registry import wiring
+from cloud_registry import telemetry_wiring
 from cloud_registry.config import RegistryConfig, read_config
 from cloud_registry.errors import HubUnreachableError, TrustError, UsageError
 from cloud_registry.ports import StoreCounts
@@ -40,8 +40,8 @@ def keep_quiet(hub: BackgroundHub) -> None:
 
 
 def collect(config: RegistryConfig, said: list[str] | None = None) -> StoreCounts:
-    sources = wiring.open_telemetry_sources(config, (said if said is not None else []).append)
-    return wiring.open_telemetry(config).collect_all(sources, follow=False)
+    sources = telemetry_wiring.open_telemetry_sources(config, (said if said is not None else []).append)
+    return telemetry_wiring.open_telemetry(config).collect_all(sources, follow=False)
 
 
 def ordered(config: RegistryConfig) -> list[Envelope]:
@@ -55,7 +55,7 @@ def test_what_devices_send_arrives_once_each_from_every_partition(hub: Backgroun
     put_into_log(hub, sent)
     with module(hub, "dev-20") as send:
         send([envelope(1, "dev-20")])
-    names = [source.name for source in wiring.open_telemetry_sources(config, lambda _: None)]
+    names = [source.name for source in telemetry_wiring.open_telemetry_sources(config, lambda _: None)]
     assert len(set(names)) == len(names) == 4
     assert not any("SharedAccessKey" in name for name in names)
     assert collect(config) == StoreCounts(stored=len(sent) + 1)
@@ -129,7 +129,7 @@ def test_a_follower_reads_all_partitions_at_once_and_goes_on_after_a_kill_and_an
     wait_until(lambda: len(stored(config)) == 3 * len(DEVICES))
     code, output = second.stop(signal.SIGTERM)
     assert (code, output) == (0, f"Stored {2 * len(DEVICES)} readings (0 duplicates, 0 unreadable)\n")
-    assert wiring.open_telemetry(config).summary()["missing"] == 0
+    assert telemetry_wiring.open_telemetry(config).summary()["missing"] == 0
 
 
 def test_a_wrong_key_is_a_matter_of_trust(hub: BackgroundHub, home: Path):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from azure.iot.device import IoTHubModuleClient, Message
 
-from cloud_registry import wiring
+from cloud_registry import telemetry_wiring
 from cloud_registry.config import RegistryConfig, read_config
 from cloud_registry.errors import HubUnreachableError, TrustError
 from cloud_registry.ports import StoreCounts
@@ -69,12 +69,12 @@ def settings(home: Path, hub: BackgroundHub, **changes: str) -> RegistryConfig:
 
 
 def collect(config: RegistryConfig, said: list[str] | None = None) -> StoreCounts:
-    source = wiring.open_telemetry_source(config, (said if said is not None else []).append)
-    return wiring.open_telemetry(config).collect(source, follow=False)
+    source = telemetry_wiring.open_telemetry_source(config, (said if said is not None else []).append)
+    return telemetry_wiring.open_telemetry(config).collect(source, follow=False)
 
 
 def stored(config: RegistryConfig) -> list[Envelope]:
-    return list(wiring.open_telemetry(config).envelopes())
+    return list(telemetry_wiring.open_telemetry(config).envelopes())
 
 
 def test_what_devices_send_arrives_once_each_and_gaps_are_seen(hub: BackgroundHub, home: Path):
@@ -86,7 +86,7 @@ def test_what_devices_send_arrives_once_each_and_gaps_are_seen(hub: BackgroundHu
         assert collect(config) == StoreCounts()
         first([envelope(3), envelope(6, boot="b2")])
         assert collect(config) == StoreCounts(stored=2)
-    summary = wiring.open_telemetry(config).summary()
+    summary = telemetry_wiring.open_telemetry(config).summary()
     assert [
         (device["device"], device["received"], device["lastSeq"], device["gaps"], device["duplicates"])
         for device in summary["devices"]
@@ -111,7 +111,7 @@ def test_a_message_that_is_no_reading_is_counted_and_stops_nothing(hub: Backgrou
         client.send_message(Message(body))
     client.shutdown()
     assert collect(config) == StoreCounts(stored=2, unreadable=3)
-    assert wiring.open_telemetry(config).summary()["unreadableBy"] == [
+    assert telemetry_wiring.open_telemetry(config).summary()["unreadableBy"] == [
         {"device": "dev-01", "module": "slipway", "count": 3}
     ]
 
@@ -121,8 +121,8 @@ def test_a_backlog_of_thousands_comes_in_batches(hub: BackgroundHub, home: Path)
     backlog = [envelope(number) for number in range(1, 2501)]
     put_into_log(hub, backlog)
     batches: list[StoreCounts] = []
-    source = wiring.open_telemetry_source(config, lambda _: None)
-    total = wiring.open_telemetry(config).collect(source, follow=False, on_batch=batches.append)
+    source = telemetry_wiring.open_telemetry_source(config, lambda _: None)
+    total = telemetry_wiring.open_telemetry(config).collect(source, follow=False, on_batch=batches.append)
     assert total == StoreCounts(stored=2500)
     assert len(batches) < 250
     assert stored(config) == backlog
@@ -217,7 +217,7 @@ def test_a_follower_that_is_killed_is_followed_by_one_that_goes_on_from_there(
         follower.stop(signal.SIGKILL)
     assert collect(config).duplicates == 0
     assert stored(config) == sent
-    assert wiring.open_telemetry(config).summary()["duplicates"] == 0
+    assert telemetry_wiring.open_telemetry(config).summary()["duplicates"] == 0
 
 
 def test_a_stream_that_was_begun_anew_is_read_from_its_start(hub: BackgroundHub, home: Path, tmp_path: Path):
@@ -238,7 +238,7 @@ def test_a_stream_that_was_begun_anew_is_read_from_its_start(hub: BackgroundHub,
     finally:
         reborn.stop()
     assert said == ["The telemetry stream was begun anew: reading it from the start, not after 7."]
-    assert wiring.open_telemetry(new).summary()["missing"] == 0
+    assert telemetry_wiring.open_telemetry(new).summary()["missing"] == 0
 
 
 def test_another_kind_of_event_under_a_known_number_also_says_that_the_stream_was_begun_anew(
