@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +20,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cloud_registry.adapters.model_confinement import BARRIERS
-from cloud_registry.core.model_files import first_look, memory_bound_bytes, sample_kind
+from cloud_registry.core.model_files import (
+    PICTURE_BYTES_MAX,
+    PICTURE_SUFFIXES,
+    PICTURES_MAX,
+    first_look,
+    memory_bound_bytes,
+    sample_kind,
+)
 from cloud_registry.errors import NotFoundError, RefusedModelError
 from cloud_registry.ports import ProgressListener, Proof, ProofTerms, ProvenArtifact, ScratchFolders, Speed, SpeedTerms
 from manifests.model import FORMAT_SUFFIXES, DataSchema, ModelFormat, Signature, Verdict
@@ -86,7 +94,7 @@ def _proof(
 ) -> Iterator[Proof]:
     with scratch.open("proof") as folder:
         copies = [_copied(format_, path, folder, on_progress) for format_, path in files]
-        sample, golden = _arrays_copied(terms.sample, folder), _arrays_copied(terms.golden, folder)
+        sample, golden = _sample_copied(terms.sample, folder), _arrays_copied(terms.golden, folder)
         is_run = copies[0].format != "python"
         recorded = folder / "recorded.npz" if is_run and sample and not golden else None
         proven: list[ProvenArtifact] = []
@@ -162,6 +170,30 @@ def _check_room(size_bytes: int, folder: Path, name: str) -> None:
             f"{name} has {size_bytes:,} bytes, and the disk of the registry's home has {free_bytes:,} free",
             hint="It is copied before it is proven. Free some space, or set --home to a larger disk.",
         )
+
+
+def _sample_copied(path: Path | None, folder: Path) -> Path | None:
+    """A private copy of a sample; of a folder of pictures an archive, the same bytes whoever packs it."""
+    if path is None or not path.is_dir():
+        return _arrays_copied(path, folder)
+    pictures = sorted(each for each in path.iterdir() if each.suffix.lower() in PICTURE_SUFFIXES)
+    if not pictures:
+        raise RefusedModelError(f"{path} holds no picture", hint=f"It takes {', '.join(PICTURE_SUFFIXES)} files.")
+    if len(pictures) > PICTURES_MAX:
+        raise RefusedModelError(
+            f"{path} holds {len(pictures):,} pictures; at most {PICTURES_MAX:,} are taken",
+            hint="A few dozen samples are enough: devices run all of them before they trust a model.",
+        )
+    target = folder / "given.zip"
+    with zipfile.ZipFile(target, "w") as archive:
+        for picture in pictures:
+            with _opened(picture) as source:
+                content = source.read(PICTURE_BYTES_MAX + 1)
+            if len(content) > PICTURE_BYTES_MAX:
+                raise RefusedModelError(f"{picture} has more than {PICTURE_BYTES_MAX:,} bytes")
+            # Of no date of its own, so that the same pictures are the same sample.
+            archive.writestr(zipfile.ZipInfo(picture.name), content)
+    return target
 
 
 def _arrays_copied(path: Path | None, folder: Path) -> Path | None:

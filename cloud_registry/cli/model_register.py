@@ -54,7 +54,9 @@ def _with(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Com
 
 _PROOF_OPTIONS = _with(
     click.option(
-        "--sample", type=_FILE, help="Inputs (.npz, .csv, .json or a picture); golden answers are recorded from them."
+        "--sample",
+        type=_FILE,
+        help="Inputs (.npz, .csv, .json, a picture, or a folder or .zip of pictures); golden answers are recorded.",
     ),
     click.option("--golden", type=_FILE, help="An .npz with input.<tensor> and output.<tensor> arrays to be met."),
     click.option(
