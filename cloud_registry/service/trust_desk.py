@@ -199,7 +199,7 @@ class TrustDesk:
             self._judge(work, given)
             work.settings = settings = self._checked_settings(work.settings.lifetimes_d, given, {})
             for role, metadata in given.items():
-                work.staged[role] = exchange.counted_signatures({}, given, role, metadata)
+                work.staged[role] = exchange.counted_signatures({}, given, role, metadata, work.payload(role, metadata))
             waiting = work.waiting()
             if waiting:
                 raise MetadataRefusedError(f"the first {waiting[0].role} is not signed by enough of its own keys")
@@ -271,7 +271,7 @@ class TrustDesk:
                 work.settings = self._checked_settings(work.settings.lifetimes_d, fresh, work.settings.key_places)
             coming = {**work.coming, **fresh}
             counted = {
-                role: exchange.counted_signatures(work.published, coming, role, metadata)
+                role: exchange.counted_signatures(work.published, coming, role, metadata, work.payload(role, metadata))
                 for role, metadata in given.items()
             }
             for role, metadata in counted.items():
@@ -333,7 +333,7 @@ class TrustDesk:
 
 
 def _is_same(waiting: Metadata[Any] | None, metadata: Metadata[Any]) -> bool:
-    return waiting is not None and waiting.signed_bytes == metadata.signed_bytes
+    return waiting is not None and exchange.content_of(waiting) == exchange.content_of(metadata)
 
 
 def _checked_lifetimes(lifetimes_d: Mapping[str, float]) -> TrustSettings:

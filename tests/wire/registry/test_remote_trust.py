@@ -204,7 +204,7 @@ def test_a_publisher_signs_models_and_gives_nobody_other_keys(served, publisher,
     assert not here(served).state().waiting
     # Nor by the door of models' files.
     stand = publisher.desk.stand(["model-digits"])
-    targets = exchange.read_role("targets", stand.published["targets"])
+    targets = exchange.read_role("targets", deepcopy(stand.published["targets"]))
     thief = CryptoSigner.generate_ed25519()
     targets.signed.version += 1
     targets.signed.add_key(thief.public_key, "model-digits")
@@ -442,7 +442,7 @@ def test_an_online_role_is_nobodys_to_send_and_a_forged_signature_is_none(served
 
 def test_a_root_whose_online_keys_are_not_the_servers_is_refused(served, operator):
     stand = operator.desk.stand([])
-    root = exchange.read_role("root", stand.published["root"])
+    root = exchange.read_role("root", deepcopy(stand.published["root"]))
     root.signed.version += 1
     thief = CryptoSigner.generate_ed25519()
     root.signed.revoke_key(root.signed.roles["timestamp"].keyids[0], "timestamp")
