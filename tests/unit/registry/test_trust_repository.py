@@ -395,6 +395,57 @@ def test_a_lost_online_key_is_replaced_though_its_role_expires_meanwhile(publish
     assert publisher.service.sign().published == {"root": 2, "timestamp": 2}
 
 
+@pytest.mark.parametrize("role", ["targets", "root", "model-digits"])
+def test_a_new_key_that_is_lost_before_it_was_published_is_replaced_by_another(publisher, role):
+    """In the midst of a rotation: what waits names a key that nobody has any more."""
+    publisher.sign(ONE)
+    publisher.take_away("root-1", "root-2", "root-3", "targets-1")
+    outcome = publisher.service.rotate(role, [publisher.key("lost")])
+    assert outcome.published == {}
+    Path(publisher.key("lost")).unlink()
+    publisher.bring("root-1", "root-2", "root-3", "targets-1")
+    publisher.service.rotate(role, [publisher.key("found")])
+    publisher.sign(TWO)
+    state = publisher.service.state()
+    assert (state.problems, state.waiting) == ((), ())
+    publisher.desk.check([ONE, TWO])
+
+
+def test_a_rotation_whose_new_key_is_lost_can_be_thrown_away(publisher):
+    publisher.take_away("root-1", "root-2", "root-3")
+    publisher.service.rotate("root", [publisher.key("lost")])
+    Path(publisher.key("lost")).unlink()
+    publisher.bring("root-1", "root-2", "root-3")
+    assert publisher.service.discard() == ["root"]
+    publisher.sign(ONE)
+    assert publisher.read("root").signed.version == 1
+
+
+def test_of_three_root_keys_one_may_be_lost(publisher):
+    Path(publisher.key("root-2")).unlink()
+    fresh = [publisher.key(f"root-{number}") for number in (1, 3, 4)]
+    assert publisher.service.rotate("root", fresh, threshold=2).published == {"root": 2}
+    assert len(publisher.read("root").signed.roles["root"].keyids) == 3
+
+
+def test_keys_that_others_may_read_are_told_and_made_so_that_nobody_may(tmp_path):
+    said: list[str] = []
+    keys = SigningKeys(no_secret, say=said.append)
+    place = keys.place(str(tmp_path / "safe" / "root.pem"))
+    keys.create(place, has_passphrase=False)
+    assert (tmp_path / "safe").stat().st_mode & 0o777 == 0o700
+    assert said == []
+    (tmp_path / "safe").chmod(0o755)
+    keys.create(keys.place(str(tmp_path / "safe" / "other.pem")), has_passphrase=False)
+    (tmp_path / "safe" / "root.pem").chmod(0o644)
+    keys.open(place)
+    keys.open(place)
+    assert [line.partition(": ")[2].split(" /")[0] for line in said] == [
+        "others than its owner may look into the folder of keys", "others than its owner may read the key",
+    ]  # fmt: skip
+    assert said[1].endswith(f"Mend it with: chmod 600 {tmp_path}/safe/root.pem")
+
+
 def test_two_commands_at_once_do_not_mix(publisher):
     with publisher.store.locked(), pytest.raises(ConflictError, match="another command is changing"):
         publisher.sign(ONE)
