@@ -286,6 +286,7 @@ class TrustDesk:
     def _judge(self, work: Publishing, given: Roles) -> None:
         for role, metadata in given.items():
             exchange.check_form(role, metadata, work.published.get(role))
+            rules.check_size(role, metadata.to_bytes())
             exchange.check_expiry(role, metadata.signed.expires, work.settings.lifetime(role), self._now())
         for role in given:
             # A role that nobody delegated to is nobody's to send.

@@ -203,15 +203,20 @@ class Publishing(TrustWork):
     """A program's part: signing what is online, and writing what is signed by enough keys."""
 
     def finish(self, store: TrustStore, *, force: bool = False) -> Outcome:
-        """Publish everything that is staged if it is signed by enough keys, else keep it for the others."""
+        """Publish everything that is staged if it is signed by enough keys, else keep what waits for the others.
+
+        A model that is signed by enough of the keys that already speak for it does not wait for what others began.
+        """
         waiting = self.waiting()
-        new = self._meanwhile(force=force) if waiting else self.completed(force=force)
-        files = self.files(new)
+        now = self._meanwhile() if waiting else self
+        new = self._completed_now(now, force=force)
+        files = now.files(new)
         # From here on nothing is refused any more.
         store.keep_staged(self.published, self.staged, store.root_chain())
         store.publish(files)
-        if not waiting:
-            store.keep_staged({}, {}, ())
+        left = {role: metadata for role, metadata in self.staged.items() if waiting and role not in new}
+        if len(left) < len(self.staged):
+            store.keep_staged({**self.published, **new}, left, store.root_chain())
         return Outcome(
             {role: metadata.signed.version for role, metadata in new.items()},
             waiting,
@@ -219,12 +224,23 @@ class Publishing(TrustWork):
             unavailable=self.unavailable,
         )
 
-    def _meanwhile(self, *, force: bool) -> Staged:
-        """What a program has to sign while others wait for a person: the timestamp must not expire meanwhile."""
-        others = Publishing(self._keys, self.settings, self.published, {}, self._now)
+    def _meanwhile(self) -> "Publishing":
+        """What need not wait for a person: models that lack nothing, and the timestamp, which must not expire."""
+        ready = {
+            role: metadata
+            for role, metadata in self.staged.items()
+            if rules.model_of(role) is not None
+            and not self._signed(role).needed
+            and rules.is_signed(self.published, role, metadata)
+        }
+        return Publishing(self._keys, self.settings, self.published, ready, self._now)
+
+    def _completed_now(self, now: "Publishing", *, force: bool) -> Staged:
         try:
-            return others.completed(force=force)
+            return now.completed(force=force)
         except TrustError as err:
+            if now is self:
+                raise
             # What waits may well be the new key.
             self._unavailable[TIMESTAMP] = err.message
             return {}

@@ -1,12 +1,14 @@
 """The trust repository: what is signed, by whom, what waits, what expires, and where no key ever is."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 
 from cloud_registry.adapters.signing_keys import SigningKeys
-from cloud_registry.adapters.tuf_repository import read_staged, write_staged
+from cloud_registry.adapters.trust_memory import FolderMemory
+from cloud_registry.adapters.tuf_repository import TufFolder, read_staged, write_staged
 from cloud_registry.errors import ConflictError, NotFoundError, RegistryError, TrustError, UsageError
 from cloud_registry.service.trust import NewRepository, TrustService, check_pinned
 from cloud_registry.service.trust_desk import TrustDesk
@@ -162,6 +164,60 @@ def test_what_waits_for_a_person_does_not_keep_the_timestamp_from_being_refreshe
     assert publisher.service.unsigned([ONE, TWO]) == [TWO]
     publisher.bring("targets-1")
     assert publisher.service.sign().published["model-digits"] == 2
+
+
+def test_a_model_that_lacks_nothing_does_not_wait_for_what_others_began(publisher):
+    publisher.sign(ONE, OTHER)
+    publisher.service.rotate("model-digits", [publisher.key("team")])
+    publisher.take_away("team")
+    assert waiting(publisher.sign(TWO)) == [("model-digits", 1)]
+    more = model_file("wakeword:2", b"more")
+    outcome = publisher.sign(more)
+    assert waiting(outcome) == [("model-digits", 1)]
+    assert outcome.published == {"model-wakeword": 2, "snapshot": 4, "timestamp": 4}
+    assert publisher.service.unsigned([ONE, TWO, OTHER, more]) == [TWO]
+    assert list(publisher.store.staged()) == ["model-digits"]
+    # New keys of a model wait with the role that names them.
+    publisher.take_away("targets-1")
+    outcome = publisher.service.rotate("model-wakeword", [publisher.key("ears")])
+    assert [role for role, _ in waiting(outcome)] == ["model-digits", "targets"]
+    assert outcome.published == {}
+    publisher.bring("team", "targets-1")
+    assert set(publisher.service.sign().published) == {
+        "targets", "model-digits", "model-wakeword", "snapshot", "timestamp",
+    }  # fmt: skip
+    publisher.desk.check([ONE, TWO, OTHER, more])
+
+
+def test_many_at_once_on_one_machine_lose_nothing(publisher):
+    """Each command is a process of its own to the lock, which is a file's."""
+    models = [f"m{number}" for number in range(4)]
+    publisher.sign(*(model_file(f"{model}:1", b"first") for model in models))
+    refused: list[ConflictError] = []
+
+    def work(model: str) -> None:
+        store = TufFolder(publisher.store.directory)
+        desk = TrustDesk(store, publisher.keys, lambda: publisher.now)
+        service = TrustService(desk, FolderMemory(store, publisher.safe), publisher.keys, lambda: publisher.now)
+        for version in (2, 3):
+            desk.refresh(force=True)
+            while model_file(f"{model}:{version}", b"next") in service.unsigned(
+                [model_file(f"{model}:{version}", b"next")]
+            ):
+                try:
+                    service.sign([model_file(f"{model}:{version}", b"next")])
+                except ConflictError as err:
+                    refused.append(err)
+
+    threads = [threading.Thread(target=work, args=(model,)) for model in (*models, "m0")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert all("was changed since" in err.message or "would be the next" in err.message for err in refused)
+    assert publisher.service.state().problems == ()
+    assert publisher.store.staged() == {}
+    publisher.desk.check(model_file(f"{model}:{version}", b"next") for model in models for version in (2, 3))
 
 
 def test_what_waits_can_be_thrown_away(publisher):

@@ -173,6 +173,26 @@ def test_the_command_line_signs_at_a_server_as_it_does_at_home(served, monkeypat
     assert any('"what":"trust.submit"' in line for line in served.audit())
 
 
+def test_a_person_at_a_terminal_is_asked_before_a_key_signs_what_a_server_proposes(
+    served, operator, publisher, monkeypatch, tmp_path
+):
+    wiring.open_models(served.config).register(Registration("digits", (linear_onnx(tmp_path / "d.onnx", IDENTITY),)))
+    monkeypatch.setattr("cloud_registry.cli.trust._is_terminal", lambda: True)
+    monkeypatch.setenv("SLIPWAY_REGISTRY", served.url)
+    monkeypatch.setenv("SLIPWAY_API_KEY", served.keys["publisher"])
+    monkeypatch.setenv("SLIPWAY_HOME", str(publisher.config.home))
+    words = ["trust", "sign", "digits:1", "--key", publisher.key("targets-1")]
+    for answer, code in (("n\n", 2), ("", 1)):
+        said = CliRunner().invoke(main, words, input=answer)
+        assert said.exit_code == code, said.output
+        assert "+ digits/1/model.onnx sha256:" in said.stderr
+        assert "Sign this? [y/N]" in said.stderr
+    assert here(served).state().waiting == ()
+    assert CliRunner().invoke(main, words, input="y\n").stdout.startswith("Published targets 2, model-digits 1")
+    said = CliRunner().invoke(main, ["trust", "sign", "--withdraw", "digits:1", "--yes"], input="")
+    assert said.stdout.startswith("Published model-digits 2"), said.output
+
+
 def test_nothing_that_crosses_the_wire_holds_a_key_or_what_opens_one(served, operator, publisher, monkeypatch):
     sent: list[bytes] = []
     once = remote_registry.HttpRegistry._once
