@@ -44,7 +44,6 @@ def _init(directory: Path) -> None:
 STORIES: dict[str, Callable[[Path], object]] = {
     "init": _init,
     "sign": lambda directory: service_in(directory).sign([TWO]),
-    "refresh": lambda directory: service_in(directory).refresh(force=True),
     "rotate timestamp": lambda directory: service_in(directory).rotate("timestamp", []),
     "rotate targets": lambda directory: service_in(directory).rotate("targets", [key(directory, "targets-2")]),
     "rotate root": lambda directory: service_in(directory).rotate(
