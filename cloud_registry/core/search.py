@@ -10,9 +10,10 @@ one that meets the comparison is enough; ``!=`` says that none is equal.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
@@ -35,6 +36,8 @@ GRAMMAR = r"""
 ?test: field OPERATOR literal                -> compared
      | field LIKE STRING                     -> like
      | field NOT LIKE STRING                 -> not_like
+     | field IS NULL                         -> absent
+     | field IS NOT NULL                     -> is_there
      | field IN "(" literal ("," literal)* ")"      -> among
      | field NOT IN "(" literal ("," literal)* ")"  -> not_among
      | field                                 -> present
@@ -51,7 +54,9 @@ OR.1: /or(?![\w-])/i
 AND.1: /and(?![\w-])/i
 NOT.1: /not(?![\w-])/i
 IN.1: /in(?![\w-])/i
-LIKE.1: /like(?![\w-])/i
+LIKE.1: /i?like(?![\w-])/i
+IS.1: /is(?![\w-])/i
+NULL.1: /null(?![\w-])/i
 TRUE.1: /true(?![\w-])/i
 FALSE.1: /false(?![\w-])/i
 NUMBER.1: /[-+]?(\d+\.\d*|\.\d+|\d+(?=e))(e[-+]?\d+)?(?![\w])/i
@@ -66,7 +71,11 @@ _NAMESPACES = {
     **dict.fromkeys(("tag", "tags"), "tag"),
     **dict.fromkeys(("metric", "metrics"), "metric"),
     **dict.fromkeys(("property", "properties"), "property"),
+    # What MLflow's users write.
+    **dict.fromkeys(("param", "params", "parameter", "parameters"), "property"),
 }
+_ATTRIBUTES = ("attribute", "attributes", "attr")
+_OTHER_WORDS = {"version_number": "version", "aliases": "alias", "run_id": "property.mlflow.run_id"}
 # Of one word, with what they hold. Any other single word is the name of a metric.
 NUMBER_FIELDS = ("version", "size", "golden", "created", "latency", "memory", "opset")
 TEXT_FIELDS = (
@@ -74,6 +83,7 @@ TEXT_FIELDS = (
     "parent", "dataset", "digest", "engine", "operator", "source",
 )  # fmt: skip
 
+_WORDS = (*NUMBER_FIELDS, *TEXT_FIELDS, *_OTHER_WORDS)
 _PLAIN_NUMBER = re.compile(r"[-+]?\d{1,30}(\.\d{1,30})?([eE][-+]?\d{1,3})?")
 
 
@@ -82,7 +92,10 @@ _PLAIN_NUMBER = re.compile(r"[-+]?\d{1,30}(\.\d{1,30})?([eE][-+]?\d{1,3})?")
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """`operator` is one of ``= < <= > >=``, or ``like`` with ``*`` for anything. `field` is as in `facts_of`."""
+    """`operator` is one of ``= < <= > >=``, or ``like`` with ``*`` for anything; ``ilike`` takes no heed of capitals.
+
+    `field` is as in `facts_of`.
+    """
 
     field: str
     operator: str
@@ -174,8 +187,14 @@ class _Reader(Transformer[Token, Any]):
             return AllOf((Present(field), Negated(_compared(field, "=", value))))
         return _compared(field, "=" if operator == "==" else str(operator), value)
 
-    def like(self, field: str, _like: Token, pattern: Token) -> Condition:
-        return Compared(field, "like", _unquoted(pattern).replace("%", "*"))
+    def like(self, field: str, like: Token, pattern: Token) -> Condition:
+        return Compared(field, like.lower(), _unquoted(pattern).replace("%", "*"))
+
+    def absent(self, field: str, _is: Token, _null: Token) -> Condition:
+        return Negated(Present(field))
+
+    def is_there(self, field: str, _is: Token, _not: Token, _null: Token) -> Condition:
+        return Present(field)
 
     def not_like(self, field: str, _not: Token, like: Token, pattern: Token) -> Condition:
         return AllOf((Present(field), Negated(self.like(field, like, pattern))))
@@ -189,13 +208,19 @@ class _Reader(Transformer[Token, Any]):
 
     def field(self, *parts: Token) -> str:
         words = [_unquoted(part) if part.type == "STRING" else str(part) for part in parts]
+        if len(words) == 2 and words[0].lower() in _ATTRIBUTES:
+            word = words[1].lower()
+            if word not in _WORDS:
+                raise UsageError(f"{'.'.join(words)} is no field", hint=_near(word, _WORDS))
+            return _OTHER_WORDS.get(word, word)
         if len(words) > 1:
             namespace = _NAMESPACES.get(words[0].lower())
             if namespace is None:
-                raise UsageError(f"{'.'.join(words)} is no field: {words[0]!r} is none of tag, metric, property")
+                reason = f"{'.'.join(words)} is no field: {words[0]!r} is none of tag, metric, property"
+                raise UsageError(reason, hint=_near(words[0], _NAMESPACES))
             return f"{namespace}.{'.'.join(words[1:])}"
         word = words[0].lower()
-        return word if word in NUMBER_FIELDS or word in TEXT_FIELDS else f"metric.{words[0]}"
+        return _OTHER_WORDS.get(word, word) if word in _WORDS else f"metric.{words[0]}"
 
     def text(self, token: Token) -> str:
         return _unquoted(token)
@@ -223,9 +248,16 @@ def _compared(field: str, operator: str, value: str | float) -> Compared:
         return Compared(field, operator, _instant(value))
     if isinstance(value, str) and (field in NUMBER_FIELDS or field.startswith("metric.")):
         word = field.removeprefix("metric.")
-        hint = f"Write it without quotes. If you mean a tag, write tag.{word}."
+        near = _near(word, TEXT_FIELDS) if field.startswith("metric.") else ""
+        hint = near or f"Write it without quotes. If you mean a tag, write tag.{word}."
         raise UsageError(f"{word} is a number and cannot be compared with the text {value!r}", hint=hint)
     return Compared(field, operator, value)
+
+
+def _near(word: str, known: Iterable[str]) -> str:
+    """The known word that was most likely meant, as a hint; empty where none is like it."""
+    found = get_close_matches(word.lower(), known, n=1)
+    return f"Did you mean {found[0]}?" if found else ""
 
 
 def _instant(text: str) -> float:
@@ -336,6 +368,8 @@ def _is_met(value: str | float, operator: str, wanted: str | float) -> bool:
 def _in_order(value: Any, operator: str, wanted: Any) -> bool:
     if operator == "like":
         return pattern_matches(value, wanted)
+    if operator == "ilike":
+        return pattern_matches(value.casefold(), wanted.casefold())
     if operator == "=":
         return bool(value == wanted)
     if operator in ("<", "<="):
