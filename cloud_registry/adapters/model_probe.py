@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from cloud_registry.adapters.given_files import opened
 from cloud_registry.adapters.model_confinement import BARRIERS
 from cloud_registry.core.model_files import (
     PICTURE_BYTES_MAX,
@@ -28,7 +29,7 @@ from cloud_registry.core.model_files import (
     memory_bound_bytes,
     sample_kind,
 )
-from cloud_registry.errors import NotFoundError, RefusedModelError
+from cloud_registry.errors import RefusedModelError
 from cloud_registry.ports import ProgressListener, Proof, ProofTerms, ProvenArtifact, ScratchFolders, Speed, SpeedTerms
 from manifests.model import FORMAT_SUFFIXES, DataSchema, ModelFormat, Signature, Verdict
 
@@ -140,7 +141,7 @@ def _copied(format_: ModelFormat, path: Path, folder: Path, on_progress: Progres
     target = folder / format_ / ("score.py" if format_ == "python" else f"model{FORMAT_SUFFIXES[format_]}")
     target.parent.mkdir()
     digest, done_bytes = hashlib.sha256(), 0
-    with _opened(path) as source, target.open("wb") as copy:
+    with opened(path) as source, target.open("wb") as copy:
         status = os.fstat(source.fileno())
         total_bytes, written_ns = status.st_size, status.st_mtime_ns
         flaw = first_look(format_, total_bytes, lambda offset, count: _slice(source, offset, count))
@@ -187,7 +188,7 @@ def _sample_copied(path: Path | None, folder: Path) -> Path | None:
     target = folder / "given.zip"
     with zipfile.ZipFile(target, "w") as archive:
         for picture in pictures:
-            with _opened(picture) as source:
+            with opened(picture) as source:
                 content = source.read(PICTURE_BYTES_MAX + 1)
             if len(content) > PICTURE_BYTES_MAX:
                 raise RefusedModelError(f"{picture} has more than {PICTURE_BYTES_MAX:,} bytes")
@@ -200,18 +201,19 @@ def _arrays_copied(path: Path | None, folder: Path) -> Path | None:
     if path is None:
         return None
     target = folder / f"given{path.suffix.lower()[:16]}"
-    with _opened(path) as source, target.open("wb") as copy:
-        shutil.copyfileobj(source, copy, COPY_CHUNK_BYTES)
+    with opened(path) as source, target.open("wb") as copy:
+        size_bytes = os.fstat(source.fileno()).st_size
+        _check_room(size_bytes, folder, path.name)
+        done_bytes = 0
+        while done_bytes <= size_bytes and (chunk := source.read(COPY_CHUNK_BYTES)):
+            copy.write(chunk)
+            done_bytes += len(chunk)
+    if done_bytes != size_bytes:
+        raise RefusedModelError(
+            f"{path.name} changed while it was read",
+            hint="Wait until whatever writes it is done, then register again.",
+        )
     return target
-
-
-def _opened(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except FileNotFoundError as err:
-        raise NotFoundError(f"there is no file {path}") from err
-    except IsADirectoryError as err:
-        raise RefusedModelError(f"{path} is a folder", hint="Name the file itself.") from err
 
 
 def _slice(file: BinaryIO, offset: int, count: int) -> bytes:

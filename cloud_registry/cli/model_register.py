@@ -196,10 +196,16 @@ def _facts(given: dict[str, Any], files: tuple[Path, ...]) -> ModelFacts:
 
 
 def _bytes_of(path: Path) -> bytes:
+    from cloud_registry.core.dependencies import TEXT_BYTES_MAX
+
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(TEXT_BYTES_MAX + 1)
     except OSError as err:
         raise UsageError(f"{path} cannot be read: {err.strerror}") from err
+    if len(content) > TEXT_BYTES_MAX:
+        raise UsageError(f"{path} has more than {TEXT_BYTES_MAX:,} bytes, too many for a document")
+    return content
 
 
 def _say_of(context: CommandContext, registered: "Registered") -> None:
