@@ -98,6 +98,7 @@ def test_of_many_who_open_an_old_database_one_migrates_it_and_the_others_wait(ba
 def test_whoever_opens_a_new_database_while_another_writes_the_first_of_it_waits(tmp_path: Path):
     file = tmp_path / "catalog.db"
     with ThreadPoolExecutor(1) as pool, closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("CREATE TABLE first_of_it (x)")
         other.execute("BEGIN IMMEDIATE")
         opened = pool.submit(open_database, f"sqlite:///{file}")
         assert not wait([opened], timeout=0.2).done
