@@ -385,7 +385,7 @@ class ImageOptions:
 def open_images(config: RegistryConfig, options: ImageOptions) -> "ImageService":
     from cloud_registry.adapters.module_source import module_files, module_version
     from cloud_registry.adapters.oci_bases import BaseImages
-    from cloud_registry.adapters.oci_layers import PIECE_BYTES, FileLayers, LayerTerms, compressor_words
+    from cloud_registry.adapters.oci_layers import FileLayers, LayerTerms, compressor_words
     from cloud_registry.adapters.oci_wheels import WheelLayers
     from cloud_registry.adapters.sql_images import SqlImages
     from cloud_registry.service.images import ImageService
@@ -403,7 +403,7 @@ def open_images(config: RegistryConfig, options: ImageOptions) -> "ImageService"
             is_index_used=options.is_index_used,
             is_renewed=options.is_renewed,
         ),
-        layers=FileLayers(store, terms, partial(artifacts.read, chunk_bytes=PIECE_BYTES)),
+        layers=FileLayers(store, terms, artifacts.read),
         table=SqlImages(open_engine(config.database_url)),
         open_registry=registry,
         own_packages=module_files,
