@@ -1,5 +1,6 @@
 """What can be done with images: build, push, look into, forget. The table of images is written last."""
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -258,7 +259,8 @@ class ImageService:
         failed = ""
         for name in map(ImageName.parse, record.pushed):
             try:
-                content = b"".join(self.open_registry(name).blob(name, Descriptor("", digest, size_bytes)))
+                with contextlib.closing(self.open_registry(name)) as registry:
+                    content = b"".join(registry.blob(name, Descriptor("", digest, size_bytes)))
             except RegistryError as err:
                 failed = f": {err.message}"
                 continue
