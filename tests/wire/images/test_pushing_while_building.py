@@ -1,6 +1,7 @@
 """An image that is pushed while it is built: the model's layer travels while it is compressed, whatever goes wrong."""
 
 import hashlib
+import json
 import random
 import subprocess
 import sys
@@ -85,7 +86,7 @@ def test_a_layer_is_on_its_way_before_it_is_whole(yard, registry, monkeypatch):
     """The last of the model's bytes are not read before the registry has some of the first."""
     push_lower_layers(yard, registry)
     arrived = threading.Event()
-    registry.fail("PATCH", SECOND_PATCH, arrived.set)
+    registry.fail("PATCH", "/uploads/", arrived.set)
     read_on = oci_layers._checked
 
     def reluctant(blob, read_blob):
@@ -269,3 +270,37 @@ def test_debians_registry_takes_a_layer_while_it_is_made(yard, tmp_path):
         layer = record.platforms[0].layers[-1]
         found = client.blob(name_at(host), oci_registry.Descriptor("", layer.digest, layer.size_bytes))
         assert b"".join(found) == yard.images().blobs.path(layer.digest).read_bytes()
+
+
+CLI = """
+import sys
+from cloud_registry.cli import main
+try:
+    main()
+finally:
+    heavy = {"numpy", "yaml", "lark", "jsonschema", "onnx", "rich", "docker", "alembic"} & set(sys.modules)
+    print("loaded", sorted(heavy), file=sys.stderr)
+"""
+
+
+def test_the_command_builds_and_pushes_and_loads_nothing_that_it_does_not_use(registry, tmp_path):
+    """To load NumPy or a grammar may not take as long as to send the model."""
+    from tests.unit.images.tiny_images import save_base
+    from tests.unit.registry.registry_models import IDENTITY, linear_onnx
+
+    def slipway(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", CLI, "--home", str(tmp_path / "home"), *arguments]
+        run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[3])
+        assert run.returncode == 0, run.stderr
+        return run
+
+    slipway("model", "register", "digits", str(linear_onnx(tmp_path / "digits.onnx", IDENTITY)))
+    build = ("image", "build", "digits:1", "--platform", "linux/amd64", "--json")
+    recipe = json.loads(slipway(*build, "--dry-run").stdout)["recipe"]
+    (tmp_path / "recipe.json").write_text(json.dumps({**recipe, "requirements": []}))
+    given = ("--base", f"tar:{save_base(tmp_path / 'base.tar')}", "--recipe", str(tmp_path / "recipe.json"))
+    run = slipway(*build, *given, "--push", str(name_at(registry.host)))
+    value = json.loads(run.stdout)
+    digest = hashlib.sha256(registry.manifests["1"][1]).hexdigest()
+    assert value["pushed"]["digest"] == value["digest"] == f"sha256:{digest}"
+    assert "loaded []" in run.stderr
