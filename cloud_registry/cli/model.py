@@ -1,5 +1,6 @@
 """`slipway model`: register, find, tag, fetch, archive and delete model versions."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,11 @@ model.add_command(register)
 for each in (alias, benchmark, history, lineage, manifest, property_):
     model.add_command(each)
 
-_limit_option = click.option("--limit", type=click.IntRange(min=1), metavar="NUMBER", help="Show so many at most.")
+# Nobody reads more lines; drawing 100,000 takes half a minute and a gigabyte. A script asks for --json and gets all.
+LINES_MAX = 1000
+_limit_option = click.option(
+    "--limit", type=click.IntRange(min=1), metavar="NUMBER", help="Show so many at most; people see 1,000."
+)
 _archived_option = click.option("--archived", is_flag=True, help="Those that were put away, and no others.")
 
 
@@ -87,13 +92,15 @@ def _print_found(context: CommandContext, query: ModelQuery, as_json: bool, noth
     if query.where:
         # Here as well as where the catalog is: a condition that cannot be read needs no server to say so.
         parse_condition(query.where)
+    if query.limit is None and not as_json:
+        query = replace(query, limit=LINES_MAX)
     found = wiring.open_models(context.config).search(query)
     if not found and not as_json:
         context.say(nothing)
         return
     context.result([manifest.to_wire() for manifest in found], as_json=as_json, text=lambda: list_words(found))
     if len(found) == query.limit:
-        context.say(f"There may be more than these {len(found)}.")
+        context.say(f"There may be more than these {len(found):,}. Narrow the search, or see more with --limit.")
 
 
 @model.command()

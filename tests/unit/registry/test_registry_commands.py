@@ -70,6 +70,19 @@ def test_results_are_on_stdout_and_words_on_stderr(slipway: Callable[..., Said])
     assert "Note: digits:1 has the same bytes.\n" in again.err
 
 
+def test_people_see_the_first_of_many_versions_and_scripts_all(
+    slipway: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("cloud_registry.cli.model.LINES_MAX", 2)
+    for number in range(3):
+        slipway("model", "register", f"digits-{number}", "digits.onnx")
+    said = slipway("model", "list")
+    assert len(said.out.splitlines()) == 3
+    assert said.err == "There may be more than these 2. Narrow the search, or see more with --limit.\n"
+    assert len(slipway("model", "search", "size > 0", "--limit", "5").out.splitlines()) == 4
+    assert len(json.loads(slipway("model", "list", "--json").out)) == 3
+
+
 def test_json_is_the_manifest_and_stays_it(slipway: Callable[..., Said]):
     registered = slipway(
         "model", "register", "digits", "digits.onnx", "--sample", "sample.npz", "--label", "0", "--label", "1",
