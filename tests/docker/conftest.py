@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if not os.environ.get("SLIPWAY_TEST_DOCKER"):
                 item.add_marker(pytest.mark.skip(reason="needs a container engine: make docker"))
             # The first to build compresses the base and every package.
-            item.add_marker(pytest.mark.timeout(300))
+            item.add_marker(pytest.mark.timeout(600))
 
 
 def missing(message: str) -> NoReturn:
@@ -144,7 +144,7 @@ class Workshop:
             env={**os.environ, "SLIPWAY_HOME": str(self.config.home), **environment},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=500,
         )
         return Said(done.returncode, done.stdout, done.stderr)
 

@@ -105,7 +105,6 @@ def is_ready(port: int) -> bool:
         return False
 
 
-@pytest.mark.timeout(180)
 def test_a_module_takes_its_update_proves_it_and_serves_the_packed_model_beside(device: ContainedDevice) -> None:
     first = device.publish(TinyModel.of(GOOD), 1)
     device.desire(first)

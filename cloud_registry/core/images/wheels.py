@@ -21,6 +21,7 @@ _NOT_FOUND = re.compile(r"No matching distribution found for (\S+)")
 _ERROR = re.compile(r"^ERROR: (.+)$", re.MULTILINE)
 _VERSIONS = re.compile(r"\(from versions: ([^)]+)\)")
 _CONFLICT = re.compile(r"The conflict is caused by:\n((?:[ \t]+\S.*\n)+)")
+_FOUND = re.compile(r"Found link \S*?([^/\s#]+\.whl)")
 _NOWHERE = re.compile(r"have no matching distributions available for your environment:\n[ \t]+(\S+)")
 VERSIONS_NAMED_MAX = 5
 
@@ -105,10 +106,16 @@ def missing_requirement(output: str, pinned: Iterable[Wheel] = ()) -> str | None
     if lines and not any("depends on" in line for line in lines):
         return next((f"{one.name}=={one.version}" for one in pinned if f"{one.name}=={one.version}" in asked), None)
     # What every version of another package asks for: pip tried them all, and tells the name alone.
-    # Where the request itself names that package, the two contradict each other.
+    # It says so of a package as well that there is, only not in a version that suits everybody.
     nowhere = _NOWHERE.search(output)
-    requested = {requirement_name(line.rpartition(" ")[2]) for line in lines if "The user requested" in line}
-    return nowhere.group(1) if nowhere and canonicalize_name(nowhere.group(1)) not in requested else None
+    if nowhere is None or canonicalize_name(nowhere.group(1)) in _offered(output):
+        return None
+    return nowhere.group(1)
+
+
+def _offered(output: str) -> set[str]:
+    """The packages of which pip saw a wheel that fits the image."""
+    return {canonicalize_name(filename.partition("-")[0]) for filename in _FOUND.findall(output)}
 
 
 def refusal(output: str, platform: Platform, target: PythonTarget) -> str:
