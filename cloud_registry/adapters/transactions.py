@@ -36,7 +36,7 @@ def database_words() -> Iterator[None]:
         raise
     except (DataError, OverflowError) as err:
         # A number beyond what a column holds, a text with a zero byte: whoever gave it can tell.
-        reason = str(err.orig if isinstance(err, DataError) else err)
+        reason = str(err.orig) if isinstance(err, DataError) else "a number is larger than any that it counts to"
         raise UsageError(f"the catalog cannot hold or look for a value that was given: {reason}") from err
     except DBAPIError as err:
         raise _in_words(str(err.orig)) from err

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
+from jsonschema import Draft202012Validator
 
 from cloud_registry import wiring
 from cloud_registry.config import read_config
@@ -96,6 +97,39 @@ def test_a_piece_is_put_where_the_upload_stands_and_nowhere_else(server: Served)
     assert (send(b"hello", "1"), send(b"hellohello", "0")) == (409, 413)
     assert send(b"hellX", "0") == 422
     assert server.ask("GET", path, "publisher").status_code == 404
+
+
+BODIES = {
+    "models.search": {"query": {}},
+    "models.history": {"query": {}},
+    "models.tag": {"changes": {"a": "b"}, "removed": []},
+    "models.add_properties": {"properties": {"a": "b"}},
+}
+
+
+def test_every_answer_is_as_the_description_says(server: Served):
+    document = server.ask("GET", "/openapi.json").json()
+    words = {"reference": "digits:1", "name": "digits", "alias": "best", "rollout_id": "r-1"}
+    words |= {"target": "digits/1/model.onnx", "file": "root.json", "id": "0" * 32}
+    served = 0
+    for path, method, operation in (
+        (path, method, operation)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+        if method not in ("parameters", "delete")
+    ):
+        said = operation.get("description", "").removeprefix("Takes the role ").rstrip(".")
+        role = said or ("publisher" if "/uploads" in path else "reader")
+        body = {} if method == "get" else {"json": BODIES.get(operation.get("operationId"), {})}
+        answer = server.ask(method.upper(), path.format(**words), role, **body)
+        described = operation["responses"].get(str(answer.status_code)) or operation["responses"]["default"]
+        kind = answer.headers["Content-Type"].partition(";")[0]
+        assert kind in described["content"], (path, method, answer.status_code)
+        if kind == "application/json":
+            schema = described["content"][kind].get("schema", {})
+            Draft202012Validator({**schema, "components": document["components"]}).validate(answer.json())
+        served += answer.status_code == 200
+    assert served >= 12
 
 
 def test_no_redirect_and_no_such_address(server: Served):

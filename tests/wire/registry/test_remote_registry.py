@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import requests
 from click.testing import CliRunner
+from prometheus_client.parser import text_string_to_metric_families
 
 from cloud_registry import wiring
 from cloud_registry.adapters.remote_registry import UPLOAD_CHUNK_BYTES, HttpRegistry
@@ -339,6 +340,8 @@ def test_metrics_count_what_was_asked(served: Served, digits: Registration):
     assert 'slipway_requests_total{status="200",what="models.register"} 1.0' in text
     assert "slipway_artifact_sent_bytes_total 123.0" in text
     assert 'slipway_refused_total{why="credential"} 1.0' in text
+    families = {family.name: family.type for family in text_string_to_metric_families(text)}
+    assert (families["slipway_requests"], families["slipway_request_duration_seconds"]) == ("counter", "histogram")
 
 
 def test_signed_metadata_is_served_and_nothing_beside_it(served: Served):
