@@ -406,7 +406,7 @@ def open_images(
     """What is done with images on this machine; `on_progress` is told while a server's model file is fetched."""
     from cloud_registry.adapters.module_source import module_files, module_version
     from cloud_registry.adapters.oci_bases import BaseImages
-    from cloud_registry.adapters.oci_layers import PIECE_BYTES, FileLayers, LayerTerms, compressor_words
+    from cloud_registry.adapters.oci_layers import FileLayers, LayerTerms, compressor_words
     from cloud_registry.adapters.oci_wheels import WheelLayers
     from cloud_registry.service.images import ImageService
 
@@ -423,7 +423,7 @@ def open_images(
             is_index_used=options.is_index_used,
             is_renewed=options.is_renewed,
         ),
-        layers=FileLayers(store, terms, partial(files.read, chunk_bytes=PIECE_BYTES)),
+        layers=FileLayers(store, terms, files.read),
         records=open_image_verbs(config),
         open_registry=registry,
         own_packages=module_files,

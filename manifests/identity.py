@@ -25,8 +25,9 @@ def is_model_name(name: str) -> bool:
 def check_model_name(name: str) -> str:
     """Return the name; raises ManifestError where it may not be one."""
     if not is_model_name(name):
+        shown = f"{name[:80]!r}…" if len(name) > 80 else repr(name)
         raise ManifestError(
-            f"{name!r} is not a model name: use 1 to 63 of a-z, 0-9, '_' and '-', starting with a letter or digit"
+            f"{shown} is not a model name: use 1 to 63 of a-z, 0-9, '_' and '-', starting with a letter or digit"
         )
     return name
 

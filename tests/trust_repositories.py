@@ -22,6 +22,10 @@ def no_secret(_what: str, _is_new: bool) -> None:
     return None
 
 
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
 def model_file(reference: str, content: bytes, name: str = "model.onnx") -> SignedFile:
     model = ModelReference.parse(reference)
     return SignedFile(f"{model.name}/{model.version}/{name}", digest_of(content), len(content), model)

@@ -1,5 +1,7 @@
 """One database for the catalog and the event log: SQLite by default, PostgreSQL by URL."""
 
+import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +71,24 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     # queue up instead of failing half-way when the second one upgrades its lock.
     connection.isolation_level = None
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
+    _use_wal(cursor)
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
+
+
+def _use_wal(cursor: Any) -> None:
+    # SQLite's own patience does not cover this switch: whoever opens a new database while another writes the first of
+    # it would be told "locked" at once.
+    give_up_s = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as err:
+            if err.sqlite_errorname != "SQLITE_BUSY" or time.monotonic() > give_up_s:
+                raise
+        time.sleep(0.01)
 
 
 def _begin_immediate(connection: Any) -> None:

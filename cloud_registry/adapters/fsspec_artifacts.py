@@ -88,9 +88,7 @@ class FsspecArtifacts:
             except FileNotFoundError:
                 return None
 
-    def read(
-        self, digest: str, start: int = 0, stop: int | None = None, *, chunk_bytes: int | None = None
-    ) -> Iterator[bytes]:
+    def read(self, digest: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         path = self._blob_path(digest)
         with self._words():
             self._filesystem.invalidate_cache()
@@ -101,7 +99,7 @@ class FsspecArtifacts:
                 raise NotFoundError(
                     f"the artifact store holds no {digest}", hint="The store and the catalog are not of the same home."
                 ) from err
-        return self._chunks(file, start, stop, chunk_bytes)
+        return self._chunks(file, start, stop)
 
     def blobs(self) -> Iterator[StoredBlob]:
         root = f"{self._root}/blobs/sha256"
@@ -145,8 +143,8 @@ class FsspecArtifacts:
         instant: datetime = told
         return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
 
-    def _chunks(self, file: Any, start: int, stop: int | None, wanted_bytes: int | None) -> Iterator[bytes]:
-        chunk_bytes = wanted_bytes or (READ_CHUNK_BYTES if self._is_local else REMOTE_CHUNK_BYTES)
+    def _chunks(self, file: Any, start: int, stop: int | None) -> Iterator[bytes]:
+        chunk_bytes = READ_CHUNK_BYTES if self._is_local else REMOTE_CHUNK_BYTES
         with file, self._words():
             file.seek(start)
             position = start

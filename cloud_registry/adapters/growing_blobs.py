@@ -19,7 +19,7 @@ class GrowingFile:
     """A BlobBytes of a file that one thread writes and others read. The name may change meanwhile."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("rb")
+        self._file, self._buffer = path.open("rb"), bytearray()
         self._changed = threading.Condition()
         self._size_bytes, self._digest, self._is_abandoned = 0, "", False
 
@@ -49,12 +49,13 @@ class GrowingFile:
         with self._changed:
             return self._size_bytes
 
-    def read(self, start: int, bytes_min: int, bytes_max: int) -> bytes:
+    def read(self, start: int, bytes_min: int, bytes_max: int) -> memoryview:
         with self._changed:
             self._changed.wait_for(lambda: self._digest or self._is_abandoned or self._size_bytes - start >= bytes_min)
             self._check()
-            stop = min(self._size_bytes, start + bytes_max)
-        return os.pread(self._file.fileno(), max(stop - start, 0), start)
+            wanted = min(self._size_bytes - start, bytes_max)
+        self._buffer, found = _read_at(self._file.fileno(), start, max(wanted, 0), self._buffer)
+        return found
 
     def digest(self) -> str:
         with self._changed:
@@ -75,11 +76,11 @@ class StoredFile:
 
     def __init__(self, path: Path, digest: str, size_bytes: int) -> None:
         self._path, self._digest, self.size_bytes = path, digest, size_bytes
-        self._file = path.open("rb")
+        self._file, self._buffer = path.open("rb"), bytearray()
 
-    def read(self, start: int, bytes_min: int, bytes_max: int) -> bytes:  # noqa: ARG002  (all of it is there)
+    def read(self, start: int, bytes_min: int, bytes_max: int) -> memoryview:  # noqa: ARG002  (all of it is there)
         wanted = min(bytes_max, self.size_bytes - start)
-        chunk = os.pread(self._file.fileno(), max(wanted, 0), start)
+        self._buffer, chunk = _read_at(self._file.fileno(), start, max(wanted, 0), self._buffer)
         if wanted > 0 and not chunk:
             raise RegistryError(f"{self._path} is shorter than the {self.size_bytes:,} bytes it should have")
         return chunk
@@ -89,3 +90,11 @@ class StoredFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _read_at(file: int, start: int, size_bytes: int, buffer: bytearray) -> tuple[bytearray, memoryview]:
+    """Bytes of a file in a buffer that is used again, or in a larger one: fresh memory costs more than to read."""
+    if len(buffer) < size_bytes:
+        buffer = bytearray(size_bytes)
+    room = memoryview(buffer)[:size_bytes]
+    return buffer, room[: os.preadv(file, [room], start) if size_bytes else 0]

@@ -1,5 +1,6 @@
 """Unpacks an archive of a model's directory: .zip, .tar, .tar.gz. Names, sizes and links in it are a stranger's."""
 
+import os
 import shutil
 import stat
 import tarfile
@@ -9,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from cloud_registry.adapters.given_files import opened
 from cloud_registry.core.model_directory import FILES_MAX, check_member_path, check_members
-from cloud_registry.errors import NotFoundError, RefusedModelError
+from cloud_registry.errors import RefusedModelError
 from cloud_registry.ports import ProgressListener
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
@@ -32,10 +34,8 @@ def is_archive(path: Path) -> bool:
 def unpack(path: Path, folder: Path, on_progress: ProgressListener | None = None) -> None:
     """Write the archive's files below `folder`; raises RefusedModelError for what could harm, or is damaged."""
     folder.mkdir()
-    try:
-        packed_bytes = path.stat().st_size
-    except FileNotFoundError as err:
-        raise NotFoundError(f"there is no file {path}") from err
+    with opened(path) as packed:
+        packed_bytes = os.fstat(packed.fileno()).st_size
     budget_bytes = max(SMALL_BYTES, packed_bytes * RATIO_MAX)
     done_bytes, paths = 0, []
     try:
@@ -104,7 +104,7 @@ def _tar_members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
                 continue
             content = archive.extractfile(member) if member.isreg() else None
             if content is None:
-                raise _no_file(path, member.name)
+                raise _no_file(path, member.name.removeprefix("./"))
             yield member.name.removeprefix("./"), content
 
 

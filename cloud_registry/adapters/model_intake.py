@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from cloud_registry.adapters.given_files import shown_name
 from cloud_registry.adapters.model_archives import is_archive, unpack
 from cloud_registry.adapters.model_weights import files_beside, merged
 from cloud_registry.core.dependencies import TEXT_BYTES_MAX, conda_requirements, requirements_in
@@ -141,7 +142,7 @@ def _by_format(paths: Sequence[Path]) -> tuple[tuple[ModelFormat, Path], ...]:
     for path in paths:
         format_ = format_of(path)
         if format_ is None and not path.suffix and not path.exists():
-            raise NotFoundError(f"there is no file and no folder {path}")
+            raise NotFoundError(f"there is no file and no folder {shown_name(path)}")
         if format_ is None:
             raise UsageError(
                 f"{path.name} is neither .onnx nor .tflite",

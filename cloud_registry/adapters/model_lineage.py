@@ -8,7 +8,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from cloud_registry.errors import UsageError
+from cloud_registry.adapters.given_files import opened
+from cloud_registry.errors import NotFoundError, RefusedModelError, UsageError
 from manifests.canonical import DIGEST_PATTERN
 from manifests.model import Dataset, Lineage
 
@@ -42,11 +43,11 @@ def _dataset(text: str) -> Dataset:
         return Dataset(name=name, digest=place)
     digest = hashlib.sha256()
     try:
-        with Path(place).open("rb") as file:
+        with opened(Path(place)) as file:
             while chunk := file.read(CHUNK_BYTES):
                 digest.update(chunk)
-    except OSError as err:
-        raise UsageError(f"the data set {name!r} cannot be read from {place}: {err.strerror}") from err
+    except (NotFoundError, RefusedModelError) as err:
+        raise UsageError(f"the data set {name!r} cannot be read: {err.message}") from err
     return Dataset(name=name, digest="sha256:" + digest.hexdigest())
 
 

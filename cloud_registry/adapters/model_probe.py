@@ -12,15 +12,24 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from cloud_registry.adapters.given_files import opened
 from cloud_registry.adapters.model_confinement import BARRIERS
-from cloud_registry.core.model_files import first_look, memory_bound_bytes, sample_kind
-from cloud_registry.errors import NotFoundError, RefusedModelError
+from cloud_registry.core.model_files import (
+    PICTURE_BYTES_MAX,
+    PICTURE_SUFFIXES,
+    PICTURES_MAX,
+    first_look,
+    memory_bound_bytes,
+    sample_kind,
+)
+from cloud_registry.errors import RefusedModelError
 from cloud_registry.ports import ProgressListener, Proof, ProofTerms, ProvenArtifact, ScratchFolders, Speed, SpeedTerms
 from manifests.model import FORMAT_SUFFIXES, DataSchema, ModelFormat, Signature, Verdict
 
@@ -86,7 +95,7 @@ def _proof(
 ) -> Iterator[Proof]:
     with scratch.open("proof") as folder:
         copies = [_copied(format_, path, folder, on_progress) for format_, path in files]
-        sample, golden = _arrays_copied(terms.sample, folder), _arrays_copied(terms.golden, folder)
+        sample, golden = _sample_copied(terms.sample, folder), _arrays_copied(terms.golden, folder)
         is_run = copies[0].format != "python"
         recorded = folder / "recorded.npz" if is_run and sample and not golden else None
         proven: list[ProvenArtifact] = []
@@ -132,7 +141,7 @@ def _copied(format_: ModelFormat, path: Path, folder: Path, on_progress: Progres
     target = folder / format_ / ("score.py" if format_ == "python" else f"model{FORMAT_SUFFIXES[format_]}")
     target.parent.mkdir()
     digest, done_bytes = hashlib.sha256(), 0
-    with _opened(path) as source, target.open("wb") as copy:
+    with opened(path) as source, target.open("wb") as copy:
         status = os.fstat(source.fileno())
         total_bytes, written_ns = status.st_size, status.st_mtime_ns
         flaw = first_look(format_, total_bytes, lambda offset, count: _slice(source, offset, count))
@@ -164,22 +173,47 @@ def _check_room(size_bytes: int, folder: Path, name: str) -> None:
         )
 
 
+def _sample_copied(path: Path | None, folder: Path) -> Path | None:
+    """A private copy of a sample; of a folder of pictures an archive, the same bytes whoever packs it."""
+    if path is None or not path.is_dir():
+        return _arrays_copied(path, folder)
+    pictures = sorted(each for each in path.iterdir() if each.suffix.lower() in PICTURE_SUFFIXES)
+    if not pictures:
+        raise RefusedModelError(f"{path} holds no picture", hint=f"It takes {', '.join(PICTURE_SUFFIXES)} files.")
+    if len(pictures) > PICTURES_MAX:
+        raise RefusedModelError(
+            f"{path} holds {len(pictures):,} pictures; at most {PICTURES_MAX:,} are taken",
+            hint="A few dozen samples are enough: devices run all of them before they trust a model.",
+        )
+    target = folder / "given.zip"
+    with zipfile.ZipFile(target, "w") as archive:
+        for picture in pictures:
+            with opened(picture) as source:
+                content = source.read(PICTURE_BYTES_MAX + 1)
+            if len(content) > PICTURE_BYTES_MAX:
+                raise RefusedModelError(f"{picture} has more than {PICTURE_BYTES_MAX:,} bytes")
+            # Of no date of its own, so that the same pictures are the same sample.
+            archive.writestr(zipfile.ZipInfo(picture.name), content)
+    return target
+
+
 def _arrays_copied(path: Path | None, folder: Path) -> Path | None:
     if path is None:
         return None
     target = folder / f"given{path.suffix.lower()[:16]}"
-    with _opened(path) as source, target.open("wb") as copy:
-        shutil.copyfileobj(source, copy, COPY_CHUNK_BYTES)
+    with opened(path) as source, target.open("wb") as copy:
+        size_bytes = os.fstat(source.fileno()).st_size
+        _check_room(size_bytes, folder, path.name)
+        done_bytes = 0
+        while done_bytes <= size_bytes and (chunk := source.read(COPY_CHUNK_BYTES)):
+            copy.write(chunk)
+            done_bytes += len(chunk)
+    if done_bytes != size_bytes:
+        raise RefusedModelError(
+            f"{path.name} changed while it was read",
+            hint="Wait until whatever writes it is done, then register again.",
+        )
     return target
-
-
-def _opened(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except FileNotFoundError as err:
-        raise NotFoundError(f"there is no file {path}") from err
-    except IsADirectoryError as err:
-        raise RefusedModelError(f"{path} is a folder", hint="Name the file itself.") from err
 
 
 def _slice(file: BinaryIO, offset: int, count: int) -> bytes:

@@ -83,7 +83,8 @@ def engine_reason(text: str, path: str) -> str:
         text = text.replace(noise, "")
     if text.startswith("[ONNXRuntimeError]"):
         text = text.split(" : ", 3)[-1]
-    text = " ".join(text.split())
+    # A model's own names are in it.
+    text = " ".join("".join(each if each.isprintable() else " " for each in text).split())
     return text if len(text) <= REASON_LENGTH_MAX else text[:REASON_LENGTH_MAX] + "…"
 
 

@@ -1,5 +1,6 @@
 """What is done with a model on registration, inside the bounded process: load, run, compare or record, and measure."""
 
+import math
 import platform
 import re
 import time
@@ -331,6 +332,8 @@ def _run_on_zeros(engine: Engine, name: str) -> float | None:
 
 def _zeros(specs: Sequence[TensorSpec]) -> dict[str, Array] | None:
     if any(spec.dtype == "str" or any(size < 0 for size in spec.shape[1:]) for spec in specs):
+        return None
+    if sum(math.prod(spec.shape[1:]) * np.dtype(spec.dtype).itemsize for spec in specs) > ARRAYS_BYTES_MAX:
         return None
     return {spec.name: np.zeros((1, *spec.shape[1:]), dtype=spec.dtype) for spec in specs}
 

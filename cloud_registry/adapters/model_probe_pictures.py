@@ -1,6 +1,9 @@
 """Turns a picture into a model's input tensor, by the steps that its owner declared for devices. Needs Pillow."""
 
-from collections.abc import Mapping, Sequence
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cloud_registry.core.golden import Array, words
+from cloud_registry.core.model_files import PICTURE_BYTES_MAX, PICTURES_MAX
 from cloud_registry.core.sample_forms import GivenSample
 from cloud_registry.errors import RefusedModelError
 from manifests.model import TensorSpec
@@ -37,31 +41,76 @@ def inputs_of_picture(
     quantisation: Mapping[str, tuple[float, int]],
     name: str,
 ) -> GivenSample:
-    """The picture as one sample; raises RefusedModelError where it is none, or nobody said how it becomes numbers."""
+    """Each picture as one sample: of a file, or of an archive of them in the order of their names.
+
+    Raises:
+        RefusedModelError: it is none, or nobody said how it becomes numbers.
+    """
     if len(specs) != 1:
         raise RefusedModelError(f"{name} is one picture, and the model takes {len(specs)} tensors")
     spec = specs[0]
-    pixels = _pixels(path, name)
     declared = [entry for entry in (processing.inputs if processing else ()) if entry.tensor in (None, spec.name)]
     steps = declared[0].steps if declared else _plain_steps(spec, name)
+    samples: list[Array] = []
+    seen: Sequence[int] = ()
+    for picture, called in _pictures(path, name):
+        pixels = _pixels(picture, called)
+        seen = seen or pixels.shape
+        samples.append(_numbers_of(pixels, steps, spec, quantisation.get(spec.name), called))
+    if len({sample.shape for sample in samples}) > 1:
+        raise RefusedModelError(
+            f"the pictures of {name} become tensors of different sizes", hint="Add a resize step to the processing."
+        )
+    return GivenSample("image", {spec.name: np.stack(samples)}, size=_size_of(spec, seen))
+
+
+def _pictures(path: Path, name: str) -> Iterator[tuple[Path | BytesIO, str]]:
+    """The pictures of a file or an archive, each with what it is called."""
+    if path.suffix.lower() != ".zip":
+        yield path, name
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [each for each in archive.infolist() if not each.is_dir() and _is_shown(each.filename)]
+            if not 0 < len(members) <= PICTURES_MAX:
+                raise RefusedModelError(f"{name} holds {len(members):,} pictures; 1 to {PICTURES_MAX:,} are taken")
+            for member in sorted(members, key=lambda each: each.filename):
+                with archive.open(member) as file:
+                    content = file.read(PICTURE_BYTES_MAX + 1)
+                if len(content) > PICTURE_BYTES_MAX:
+                    raise RefusedModelError(f"{member.filename} in {name} has more than {PICTURE_BYTES_MAX:,} bytes")
+                yield BytesIO(content), f"{member.filename} in {name}"
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as err:
+        raise RefusedModelError(f"{name} is no archive that can be read: {err}") from err
+
+
+def _is_shown(filename: str) -> bool:
+    """Whether it is a file that somebody meant, and not what a system leaves beside."""
+    return not filename.startswith("__MACOSX/") and not filename.rpartition("/")[2].startswith(".")
+
+
+def _numbers_of(
+    pixels: Array, steps: Sequence[InputStep], spec: TensorSpec, quantisation: tuple[float, int] | None, name: str
+) -> Array:
     array = pixels
     for step in steps:
-        array = _after(array, step, quantisation.get(spec.name), name)
+        array = _after(array, step, quantisation, name)
     if array.dtype != np.dtype(spec.dtype):
         raise RefusedModelError(
             f"{name} becomes {array.dtype} by the declared steps, and the tensor {spec.name!r} is {words(spec)}",
             hint="Add a cast, a scale or a quantise step.",
         )
-    return GivenSample("image", {spec.name: array[np.newaxis]}, size=_size_of(spec, pixels.shape))
+    return array
 
 
 def size_of_picture(path: Path, name: str) -> tuple[int, int]:
-    """Height and width; raises RefusedModelError where it is no picture."""
-    shape = _pixels(path, name).shape
+    """Height and width, of an archive those of the first; raises RefusedModelError where it is no picture."""
+    picture, called = next(_pictures(path, name))
+    shape = _pixels(picture, called).shape
     return int(shape[0]), int(shape[1])
 
 
-def _pixels(path: Path, name: str) -> Array:
+def _pixels(picture: Path | BytesIO, name: str) -> Array:
     try:
         from PIL import Image, ImageOps
     except ImportError as err:
@@ -69,7 +118,7 @@ def _pixels(path: Path, name: str) -> Array:
             f"{name} is a picture, and Pillow is not installed", hint="Install it: pip install 'slipway[images]'."
         ) from err
     try:
-        with Image.open(path, formats=("JPEG", "PNG", "BMP")) as image:
+        with Image.open(picture, formats=("JPEG", "PNG", "BMP")) as image:
             if image.width * image.height > PIXELS_MAX:
                 raise RefusedModelError(
                     f"{name} has {image.width:,} by {image.height:,} pixels; at most {PIXELS_MAX:,} are taken"

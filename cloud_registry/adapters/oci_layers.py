@@ -29,6 +29,8 @@ from cloud_registry.ports import ProgressListener
 from manifests.canonical import digest_of
 
 PIECE_BYTES = 4 * 1024 * 1024
+# What is coded at once of a piece.
+CODED_BYTES = 64 * 1024
 # Level 1 costs a third of level 6's time, and most often gives little away.
 GZIP_LEVEL, GZIP_LEVEL_THOROUGH, ZSTD_LEVEL = 1, 6, 3
 # Pieces that wait to be written: they bound the memory.
@@ -136,17 +138,24 @@ def store_archive(
     compressor = _COMPRESSORS[compression]
     with store.unfinished() as path, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         with _BlobFile(path, on_begun) as blob:
-            waiting: deque[Future[bytes]] = deque()
-            for piece in _pieces(chunks):
-                waiting.append(pool.submit(compressor, piece))
+            buffers = _Buffers()
+            waiting: deque[tuple[bytearray, Future[Sequence[bytes]]]] = deque()
+
+            def finish() -> None:
+                buffer, compressed = waiting.popleft()
+                blob.add(compressed.result())
+                buffers.give_back(buffer)
+
+            for buffer, piece in _pieces(chunks, buffers):
+                waiting.append((buffer, pool.submit(compressor, piece)))
                 archive.update(piece)
                 done_bytes += len(piece)
                 if len(waiting) > PIECES_AHEAD:
-                    blob.add(waiting.popleft().result())
+                    finish()
                 if on_bytes is not None:
                     on_bytes(done_bytes)
-            for remaining in waiting:
-                blob.add(remaining.result())
+            while waiting:
+                finish()
             digest = blob.complete()
         store.keep(path, digest)
     descriptor = Descriptor(LAYER_TYPES[compression], digest, blob.size_bytes)
@@ -171,15 +180,16 @@ class _BlobFile:
         if self._growing is not None:
             self._growing.abandon()
 
-    def add(self, piece: bytes) -> None:
-        rest = memoryview(piece)
-        while rest:
-            # Without a buffer of its own, a file takes what it takes.
-            rest = rest[self._file.write(rest) :]
-        self.size_bytes += len(piece)
+    def add(self, parts: Sequence[bytes]) -> None:
+        for part in parts:
+            rest = memoryview(part)
+            while rest:
+                # Without a buffer of its own, a file takes what it takes.
+                rest = rest[self._file.write(rest) :]
+            self.size_bytes += len(part)
+            self._seen.update(part)
         if self._growing is not None:
             self._growing.grown(self.size_bytes)
-        self._seen.update(piece)
 
     def complete(self) -> str:
         """The digest. Who follows may use it at once; the file itself is safe when this returns."""
@@ -214,26 +224,41 @@ def _checked(blob: Blob, read_blob: BlobReader) -> Iterator[bytes]:
         )
 
 
-def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes in pieces of one size, so that their compressed form does not depend on how they were read."""
-    waiting: list[bytes | memoryview] = []
-    size_bytes = 0
+class _Buffers:
+    """Room for pieces, used again: to have fresh memory from the system costs as much as to hash it."""
+
+    def __init__(self) -> None:
+        self._free: list[bytearray] = []
+
+    def take(self) -> bytearray:
+        return self._free.pop() if self._free else bytearray(PIECE_BYTES)
+
+    def give_back(self, buffer: bytearray) -> None:
+        self._free.append(buffer)
+
+
+def _pieces(chunks: Iterable[bytes], buffers: _Buffers) -> Iterator[tuple[bytearray, memoryview]]:
+    """The same bytes in pieces of one size, so that their compressed form does not depend on how they were read.
+
+    With each comes the buffer that it lies in, which is to be given back.
+    """
+    buffer, size_bytes = buffers.take(), 0
     for chunk in chunks:
         rest = memoryview(chunk)
-        while size_bytes + len(rest) >= PIECE_BYTES:
-            stop = PIECE_BYTES - size_bytes
-            waiting.append(rest[:stop])
-            yield b"".join(waiting)
-            waiting, size_bytes, rest = [], 0, rest[stop:]
-        if rest:
-            waiting.append(rest)
-            size_bytes += len(rest)
-    if waiting:
-        yield b"".join(waiting)
+        while rest:
+            taken = rest[: PIECE_BYTES - size_bytes]
+            buffer[size_bytes : size_bytes + len(taken)] = taken
+            size_bytes += len(taken)
+            rest = rest[len(taken) :]
+            if size_bytes == PIECE_BYTES:
+                yield buffer, memoryview(buffer)
+                buffer, size_bytes = buffers.take(), 0
+    if size_bytes:
+        yield buffer, memoryview(buffer)[:size_bytes]
 
 
-def _gzip(piece: bytes) -> bytes:
-    """A gzip member. Bytes without repetitions, as weights are, are coded by their frequency alone: twice as quick.
+def _gzip(piece: memoryview) -> Sequence[bytes]:
+    """A gzip member in parts. Bytes without repetitions, as weights are, are coded by frequency alone: twice as quick.
 
     Where repetitions pay, and looking for them longer pays as well (pruned weights), that is done.
     """
@@ -242,28 +267,38 @@ def _gzip(piece: bytes) -> bytes:
     step = max(len(piece) // SAMPLE_SPOTS, SAMPLE_SPOT_BYTES)
     sample = b"".join(piece[at : at + SAMPLE_SPOT_BYTES] for at in range(0, len(piece), step))
     quick_bytes = len(deflate.gzip_compress(sample, GZIP_LEVEL))
-    if quick_bytes > WORTH_RATIO * len(_by_frequency(sample)):
+    if quick_bytes > WORTH_RATIO * sum(map(len, _by_frequency(memoryview(sample)))):
         return _by_frequency(piece)
     is_worth = len(deflate.gzip_compress(sample, GZIP_LEVEL_THOROUGH)) < WORTH_RATIO * quick_bytes
-    return bytes(deflate.gzip_compress(piece, GZIP_LEVEL_THOROUGH if is_worth else GZIP_LEVEL))
+    return (deflate.gzip_compress(piece, GZIP_LEVEL_THOROUGH if is_worth else GZIP_LEVEL),)
 
 
-def _by_frequency(piece: bytes) -> bytes:
+def _by_frequency(piece: memoryview) -> Sequence[bytes]:
     """A gzip member of Huffman codes without matches; its header is ours, since zlib names the system in it."""
     from zlib_ng import zlib_ng
 
     coder = zlib_ng.compressobj(1, zlib_ng.DEFLATED, -15, 9, zlib_ng.Z_HUFFMAN_ONLY)
-    body = coder.compress(piece) + coder.flush()
-    return _GZIP_HEADER + body + struct.pack("<II", zlib_ng.crc32(piece), len(piece) & 0xFFFFFFFF)
+    # In small parts, which lie in memory that was used before.
+    parts = [coder.compress(piece[at : at + CODED_BYTES]) for at in range(0, len(piece), CODED_BYTES)]
+    end = struct.pack("<II", zlib_ng.crc32(piece), len(piece) & 0xFFFFFFFF)
+    return (_GZIP_HEADER, *parts, coder.flush(), end)
 
 
-def _zstd(piece: bytes) -> bytes:
+def _zstd(piece: memoryview) -> Sequence[bytes]:
     from cloud_registry.adapters.oci_archives import zstd
 
-    return bytes(zstd().compress(piece, ZSTD_LEVEL))
+    return (zstd().compress(piece, ZSTD_LEVEL),)
 
 
-_COMPRESSORS: Mapping[Compression, Callable[[bytes], bytes]] = {"gzip": _gzip, "zstd": _zstd, "none": bytes}
+def _as_it_is(piece: memoryview) -> Sequence[bytes]:
+    return (bytes(piece),)
+
+
+_COMPRESSORS: Mapping[Compression, Callable[[memoryview], Sequence[bytes]]] = {
+    "gzip": _gzip,
+    "zstd": _zstd,
+    "none": _as_it_is,
+}
 
 
 @lru_cache(maxsize=3)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from http.cookiejar import DefaultCookiePolicy
 from logging import CRITICAL
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlencode, urljoin, urlsplit
 
 import requests
@@ -38,7 +38,7 @@ from cloud_registry.errors import NotFoundError, RegistryError, TrustError
 from cloud_registry.ports import ProgressListener
 from manifests.canonical import digest_of
 
-CHUNK_BYTES = 16 * 1024 * 1024
+CHUNK_BYTES = 8 * 1024 * 1024
 # What of a growing blob is worth a request. Object stores behind registries take parts of 5 MiB or more.
 CHUNK_BYTES_MIN = 5 * 1024 * 1024
 READ_BYTES = 1024 * 1024
@@ -305,7 +305,7 @@ class OciRegistry:
             self._wait_or_fail(attempt, retry_after, f"{self._host} could not be asked for {name}: {reason}")
 
     def _try(
-        self, method: str, url: str, name: ImageName, headers: dict[str, str], data: bytes | None,
+        self, method: str, url: str, name: ImageName, headers: dict[str, str], data: "bytes | memoryview | None",
         *, is_streamed: bool = False,
     ) -> tuple[requests.Response | None, str]:  # fmt: skip
         """One attempt, with a second one where a token had run out; the answer, and in words what was wrong with it."""
@@ -319,14 +319,26 @@ class OciRegistry:
         return response, "" if response.ok else f"it answered {response.status_code} {_reason(response)}"
 
     def _ask(
-        self, method: str, url: str, name: ImageName, headers: dict[str, str], data: bytes | None, *, is_streamed: bool
+        self,
+        method: str,
+        url: str,
+        name: ImageName,
+        headers: dict[str, str],
+        data: "bytes | memoryview | None",
+        *,
+        is_streamed: bool,
     ) -> requests.Response:
         """Ask, and say who we are where that is wanted: first with the token there is, then with one for this."""
         # Not oras's own do_request: that one retries for minutes whatever went wrong, and sends bytes twice.
         for attempt in range(3):
             known = self._auth.get_auth_header() if self._is_ours(url) else {}
             response: requests.Response = self._session.request(
-                method, url, data=data, headers={**headers, **known}, stream=is_streamed, verify=self._tls_verify
+                method,
+                url,
+                data=cast("bytes", data),
+                headers={**headers, **known},
+                stream=is_streamed,
+                verify=self._tls_verify,
             )
             if response.status_code not in (_UNAUTHORIZED, _FORBIDDEN) or attempt == 2 or not self._is_ours(url):
                 break

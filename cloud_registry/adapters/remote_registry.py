@@ -1,6 +1,7 @@
 """A registry's server over HTTP: requests, errors as they were raised there, transfers that go on after a cut."""
 
 import hashlib
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -67,7 +68,7 @@ class HttpRegistry:
         self._session.trust_env = False
         self._session.proxies = dict(requests.utils.get_environ_proxies(self._url))
         if ca_file is not None:
-            self._session.verify = str(ca_file)
+            self._session.verify = str(_checked_authority(ca_file))
         if key:
             self._session.headers["Authorization"] = f"Bearer {key}"
 
@@ -255,10 +256,7 @@ class HttpRegistry:
 
     def _cut_off(self, err: Exception) -> RegistryError:
         if isinstance(err, requests.exceptions.SSLError):
-            return TrustError(
-                f"the certificate of {self._host} is not trusted",
-                hint="Name its authority's PEM file in SLIPWAY_CA_FILE.",
-            )
+            return _tls_error(self._host, str(err))
         if isinstance(err, requests.ConnectTimeout):
             reason = "it did not answer in time"
         elif isinstance(err, requests.ConnectionError):
@@ -271,8 +269,46 @@ class HttpRegistry:
         )
 
 
+def _tls_error(host: str, said: str) -> RegistryError:
+    """What OpenSSL saw, by its own words, and what to do about it."""
+    if "certificate has expired" in said or "not yet valid" in said:
+        return TrustError(
+            f"the certificate of {host} is not valid at this time",
+            hint="Check this machine's clock, and ask who runs the server for a new one.",
+        )
+    if "mismatch" in said or "doesn't match" in said:
+        return TrustError(
+            f"the certificate of {host} is for another name",
+            hint="Write the name that it is for into SLIPWAY_REGISTRY.",
+        )
+    if "CERTIFICATE_VERIFY_FAILED" in said:
+        return TrustError(
+            f"the certificate of {host} is not trusted", hint="Name its authority's PEM file in SLIPWAY_CA_FILE."
+        )
+    return ServerUnreachableError(
+        f"{host} does not agree on TLS", hint="Check SLIPWAY_REGISTRY: perhaps that port is plain http, or its TLS old."
+    )
+
+
+def _checked_authority(ca_file: Path) -> Path:
+    try:
+        ssl.create_default_context(cafile=str(ca_file))
+    except OSError as err:
+        reason = "no PEM file of certificates" if isinstance(err, ssl.SSLError) else err.strerror
+        raise UsageError(
+            f"SLIPWAY_CA_FILE names {ca_file}: {reason}", hint="It is the authority's certificate as a PEM file."
+        ) from err
+    return ca_file
+
+
 def _checked(url: str, key: str | None) -> str:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as err:
+        raise UsageError(f"SLIPWAY_REGISTRY is no URL of a server: {err}") from err
+    if key and not (key.isascii() and key.isprintable() and " " not in key):
+        raise UsageError("SLIPWAY_API_KEY is neither a key nor a token", hint="Set it to one line, without blanks.")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise UsageError(f"SLIPWAY_REGISTRY is no URL of a server: {parts.scheme}://{parts.hostname or ''}")
     if parts.username or parts.password:

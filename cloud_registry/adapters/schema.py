@@ -79,7 +79,7 @@ def _bring_up_to_date(connection: Connection) -> None:
         )
     declared = declared_tables()
     if revision is None and not set(inspect(connection).get_table_names()) & set(declared.tables):
-        declared.create_all(connection)
+        declared.create_all(connection, checkfirst=False)
         _revisions.create(connection)
         connection.execute(insert(_revisions).values(revision=known[-1]))
         return

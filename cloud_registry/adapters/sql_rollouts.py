@@ -22,6 +22,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    bindparam,
     delete,
     func,
     insert,
@@ -95,6 +96,16 @@ rollout_counters = Table(
     Column("last", BigInteger, nullable=False),
 )
 
+# What a controller asks many times a tick, put together once.
+_READ_EVENTS = (
+    select(rollout_events.c.sequence, rollout_events.c.at, rollout_events.c.event)
+    .where(rollout_events.c.rollout_id == bindparam("of"), rollout_events.c.sequence > bindparam("after"))
+    .order_by(rollout_events.c.sequence)
+)
+_READ_LAST_SEQUENCE = select(func.max(rollout_events.c.sequence)).where(rollout_events.c.rollout_id == bindparam("of"))
+_READ_LEASE = select(rollout_leases).where(rollout_leases.c.rollout_id == bindparam("of"))
+_LOCK_TOKEN = select(rollout_leases.c.token).where(rollout_leases.c.rollout_id == bindparam("of")).with_for_update()
+
 
 class SqlRollouts:
     """A RolloutLog."""
@@ -136,10 +147,8 @@ class SqlRollouts:
 
     def read(self, rollout_id: str, after: int = 0) -> list[ev.RecordedEvent]:
         """Its events in order, those numbered above `after`; raises NotFoundError for an id that never was."""
-        columns = (rollout_events.c.sequence, rollout_events.c.at, rollout_events.c.event)
-        statement = select(*columns).where(rollout_events.c.rollout_id == rollout_id, rollout_events.c.sequence > after)
         with reading(self._engine) as connection:
-            rows = connection.execute(statement.order_by(rollout_events.c.sequence)).all()
+            rows = connection.execute(_READ_EVENTS, {"of": rollout_id, "after": after}).all()
         if not rows and after == 0:
             raise NotFoundError(
                 f"there is no rollout {rollout_id}", hint="See which there are with: slipway rollout list"
@@ -189,7 +198,7 @@ class SqlRollouts:
         expires_at = now + timedelta(seconds=duration_s)
         table = rollout_leases
         with reading(self._engine) as connection:
-            row = connection.execute(select(table).where(table.c.rollout_id == rollout_id)).first()
+            row = connection.execute(_READ_LEASE, {"of": rollout_id}).first()
         if row is not None:
             is_ours = row.owner == owner
             if row.expires_at > now.timestamp() and not is_ours:
@@ -244,8 +253,7 @@ def _insert_events(
 
 
 def _check_sequence(connection: Connection, rollout_id: str, expected: int) -> None:
-    statement = select(func.max(rollout_events.c.sequence)).where(rollout_events.c.rollout_id == rollout_id)
-    if connection.scalar(statement) != expected:
+    if connection.scalar(_READ_LAST_SEQUENCE, {"of": rollout_id}) != expected:
         raise _moved_on(rollout_id)
 
 
@@ -259,8 +267,7 @@ def _moved_on(rollout_id: str) -> ConflictError:
 def _check_lease(connection: Connection, rollout_id: str, lease: Lease | None) -> None:
     if lease is None:
         return
-    statement = select(rollout_leases.c.token).where(rollout_leases.c.rollout_id == rollout_id).with_for_update()
-    if connection.scalar(statement) != lease.token:
+    if connection.scalar(_LOCK_TOKEN, {"of": rollout_id}) != lease.token:
         raise ConflictError(
             f"another controller has taken over rollout {rollout_id}", hint="This one stops driving it."
         )

@@ -23,6 +23,8 @@ from cloud_registry.core.trust import ROOT, SNAPSHOT, TARGETS, TIMESTAMP, Roles,
 from cloud_registry.errors import ConflictError, NotFoundError, TrustError
 from manifests.errors import ManifestError
 
+# What a client asks for without having been told of it.
+_ENTRIES = ("timestamp.json",)
 # Long enough for the largest publication; a command that holds the lock for longer hangs.
 LOCK_WAIT_S = 20.0
 LOCK_LOOK_S = 0.02
@@ -130,8 +132,12 @@ class TufFolder:
     def publish(self, files: Sequence[tuple[str, bytes]]) -> None:
         """Write files in this order, each synced and whole before the next: whoever reads meanwhile finds them good."""
         self.metadata.mkdir(parents=True, exist_ok=True)
-        for name, content in files:
-            write_atomically(self.metadata / name, content)
+        for number, (name, content) in enumerate(files, start=1):
+            # What the next one speaks of must be found after a power cut; before those nobody speaks of anything new.
+            is_spoken_of = (
+                number == len(files) or files[number][0] in _ENTRIES or _ROOT_FILE.fullmatch(files[number][0])
+            )
+            write_atomically(self.metadata / name, content, is_folder_synced=bool(is_spoken_of))
 
     # What waits for signatures ----------------------------------------------------------------------------------------
 
@@ -207,11 +213,11 @@ def write_staged(path: Path, stage: Stage) -> None:
         "published": {role: metadata.to_dict() for role, metadata in needed.items()},
         "staged": {role: metadata.to_dict() for role, metadata in stage.staged.items()},
     }
-    write_atomically(path, json.dumps(value, indent=1).encode())
+    write_atomically(path, json.dumps(value).encode())
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Put a whole file in its place, or leave what is there."""
+def write_atomically(path: Path, content: bytes, *, is_folder_synced: bool = True) -> None:
+    """Put a whole file in its place, or leave what is there; a power cut spares its place once the folder is synced."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.part")
     try:
@@ -222,6 +228,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+    if not is_folder_synced:
+        return
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

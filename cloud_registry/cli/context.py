@@ -62,10 +62,15 @@ class SlipwayGroup(click.Group):
 def fail(message: str, hint: str, exit_code: ExitCode, *, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
-    click.echo(f"Error: {message}", err=True)
+    click.echo(f"Error: {_shown(message)}", err=True)
     if hint:
-        click.echo(hint, err=True)
+        click.echo(_shown(hint), err=True)
     raise SystemExit(int(exit_code))
+
+
+def _shown(text: str) -> str:
+    """As it is, but for what would move a terminal's cursor: names in it come from files and from servers."""
+    return "".join(each if each.isprintable() or each in "\n\t" else ascii(each)[1:-1] for each in text)
 
 
 def _os_hint(err: OSError) -> str:

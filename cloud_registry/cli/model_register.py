@@ -54,7 +54,9 @@ def _with(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Com
 
 _PROOF_OPTIONS = _with(
     click.option(
-        "--sample", type=_FILE, help="Inputs (.npz, .csv, .json or a picture); golden answers are recorded from them."
+        "--sample",
+        type=_FILE,
+        help="Inputs (.npz, .csv, .json, a picture, or a folder or .zip of pictures); golden answers are recorded.",
     ),
     click.option("--golden", type=_FILE, help="An .npz with input.<tensor> and output.<tensor> arrays to be met."),
     click.option(
@@ -194,10 +196,16 @@ def _facts(given: dict[str, Any], files: tuple[Path, ...]) -> ModelFacts:
 
 
 def _bytes_of(path: Path) -> bytes:
+    from cloud_registry.core.dependencies import TEXT_BYTES_MAX
+
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(TEXT_BYTES_MAX + 1)
     except OSError as err:
         raise UsageError(f"{path} cannot be read: {err.strerror}") from err
+    if len(content) > TEXT_BYTES_MAX:
+        raise UsageError(f"{path} has more than {TEXT_BYTES_MAX:,} bytes, too many for a document")
+    return content
 
 
 def _say_of(context: CommandContext, registered: "Registered") -> None:

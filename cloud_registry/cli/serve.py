@@ -5,6 +5,7 @@ import logging
 import signal
 import socket
 import ssl
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,9 @@ GRACE_S = 5
 BACKLOG = 1024
 # How often it is looked whether metadata must be signed again; it lives for days.
 TRUST_INTERVAL_S = 3600.0
+EXPIRY_WARNING = timedelta(days=14)
+# For TLS 1.2, the oldest that Python takes; of uvicorn's own choice its clients get CBC with SHA-1 at best.
+CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -30,6 +34,13 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--port", default=8444, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--certificate", type=_FILE, help="PEM file of the TLS certificate chain.")
 @click.option("--key", type=_FILE, help="PEM file of its private key.")
+@click.option(
+    "--trusted-proxy",
+    "trusted_proxies",
+    multiple=True,
+    metavar="ADDRESS",
+    help="A proxy whose word is taken for who asks (X-Forwarded-For). Repeatable.",
+)
 @click.option("--no-controller", is_flag=True, help="Serve only and drive no rollouts.")
 @click.option("--public-artifacts", is_flag=True, help="Give model files to whoever asks, whoever has keys.")
 @click.option(
@@ -86,6 +97,7 @@ def serve(
     port: int,
     certificate: Path | None,
     key: Path | None,
+    trusted_proxies: tuple[str, ...],
     no_controller: bool,
     tick_s: float,
     fleet_look_s: float,
@@ -101,6 +113,8 @@ def serve(
       slipway serve --address 127.0.0.1 --port 8444 --certificate hub.pem --key hub.key
     """
     _check_tls(certificate, key)
+    if certificate:
+        _tell_expiry(context, certificate)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     limits["is_public"] = limits.pop("public_artifacts")
     app = server_wiring.open_server(context.config, server_wiring.ServerLimits(**limits))
@@ -123,7 +137,7 @@ def serve(
             context.say(f"Driving rollouts, with a look at them every {tick_s:g} s.")
 
     try:
-        _run(app, listener, certificate, key, is_ready)
+        _run(app, listener, is_ready, ssl_certfile=certificate, ssl_keyfile=key, trusted_proxies=trusted_proxies)
     finally:
         listener.close()
         refresher.stop()
@@ -141,12 +155,25 @@ def _check_tls(certificate: Path | None, key: Path | None) -> None:
         if not path.is_file():
             raise UsageError(f"there is no file {path}", hint="The hub simulator keeps its own in its state folder.")
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+        # Without a passphrase of ours, OpenSSL would ask for one at the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
     except ssl.SSLError as err:
         raise UsageError(
             f"{certificate} and {key} are no certificate and its key: {err.reason or err}",
             hint="Both are PEM files, and the key is without a passphrase.",
         ) from err
+
+
+def _tell_expiry(context: CommandContext, certificate: Path) -> None:
+    from cryptography import x509
+
+    leaf = x509.load_pem_x509_certificate(certificate.read_bytes())
+    left = leaf.not_valid_after_utc - datetime.now(UTC)
+    if left < EXPIRY_WARNING:
+        expired = "expired" if left < timedelta(0) else "expires"
+        context.say(
+            f"Warning: the certificate {certificate} {expired} at {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC."
+        )
 
 
 def _listen(address: str, port: int) -> socket.socket:
@@ -189,8 +216,10 @@ def _refresher(context: CommandContext) -> "ControllerThread":
     return ControllerThread(wiring.open_trust_desk(context.config).keep_fresh, lambda: None, TRUST_INTERVAL_S)
 
 
-def _run(app: Any, listener: socket.socket, certificate: Path | None, key: Path | None, is_ready: Any) -> None:
+def _run(app: Any, listener: socket.socket, is_ready: Any, *, trusted_proxies: tuple[str, ...], **tls: Any) -> None:
     import uvicorn
+
+    from cloud_registry.web.bounded_head import BoundedHead
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -217,9 +246,13 @@ def _run(app: Any, listener: socket.socket, certificate: Path | None, key: Path 
         app,
         log_level="warning",
         lifespan="off",
-        ssl_certfile=certificate,
-        ssl_keyfile=key,
+        http=BoundedHead,
+        # Whoever else says for whom he asks may say what he likes, and it would stand in the audit log.
+        proxy_headers=bool(trusted_proxies),
+        forwarded_allow_ips=list(trusted_proxies),
+        ssl_ciphers=CIPHERS,
         timeout_graceful_shutdown=GRACE_S,
         server_header=False,
+        **tls,
     )
     Server(config).run(sockets=[listener])

@@ -344,11 +344,15 @@ def _service(context: CommandContext, *, is_agreed: bool = False) -> "TrustServi
     def approve(changes: Sequence[str]) -> None:
         for line in changes:
             context.say(line)
-        is_asked = changes and context.config.registry_url is not None and not is_agreed and sys.stdin.isatty()
+        is_asked = changes and context.config.registry_url is not None and not is_agreed and _is_terminal()
         if is_asked and not click.confirm("Sign this?", err=True):
             raise UsageError("nothing was signed", hint="Nothing was changed either.")
 
     return wiring.open_trust(context.config, _secret, context.say, approve)
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def _places(context: CommandContext) -> tuple[str, str]:
@@ -363,7 +367,7 @@ def _secret(what: str, is_new: bool) -> str | None:
     """A passphrase or PIN from the environment, or from a terminal; an empty one stands for none."""
     variable = "SLIPWAY_PKCS11_PIN" if what.startswith("PIN") else "SLIPWAY_TRUST_PASSPHRASE"
     given = os.environ.get(variable)
-    if given is not None or not sys.stdin.isatty():
+    if given is not None or not _is_terminal():
         return given
     words = f"{what[0].upper()}{what[1:]}{' (empty for none)' if is_new else ''}"
     answer: str = click.prompt(

@@ -4,7 +4,9 @@ Apart from `core.search`, which reads no condition in most commands: to load a p
 """
 
 import math
+from collections.abc import Iterable
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from typing import Any
 
 from lark import Lark, Token, Transformer, v_args
@@ -31,6 +33,8 @@ GRAMMAR = r"""
 ?test: field OPERATOR literal                -> compared
      | field LIKE STRING                     -> like
      | field NOT LIKE STRING                 -> not_like
+     | field IS NULL                         -> absent
+     | field IS NOT NULL                     -> is_there
      | field IN "(" literal ("," literal)* ")"      -> among
      | field NOT IN "(" literal ("," literal)* ")"  -> not_among
      | field                                 -> present
@@ -47,7 +51,9 @@ OR.1: /or(?![\w-])/i
 AND.1: /and(?![\w-])/i
 NOT.1: /not(?![\w-])/i
 IN.1: /in(?![\w-])/i
-LIKE.1: /like(?![\w-])/i
+LIKE.1: /i?like(?![\w-])/i
+IS.1: /is(?![\w-])/i
+NULL.1: /null(?![\w-])/i
 TRUE.1: /true(?![\w-])/i
 FALSE.1: /false(?![\w-])/i
 NUMBER.1: /[-+]?(\d+\.\d*|\.\d+|\d+(?=e))(e[-+]?\d+)?(?![\w])/i
@@ -62,7 +68,12 @@ _NAMESPACES = {
     **dict.fromkeys(("tag", "tags"), "tag"),
     **dict.fromkeys(("metric", "metrics"), "metric"),
     **dict.fromkeys(("property", "properties"), "property"),
+    # What MLflow's users write.
+    **dict.fromkeys(("param", "params", "parameter", "parameters"), "property"),
 }
+_ATTRIBUTES = ("attribute", "attributes", "attr")
+_OTHER_WORDS = {"version_number": "version", "aliases": "alias", "run_id": "property.mlflow.run_id"}
+_WORDS = (*NUMBER_FIELDS, *TEXT_FIELDS, *_OTHER_WORDS)
 _HINT = "Write for example: accuracy > 0.97 and tag.site = 'line-3'. Text stands in quotes, numbers do not."
 
 
@@ -110,8 +121,14 @@ class _Reader(Transformer[Token, Any]):
             return AllOf((Present(field), Negated(_compared(field, "=", value))))
         return _compared(field, "=" if operator == "==" else str(operator), value)
 
-    def like(self, field: str, _like: Token, pattern: Token) -> Condition:
-        return Compared(field, "like", _unquoted(pattern).replace("%", "*"))
+    def like(self, field: str, like: Token, pattern: Token) -> Condition:
+        return Compared(field, like.lower(), _unquoted(pattern).replace("%", "*"))
+
+    def absent(self, field: str, _is: Token, _null: Token) -> Condition:
+        return Negated(Present(field))
+
+    def is_there(self, field: str, _is: Token, _not: Token, _null: Token) -> Condition:
+        return Present(field)
 
     def not_like(self, field: str, _not: Token, like: Token, pattern: Token) -> Condition:
         return AllOf((Present(field), Negated(self.like(field, like, pattern))))
@@ -125,13 +142,19 @@ class _Reader(Transformer[Token, Any]):
 
     def field(self, *parts: Token) -> str:
         words = [_unquoted(part) if part.type == "STRING" else str(part) for part in parts]
+        if len(words) == 2 and words[0].lower() in _ATTRIBUTES:
+            word = words[1].lower()
+            if word not in _WORDS:
+                raise UsageError(f"{'.'.join(words)} is no field", hint=_near(word, _WORDS))
+            return _OTHER_WORDS.get(word, word)
         if len(words) > 1:
             namespace = _NAMESPACES.get(words[0].lower())
             if namespace is None:
-                raise UsageError(f"{'.'.join(words)} is no field: {words[0]!r} is none of tag, metric, property")
+                reason = f"{'.'.join(words)} is no field: {words[0]!r} is none of tag, metric, property"
+                raise UsageError(reason, hint=_near(words[0], _NAMESPACES))
             return f"{namespace}.{'.'.join(words[1:])}"
         word = words[0].lower()
-        return word if word in NUMBER_FIELDS or word in TEXT_FIELDS else f"metric.{words[0]}"
+        return _OTHER_WORDS.get(word, word) if word in _WORDS else f"metric.{words[0]}"
 
     def text(self, token: Token) -> str:
         return _unquoted(token)
@@ -159,9 +182,16 @@ def _compared(field: str, operator: str, value: str | float) -> Compared:
         return Compared(field, operator, _instant(value))
     if isinstance(value, str) and (field in NUMBER_FIELDS or field.startswith("metric.")):
         word = field.removeprefix("metric.")
-        hint = f"Write it without quotes. If you mean a tag, write tag.{word}."
+        near = _near(word, TEXT_FIELDS) if field.startswith("metric.") else ""
+        hint = near or f"Write it without quotes. If you mean a tag, write tag.{word}."
         raise UsageError(f"{word} is a number and cannot be compared with the text {value!r}", hint=hint)
     return Compared(field, operator, value)
+
+
+def _near(word: str, known: Iterable[str]) -> str:
+    """The known word that was most likely meant, as a hint; empty where none is like it."""
+    found = get_close_matches(word.lower(), known, n=1)
+    return f"Did you mean {found[0]}?" if found else ""
 
 
 def _instant(text: str) -> float:

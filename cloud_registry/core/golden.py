@@ -18,6 +18,8 @@ Arrays = Mapping[str, Array]
 
 INPUT_PREFIX = "input."
 OUTPUT_PREFIX = "output."
+# Converters join the names of what they fuse, so that some are long.
+TENSOR_NAME_LENGTH_MAX = 1024
 
 
 def named(arrays: Arrays, prefix: str) -> dict[str, Array]:
@@ -30,6 +32,13 @@ def check_tensors(signature: Signature, file_name: str) -> None:
     for side, specs in (("input", signature.inputs), ("output", signature.outputs)):
         if not specs:
             raise RefusedModelError(f"{file_name} has no {side} tensor", hint="A model takes and gives at least one.")
+        for spec in specs:
+            # A name goes onto screens, into JSON and file names of arrays, and to every device.
+            if not spec.name.isprintable() or len(spec.name) > TENSOR_NAME_LENGTH_MAX:
+                raise RefusedModelError(
+                    f"{file_name} has an {side} tensor named {spec.name[:80]!r}",
+                    hint=f"Give it at most {TENSOR_NAME_LENGTH_MAX:,} characters, all of which can be shown.",
+                )
     for spec in signature.inputs:
         if not spec.shape or spec.shape[0] not in (1, -1):
             raise RefusedModelError(

@@ -26,7 +26,12 @@ SAMPLE_KINDS: dict[str, SampleKind] = {
     ".jpg": "image",
     ".jpeg": "image",
     ".bmp": "image",
+    # Of pictures; a folder of them is packed into one.
+    ".zip": "image",
 }
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+PICTURES_MAX = 1000
+PICTURE_BYTES_MAX = 64 * 1024 * 1024
 
 # What an engine takes for a model of ordinary size, and how often a large one is in memory while it is loaded.
 MEMORY_BYTES_MIN = 4 * 1024**3

@@ -30,6 +30,7 @@ import os
 from pathlib import Path
 
 import mlflow.pyfunc
+import numpy
 import pandas
 
 model = None
@@ -41,10 +42,39 @@ def init():
 
 
 def run(data):
-    if isinstance(data, dict) and "columns" in data and "data" in data:
-        data = pandas.DataFrame(**data)
-    answer = model.predict(data)
-    return answer.to_dict(orient="list") if hasattr(answer, "to_dict") else getattr(answer, "tolist", lambda: answer)()
+    if isinstance(data, dict) and len(data) == 2 and "params" in data:
+        (inputs,) = [value if name == "inputs" else {name: value} for name, value in data.items() if name != "params"]
+        return plain(model.predict(wanted(inputs), params=data["params"]))
+    return plain(model.predict(wanted(data)))
+
+
+def wanted(data):
+    """The data as the model takes them. The forms of MLflow's own server are taken, and what they hold alone."""
+    if isinstance(data, dict):
+        if "dataframe_split" in data:
+            return pandas.DataFrame(**data["dataframe_split"])
+        if "dataframe_records" in data:
+            return pandas.DataFrame(data["dataframe_records"])
+        if "columns" in data and "data" in data:
+            return pandas.DataFrame(**data)
+        if len(data) == 1 and next(iter(data)) in ("inputs", "instances"):
+            return wanted(next(iter(data.values())))
+    schema = model.metadata.get_input_schema()
+    if schema is None or not schema.is_tensor_spec():
+        return data
+    if isinstance(data, dict):
+        types = {spec.name: spec.type for spec in schema.inputs}
+        return {name: numpy.asarray(values, types.get(name)) for name, values in data.items()}
+    return numpy.asarray(data, schema.inputs[0].type)
+
+
+def plain(answer):
+    """What JSON can carry."""
+    if hasattr(answer, "to_dict"):
+        return answer.to_dict(orient="list") if hasattr(answer, "columns") else answer.tolist()
+    if isinstance(answer, dict):
+        return {name: plain(value) for name, value in answer.items()}
+    return getattr(answer, "tolist", lambda: answer)()
 '''
 
 

@@ -37,7 +37,10 @@ _PLAIN_NUMBER = re.compile(r"[-+]?\d{1,30}(\.\d{1,30})?([eE][-+]?\d{1,3})?")
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """`operator` is one of ``= < <= > >=``, or ``like`` with ``*`` for anything. `field` is as in `facts_of`."""
+    """`operator` is one of ``= < <= > >=``, or ``like`` with ``*`` for anything; ``ilike`` takes no heed of capitals.
+
+    `field` is as in `facts_of`.
+    """
 
     field: str
     operator: str
@@ -193,6 +196,8 @@ def _is_met(value: str | float, operator: str, wanted: str | float) -> bool:
 def _in_order(value: Any, operator: str, wanted: Any) -> bool:
     if operator == "like":
         return pattern_matches(value, wanted)
+    if operator == "ilike":
+        return pattern_matches(value.casefold(), wanted.casefold())
     if operator == "=":
         return bool(value == wanted)
     if operator in ("<", "<="):

@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -39,18 +38,23 @@ class SeenRepository(Document, frozen=True, kw_only=True, omit_defaults=False):
 
 
 def spelled(metadata: Metadata[Any]) -> dict[str, Any]:
-    value: dict[str, Any] = deepcopy(metadata.to_dict())
+    value: dict[str, Any] = metadata.to_dict()
     return value
 
 
+def content_of(metadata: Metadata[Any]) -> bytes:
+    """What a role says, without its signatures; the same for the same. Much faster than TUF's canonical form."""
+    return json.dumps(metadata.signed.to_dict(), sort_keys=True).encode()
+
+
 def read_roles(given: Mapping[str, Mapping[str, Any]]) -> dict[str, Metadata[Any]]:
-    """Metadata by role; raises MetadataRefusedError for what is none."""
+    """Metadata by role; raises MetadataRefusedError for what is none. What is given is used up."""
     return {role: read_role(role, value) for role, value in given.items()}
 
 
 def read_role(role: str, given: Mapping[str, Any]) -> Metadata[Any]:
     try:
-        return Metadata.from_dict(deepcopy(dict(given)))
+        return Metadata.from_dict(dict(given))
     except (RepositoryError, ValueError, KeyError, TypeError, AttributeError) as err:
         raise MetadataRefusedError(f"what came as {role[:80]} is no metadata: {err}") from err
 
@@ -65,7 +69,7 @@ def footing(published: Roles, staged: Roles, role: str) -> str:
     known = {name: metadata for name, metadata in coming.items() if metadata is not None}
     digest = hashlib.sha256()
     if role in known:
-        digest.update(known[role].signed_bytes)
+        digest.update(content_of(known[role]))
     try:
         speaks, _ = role_keys(known, role)
         digest.update(json.dumps([sorted(speaks.keyids), speaks.threshold]).encode())
@@ -156,8 +160,12 @@ def check_expiry(role: str, expires_at: datetime, lifetime: timedelta, now: date
 # Signatures -----------------------------------------------------------------------------------------------------------
 
 
-def counted_signatures(published: Roles, coming: Roles, role: str, metadata: Metadata[Any]) -> Metadata[Any]:
+def counted_signatures(
+    published: Roles, coming: Roles, role: str, metadata: Metadata[Any], payload: bytes
+) -> Metadata[Any]:
     """The metadata with those signatures alone that count, now or as long as the roles before are still believed.
+
+    `payload` is what is signed of it.
 
     Raises:
         MetadataRefusedError: a key that counts did not make the signature that bears its name.
@@ -174,7 +182,7 @@ def counted_signatures(published: Roles, coming: Roles, role: str, metadata: Met
         if key_id not in keys:
             continue
         try:
-            keys[key_id].verify_signature(signature, metadata.signed_bytes)
+            keys[key_id].verify_signature(signature, payload)
         except (UnverifiedSignatureError, VerificationError, UnsignedMetadataError) as err:
             raise MetadataRefusedError(f"the signature of key {key_id[:8]} on {role} is not good") from err
         counted.signatures[key_id] = signature
@@ -189,7 +197,7 @@ def changes_keys(coming: Roles, changed: Roles) -> bool:
     new files and later dates do not."""
     for role, metadata in changed.items():
         current = coming.get(role)
-        if current is not None and current.signed_bytes == metadata.signed_bytes:
+        if current is not None and content_of(current) == content_of(metadata):
             continue
         if role == ROOT:
             return True

@@ -73,13 +73,8 @@ class ArtifactStore(Protocol):
         """The blob's size, or None where it is not there."""
         ...
 
-    def read(
-        self, digest: str, start: int = 0, stop: int | None = None, *, chunk_bytes: int | None = None
-    ) -> Iterator[bytes]:
-        """The bytes from `start` up to `stop` in chunks of at most `chunk_bytes`, by default as suits the store.
-
-        Raises NotFoundError at once where the blob is absent.
-        """
+    def read(self, digest: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """The bytes from `start` up to `stop` in bounded chunks; raises NotFoundError at once where it is absent."""
         ...
 
     def blobs(self) -> Iterator[StoredBlob]: ...

@@ -101,8 +101,10 @@ class TrustService:
         work.change({ROOT: rules.first_root(keys, thresholds), TARGETS: rules.first_targets()})
         self._approve(rules.changes({}, work.staged))
         work.sign()
+        outcome = self._desk.begin(
+            exchange.spelled(work.staged[ROOT]), exchange.spelled(work.staged[TARGETS]), dict(request.lifetimes_d)
+        )
         root = exchange.spelled(work.staged[ROOT])
-        outcome = self._desk.begin(root, exchange.spelled(work.staged[TARGETS]), dict(request.lifetimes_d))
         seen = SeenRepository(root=root, versions={ROOT: 1, TARGETS: 1}, key_places=work.settings.key_places)
         self._memory.remember(seen, is_new=True)
         return replace(outcome, key_places={**outcome.key_places, **work.settings.key_places})
@@ -267,7 +269,7 @@ class TrustService:
         built_on = {**published, **before} if fresh else published
         has_other_keys = exchange.changes_keys(built_on, fresh or {role: work.staged[role] for role in sent})
         outcome = (self._desk.submit_keys if has_other_keys else self._desk.submit)(sent, base)
-        self._note(stand, outcome)
+        self._note(published, outcome)
         return self._told(replace(outcome, changes=changes, unavailable=(*work.unavailable, *outcome.unavailable)))
 
     def _told(self, outcome: Outcome) -> Outcome:
@@ -286,11 +288,11 @@ class TrustService:
         _check_not_older({role: metadata.signed.version for role, metadata in published.items()}, seen)
         return published, staged
 
-    def _note(self, stand: TrustStand, outcome: Outcome) -> None:
+    def _note(self, published: Roles, outcome: Outcome) -> None:
         """Remember how far the repository is, so that nobody takes it back unnoticed."""
-        versions = {role: int(value["signed"]["version"]) for role, value in stand.published.items()}
+        versions = {role: int(metadata.signed.version) for role, metadata in published.items()}
         versions |= {role: version for role, version in outcome.published.items() if role not in ONLINE_ROLES}
-        self._memory.remember(SeenRepository(root=stand.roots[-1], versions=versions))
+        self._memory.remember(SeenRepository(root=exchange.spelled(published[ROOT]), versions=versions))
 
     def _check_none_is_there(self) -> None:
         try:

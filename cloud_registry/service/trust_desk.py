@@ -199,7 +199,7 @@ class TrustDesk:
             self._judge(work, given)
             work.settings = settings = self._checked_settings(work.settings.lifetimes_d, given, {})
             for role, metadata in given.items():
-                work.staged[role] = exchange.counted_signatures({}, given, role, metadata)
+                work.staged[role] = exchange.counted_signatures({}, given, role, metadata, work.payload(role, metadata))
             waiting = work.waiting()
             if waiting:
                 raise MetadataRefusedError(f"the first {waiting[0].role} is not signed by enough of its own keys")
@@ -271,7 +271,7 @@ class TrustDesk:
                 work.settings = self._checked_settings(work.settings.lifetimes_d, fresh, work.settings.key_places)
             coming = {**work.coming, **fresh}
             counted = {
-                role: exchange.counted_signatures(work.published, coming, role, metadata)
+                role: exchange.counted_signatures(work.published, coming, role, metadata, work.payload(role, metadata))
                 for role, metadata in given.items()
             }
             for role, metadata in counted.items():
@@ -286,6 +286,7 @@ class TrustDesk:
     def _judge(self, work: Publishing, given: Roles) -> None:
         for role, metadata in given.items():
             exchange.check_form(role, metadata, work.published.get(role))
+            rules.check_size(role, metadata.to_bytes())
             exchange.check_expiry(role, metadata.signed.expires, work.settings.lifetime(role), self._now())
         for role in given:
             # A role that nobody delegated to is nobody's to send.
@@ -333,7 +334,7 @@ class TrustDesk:
 
 
 def _is_same(waiting: Metadata[Any] | None, metadata: Metadata[Any]) -> bool:
-    return waiting is not None and waiting.signed_bytes == metadata.signed_bytes
+    return waiting is not None and exchange.content_of(waiting) == exchange.content_of(metadata)
 
 
 def _checked_lifetimes(lifetimes_d: Mapping[str, float]) -> TrustSettings:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from securesystemslib.signer import Signer
-from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import Metadata
 
 from cloud_registry.core import trust as rules
@@ -81,6 +80,8 @@ class TrustWork:
         self._signers: dict[str, Signer] = {}
         self._named: set[str] = set()
         self._unavailable: dict[str, str] = {}
+        # What is signed of a staged role, by the object that it was spelled from.
+        self._payloads: dict[str, tuple[object, bytes]] = {}
         self.settings = settings
         self.published = published
         # What was published by a command that was killed before it had cleared its stage is no longer staged.
@@ -114,6 +115,7 @@ class TrustWork:
             metadata.signed.version = 1 if current is None else current.signed.version + 1
             self._renew(role, metadata)
             self.staged[role] = metadata
+            self._payloads.pop(role, None)
 
     def _renew(self, role: str, metadata: Metadata[Any]) -> None:
         metadata.signed.expires = (self._now + self.settings.lifetime(role)).replace(microsecond=0)
@@ -125,10 +127,10 @@ class TrustWork:
         for role, metadata in self.staged.items():
             for key_id in self._key_ids(role):
                 if key_id in self._named and key_id not in self._signed(role).signed:
-                    self._add_signature(metadata, self._signers[key_id])
+                    self._add_signature(role, metadata, self._signers[key_id])
             for key_id in self._signed(role).missing:
                 if self._signed(role).needed:
-                    self._sign_if_at_hand(metadata, key_id)
+                    self._sign_if_at_hand(role, metadata, key_id)
             self._sign_for_old_root(role, metadata)
         return self.waiting()
 
@@ -142,19 +144,26 @@ class TrustWork:
             return
         for key_id in rules.role_keys(self.published, role)[0].keyids:
             if not rules.is_signed(self.published, role, metadata):
-                self._sign_if_at_hand(metadata, key_id)
+                self._sign_if_at_hand(role, metadata, key_id)
 
-    def _sign_if_at_hand(self, metadata: Metadata[Any], key_id: str) -> None:
+    def _sign_if_at_hand(self, role: str, metadata: Metadata[Any], key_id: str) -> None:
         """Sign with a key that nobody named, if it is where it was last and opens; else remember why not."""
         signer = self._signer(key_id)
         if signer is not None:
             try:
-                self._add_signature(metadata, signer)
+                self._add_signature(role, metadata, signer)
             except TrustError as err:
                 self._unavailable[key_id] = err.message
 
     def _signed(self, role: str) -> Signatures:
-        return rules.signatures_of(self.published, self.staged, role)
+        return rules.signatures_of(self.published, self.staged, role, self.payload(role, self.staged[role]))
+
+    def payload(self, role: str, metadata: Metadata[Any]) -> bytes:
+        """What is signed of a role; spelled once for what is said once."""
+        known = self._payloads.get(role)
+        if known is None or known[0] is not metadata.signed:
+            known = self._payloads[role] = (metadata.signed, metadata.signed_bytes)
+        return known[1]
 
     def _key_ids(self, role: str) -> list[str]:
         """The keys that speak for a role, and those that did until now: their signature makes the change seamless."""
@@ -180,29 +189,34 @@ class TrustWork:
                 self._unavailable[key_id] = f"there is another key at {place} now"
         return self._signers.get(key_id)
 
-    @staticmethod
-    def _add_signature(metadata: Metadata[Any], signer: Signer) -> None:
+    def _add_signature(self, role: str, metadata: Metadata[Any], signer: Signer) -> None:
         try:
-            metadata.sign(signer, append=True)
-        except UnsignedMetadataError as err:
-            if isinstance(err.__cause__, RegistryError):
-                raise err.__cause__ from None
-            raise TrustError(f"a key refused to sign: {err.__cause__ or err}") from err
+            signature = signer.sign(self.payload(role, metadata))
+        except RegistryError:
+            raise
+        except Exception as err:  # (a signer of the library may raise whatever its token or its key does)
+            raise TrustError(f"a key refused to sign: {err}") from err
+        metadata.signatures[signature.keyid] = signature
 
 
 class Publishing(TrustWork):
     """A program's part: signing what is online, and writing what is signed by enough keys."""
 
     def finish(self, store: TrustStore, *, force: bool = False) -> Outcome:
-        """Publish everything that is staged if it is signed by enough keys, else keep it for the others."""
+        """Publish everything that is staged if it is signed by enough keys, else keep what waits for the others.
+
+        A model that is signed by enough of the keys that already speak for it does not wait for what others began.
+        """
         waiting = self.waiting()
-        new = self._meanwhile(force=force) if waiting else self.completed(force=force)
-        files = self.files(new)
+        now = self._meanwhile() if waiting else self
+        new = self._completed_now(now, force=force)
+        files = now.files(new)
         # From here on nothing is refused any more.
         store.keep_staged(self.published, self.staged, store.root_chain())
         store.publish(files)
-        if not waiting:
-            store.keep_staged({}, {}, ())
+        left = {role: metadata for role, metadata in self.staged.items() if waiting and role not in new}
+        if len(left) < len(self.staged):
+            store.keep_staged({**self.published, **new}, left, store.root_chain())
         return Outcome(
             {role: metadata.signed.version for role, metadata in new.items()},
             waiting,
@@ -210,12 +224,23 @@ class Publishing(TrustWork):
             unavailable=self.unavailable,
         )
 
-    def _meanwhile(self, *, force: bool) -> Staged:
-        """What a program has to sign while others wait for a person: the timestamp must not expire meanwhile."""
-        others = Publishing(self._keys, self.settings, self.published, {}, self._now)
+    def _meanwhile(self) -> "Publishing":
+        """What need not wait for a person: models that lack nothing, and the timestamp, which must not expire."""
+        ready = {
+            role: metadata
+            for role, metadata in self.staged.items()
+            if rules.model_of(role) is not None
+            and not self._signed(role).needed
+            and rules.is_signed(self.published, role, metadata)
+        }
+        return Publishing(self._keys, self.settings, self.published, ready, self._now)
+
+    def _completed_now(self, now: "Publishing", *, force: bool) -> Staged:
         try:
-            return others.completed(force=force)
+            return now.completed(force=force)
         except TrustError as err:
+            if now is self:
+                raise
             # What waits may well be the new key.
             self._unavailable[TIMESTAMP] = err.message
             return {}
@@ -241,7 +266,7 @@ class Publishing(TrustWork):
         self._renew(role, metadata)
         threshold, _ = rules.role_keys(self.coming, role)
         for key_id in self._key_ids(role):
-            self._sign_if_at_hand(metadata, key_id)
+            self._sign_if_at_hand(role, metadata, key_id)
         if not rules.is_signed(self.coming, role, metadata):
             places = [self.settings.key_places.get(key_id, key_id) for key_id in threshold.keyids]
             raise TrustError(

@@ -38,7 +38,7 @@ def test_an_onnx_image_for_arm64_is_really_run(workshop: Workshop) -> None:
 
 
 def test_a_tflite_image_for_32_bit_arm_is_really_run(workshop: Workshop, engine: Any) -> None:
-    """As its recipe says, nothing left out: NumPy of the base, wheels compiled here, the rest of the index."""
+    """As its recipe says, nothing left out: the base's NumPy, wheels that were compiled here, the rest of the index."""
     linear_tflite(workshop.folder / "lite.tflite", WEIGHTS)
     save_arrays(workshop.folder / "lite.npz", input_x=ROWS)
     said = workshop.slipway("model", "register", "lite", "lite.tflite", "--sample", "lite.npz")

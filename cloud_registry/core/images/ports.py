@@ -57,9 +57,10 @@ class BlobBytes(Protocol):
         """What there is of it so far."""
         ...
 
-    def read(self, start: int, bytes_min: int, bytes_max: int) -> bytes:
+    def read(self, start: int, bytes_min: int, bytes_max: int) -> memoryview:
         """Bytes from `start` on: waits until there are `bytes_min` or the blob is whole; nothing at its end.
 
+        They hold until the next is read, so that there is one reader at a time.
         Raises RegistryError where it will never be whole.
         """
         ...

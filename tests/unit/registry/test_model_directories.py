@@ -13,15 +13,17 @@ import pytest
 from onnx import helper
 
 from cloud_registry.adapters import model_intake
+from cloud_registry.adapters.model_probe_pictures import inputs_of_picture
 from cloud_registry.config import RegistryConfig
 from cloud_registry.core.catalog import ModelFacts
 from cloud_registry.core.model_directory import check_member_path, check_members, common_folder
 from cloud_registry.errors import RefusedModelError
-from cloud_registry.ports import ModelQuery
+from cloud_registry.ports import ModelQuery, ProofTerms
 from cloud_registry.service.models import ModelService
 from cloud_registry.service.registration import Registration
 from manifests.canonical import digest_of
-from manifests.model import DataSchema, Field
+from manifests.model import DataSchema, Field, TensorSpec
+from manifests.processing import Processing
 from tests.unit.registry.registry_models import IDENTITY, ROWS, floats, linear_onnx, save_arrays, save_onnx
 
 SCRIPT = "def init():\n    pass\n\n\ndef run(data):\n    return data\n"
@@ -169,6 +171,101 @@ def test_a_picture_is_a_sample_where_the_steps_are_declared(models: ModelService
     golden.write_bytes(content(models, manifest.golden.digest))
     with np.load(golden) as arrays:
         np.testing.assert_allclose(arrays["output.y"][0, 0], pixels / 255, atol=1e-6)
+
+
+GREY = {
+    "inputs": [
+        {
+            "steps": [
+                {"step": "resize", "height": 2, "width": 2, "method": "nearest"},
+                {"step": "channels", "to": "grayscale"},
+                {"step": "layout", "to": "nchw"},
+                {"step": "scale", "factor": 1 / 255},
+            ]
+        }
+    ]
+}
+
+
+def pictures(folder: Path, *values: int) -> Path:
+    from PIL import Image
+
+    folder.mkdir()
+    for number, value in enumerate(values):
+        Image.fromarray(np.full((4, 4 + number), value, np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+def grey_model(folder: Path) -> Path:
+    shape = [None, 1, 2, 2]
+    return save_onnx(
+        folder / "model.onnx", [helper.make_node("Identity", ["x"], ["y"])], [floats("x", shape)], [floats("y", shape)]
+    )
+
+
+def test_a_folder_of_pictures_is_a_sample_of_each(models: ModelService, tmp_path: Path):
+    facts = ModelFacts(processing=Processing.from_wire(GREY))
+    terms = ProofTerms(sample=pictures(tmp_path / "shots", 0, 51, 255))
+    model = grey_model(tmp_path)
+    manifest = models.register(Registration("grey", (model,), terms, facts)).manifest
+    assert manifest.golden is not None
+    assert manifest.sample is not None
+    assert (manifest.golden.samples, manifest.sample.kind, manifest.sample.target) == (3, "image", "grey/1/sample.zip")
+    golden, sample = (io.BytesIO(content(models, each.digest)) for each in (manifest.golden, manifest.sample))
+    with np.load(golden) as arrays:
+        np.testing.assert_allclose(arrays["output.y"][:, 0, 0, 0], [0, 0.2, 1], atol=1e-6)
+    with zipfile.ZipFile(sample) as archive:
+        assert archive.namelist() == ["0.png", "1.png", "2.png"]
+    # The archive that was stored is a sample as well, and the same one.
+    packed = tmp_path / "again.zip"
+    packed.write_bytes(content(models, manifest.sample.digest))
+    again = models.register(Registration("grey", (model,), ProofTerms(sample=packed), facts)).manifest
+    assert again.sample is not None
+    assert again.sample.digest == manifest.sample.digest
+    assert again.golden is not None
+    assert again.golden.samples == 3
+
+
+def no_archive(folder: Path) -> Path:
+    path = folder.with_suffix(".zip")
+    path.write_bytes(b"PK\x03\x04 and no more")
+    return path
+
+
+def text_among_pictures(folder: Path) -> Path:
+    path = folder.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "no picture")
+    return path
+
+
+def too_many_pictures(folder: Path) -> Path:
+    path = folder.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(1001):
+            archive.writestr(f"{number}.png", b"")
+    return path
+
+
+REFUSED_PICTURES = {
+    no_archive: "is no archive that can be read",
+    text_among_pictures: r"a\.txt in shots\.zip is no picture",
+    too_many_pictures: "holds 1,001 pictures",
+}
+
+
+@pytest.mark.parametrize("make", REFUSED_PICTURES, ids=lambda make: make.__name__)
+def test_what_is_no_archive_of_pictures_is_refused(tmp_path: Path, make):
+    path = make(tmp_path / "shots")
+    specs = (TensorSpec(name="x", dtype="float32", shape=(-1, 1, 2, 2)),)
+    with pytest.raises(RefusedModelError, match=REFUSED_PICTURES[make]):
+        inputs_of_picture(path, specs, Processing.from_wire(GREY), {}, path.name)
+
+
+def test_a_folder_without_pictures_is_no_sample(models: ModelService, tmp_path: Path):
+    (tmp_path / "shots").mkdir()
+    with pytest.raises(RefusedModelError, match="holds no picture"):
+        models.register(Registration("grey", (grey_model(tmp_path),), ProofTerms(sample=tmp_path / "shots")))
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

@@ -1,8 +1,11 @@
 """Models as MLflow and Azure ML save them. The documents are what mlflow 3.17 and the CLI's schema write."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -270,3 +273,46 @@ def test_a_document_is_refused(story: str):
 def test_a_directory_of_nobody_is_left_as_it_is():
     found = facts(README_md="MLmodel", config_yml="model.schema: 1\n")()
     assert found == imported([], dict[str, bytes]().__getitem__)
+
+
+class TensorModel:
+    """What a model with a tensor signature takes in MLflow 3: an array of the type, and nothing else."""
+
+    class metadata:
+        @staticmethod
+        def get_input_schema() -> Any:
+            spec = SimpleNamespace(name=None, type=np.dtype("float32"))
+            return SimpleNamespace(is_tensor_spec=lambda: True, inputs=[spec])
+
+    @staticmethod
+    def predict(data: Any, params: dict[str, Any] | None = None) -> Any:
+        assert isinstance(data, np.ndarray)
+        assert data.dtype == np.float32
+        return {"twice": data * 2, "params": params}
+
+
+BODIES = {
+    "the values alone": ([[1, 2]], {"twice": [[2.0, 4.0]], "params": None}),
+    "as its own server takes them": ({"inputs": [[1, 2]]}, {"twice": [[2.0, 4.0]], "params": None}),
+    "as TensorFlow's server takes them": ({"instances": [[1, 2]]}, {"twice": [[2.0, 4.0]], "params": None}),
+    "with parameters": ({"inputs": [[1, 2]], "params": {"t": 1}}, {"twice": [[2.0, 4.0]], "params": {"t": 1}}),
+}
+
+
+@pytest.mark.parametrize("story", BODIES)
+def test_the_script_of_an_mlflow_model_takes_what_its_own_server_takes(
+    story: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # MLflow is not installed here; the forms were tried with 3.17.2 and its own examples.
+    for name in ("mlflow", "mlflow.pyfunc", "pandas"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules["mlflow"].pyfunc = sys.modules["mlflow.pyfunc"]  # type: ignore[attr-defined]
+    sys.modules["mlflow.pyfunc"].load_model = lambda _path: TensorModel  # type: ignore[attr-defined]
+    files = mlflow_sklearn(tmp_path / "model")
+    (files / "input_example.json").write_text("[[1, 2]]")
+    found = imported(sorted(path.name for path in files.iterdir()), lambda name: (files / name).read_bytes())
+    module: dict[str, Any] = {"__file__": str(tmp_path / "score.py")}
+    exec(found.generated["score.py"], module)
+    module["init"]()
+    body, answer = BODIES[story]
+    assert module["run"](body) == answer

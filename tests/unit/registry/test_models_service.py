@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from cloud_registry.config import RegistryConfig
+from cloud_registry import wiring
+from cloud_registry.config import RegistryConfig, read_config
 from cloud_registry.core.catalog import ModelFacts
 from cloud_registry.errors import ConflictError, HubUnreachableError, NotFoundError
 from cloud_registry.ports import ModelQuery, ModuleTwin, ProofTerms
@@ -42,19 +44,31 @@ class TwinsOnly:
         raise AssertionError(f"a deletion has no business with {name}")
 
 
-@pytest.fixture
-def three(models: ModelService, tmp_path: Path) -> list[ModelManifest]:
-    """digits:1 to digits:3, each with weights of its own."""
-    return [
+@pytest.fixture(scope="module")
+def place_of_three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files v1 to v3, and a registry with them as digits:1 to digits:3; proven once, copied for each test."""
+    place = tmp_path_factory.mktemp("three")
+    models = wiring.open_models(read_config(place / "home", {}))
+    for number in (1, 2, 3):
+        file = linear_onnx(place / f"v{number}.onnx", number * IDENTITY)
         models.register(
-            Registration(
-                "digits",
-                (linear_onnx(tmp_path / f"v{number}.onnx", number * IDENTITY),),
-                facts=ModelFacts(tags={"number": str(number), "team": "vision"}),
-            )
-        ).manifest
-        for number in (1, 2, 3)
-    ]
+            Registration("digits", (file,), facts=ModelFacts(tags={"number": str(number), "team": "vision"}))
+        )
+    return place
+
+
+@pytest.fixture
+def config(request: pytest.FixtureRequest, config: RegistryConfig) -> RegistryConfig:
+    if "three" in request.fixturenames:
+        shutil.copytree(request.getfixturevalue("place_of_three"), config.home.parent, dirs_exist_ok=True)
+    return config
+
+
+@pytest.fixture
+def three(models: ModelService) -> list[ModelManifest]:
+    """What is in the registry from the start."""
+    found = [models.manifest(reference) for reference in (V1, V2, V3)]
+    return [manifest for manifest in found if manifest is not None]
 
 
 def names(found: Sequence[ModelManifest]) -> list[str]:

@@ -41,9 +41,11 @@ from tests.unit.registry.registry_models import (
     SHARED_MODELS,
     crashing_onnx,
     endless_onnx,
+    floats,
     linear_onnx,
     linear_tflite,
     save_arrays,
+    save_onnx,
     sequence_onnx,
     two_outputs_onnx,
     unary_onnx,
@@ -421,6 +423,14 @@ REFUSALS = {
         lambda d: ([endless_onnx(d / "m.onnx")], {"duration_max_s": 1.5}),
         "m.onnx did not load and run its samples within 1.5 s",
     ),
+    "a tensor whose name moves the cursor": (
+        lambda d: ([linear_onnx(d / "m.onnx", IDENTITY, input_name="x\x1b[2J")], {}),
+        r"m.onnx has an input tensor named 'x\\x1b\[2J'",
+    ),
+    "a tensor whose name has no end": (
+        lambda d: ([linear_onnx(d / "m.onnx", IDENTITY, output_name="y" * 2000)], {}),
+        "m.onnx has an output tensor named 'yyy",
+    ),
     "an empty folder": (
         lambda d: ([(d / "m.onnx").mkdir() or d / "m.onnx"], {}),
         "m.onnx holds no model: no .onnx, no .tflite, and no score.py",
@@ -439,6 +449,16 @@ def test_what_is_no_usable_model_is_refused_in_plain_words_and_leaves_nothing(
     assert refused.value.exit_code == ExitCode.FAILED
     assert str(tmp_path) not in refused.value.message
     assert_nothing_is_visible(models, config)
+
+
+def test_an_input_that_no_machine_can_hold_is_not_made_up(models: ModelService, tmp_path: Path):
+    """Without a sample a model is run on zeros; of these nobody has so many."""
+    shape = [1, 2**62]
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    model = save_onnx(tmp_path / "m.onnx", [node], [floats("x", shape)], [floats("y", shape)])
+    manifest = models.register(Registration("digits", (model,))).manifest
+    assert manifest.verdict is not None
+    assert manifest.verdict.latency_median_ms is None
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere that division is no trap")

@@ -2,8 +2,10 @@
 
 import json
 import re
+import sqlite3
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -95,6 +97,17 @@ def test_of_many_who_open_an_old_database_one_migrates_it_and_the_others_wait(ba
     with ThreadPoolExecutor(4) as pool:
         opened = list(pool.map(open_database, [database_url] * 4))
     assert [revision_of(engine) for engine in opened] == [schema.known_revisions()[-1]] * 4
+
+
+def test_whoever_opens_a_new_database_while_another_writes_the_first_of_it_waits(tmp_path: Path):
+    file = tmp_path / "catalog.db"
+    with ThreadPoolExecutor(1) as pool, closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("CREATE TABLE first_of_it (x)")
+        other.execute("BEGIN IMMEDIATE")
+        opened = pool.submit(open_database, f"sqlite:///{file}")
+        assert not wait([opened], timeout=0.2).done
+        other.execute("COMMIT")
+        assert revision_of(opened.result(30)) == schema.known_revisions()[-1]
 
 
 def test_a_migration_that_fails_changes_nothing(bare: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch):

@@ -76,9 +76,21 @@ TRUE = (
     "(version = 9 or version = 3) and accuracy > 0.9",
     "not (version = 9 or version = 8)",
     "not not version = 3",
+    # As MLflow's users write it.
+    "name ILIKE 'DIG%' and tags.`site` = 'line-3'",
+    "tag.site not ilike 'LINE-4'",
+    "attributes.name = 'digits' and attribute.version_number >= 3",
+    "params.trainingRun LIKE '2026-11-20%'",
+    "metrics.`accuracy` > 0.9 AND tags.\"site\" IN ('line-3')",
+    "tag.region IS NULL and tag.site is not null",
+    "aliases = 'champion'",
+    "run_id is null",
 )
 FALSE = (
     "accuracy > 0.98",
+    "tag.site like 'LINE*'",
+    "tag.site ilike 'lane*'",
+    "tag.site is null",
     "precision < 1",
     "not accuracy",
     "tag.region != 'north'",
@@ -163,3 +175,18 @@ def test_brackets_and_words_in_quotes_count_for_nothing():
 )
 def test_a_star_stands_for_anything(pattern: str, is_match: bool):
     assert pattern_matches("digits", pattern) is is_match
+
+
+HINTS = {
+    "framwork = 'pytorch'": "Did you mean framework?",
+    "tgs.site = 'line-3'": "Did you mean tags?",
+    "attributes.nmae = 'digits'": "Did you mean name?",
+    "stage = 'live'": "Write it without quotes. If you mean a tag, write tag.stage.",
+}
+
+
+@pytest.mark.parametrize("text", HINTS)
+def test_a_field_that_is_nearly_one_is_told(text: str):
+    with pytest.raises(UsageError) as refused:
+        parse_condition(text)
+    assert refused.value.hint == HINTS[text]

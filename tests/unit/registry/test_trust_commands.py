@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 from cloud_registry import wiring
 from cloud_registry.adapters.signing_keys import SigningKeys
 from cloud_registry.cli import main
+from cloud_registry.cli.trust import trust
 from cloud_registry.config import read_config
 from manifests.canonical import digest_of
 from manifests.model import Artifact, ModelManifest, Signature
@@ -119,6 +120,7 @@ def test_what_expires_is_said_by_every_command_and_what_has_expired_by_the_exit_
         (("init", "--keys", "safe", "--lifetime", "boss=3"), 2, "'boss=3' is no lifetime"),
         (("init", "--keys", "safe", "--root-threshold", "4"), 2, "4 of 3 keys cannot sign for root"),
         (("init", "--keys", "home/trust/offline"), 2, "whoever breaks in finds it"),
+        (("init", "--keys", "home/offline"), 2, "within the registry's own folder"),
         (("rotate", "boss"), 2, "'boss' is no role"),
         (("rotate", "model:../../etc"), 2, "is not a model name"),
         (("refresh",), 6, "there is no trust repository"),
@@ -166,3 +168,9 @@ def test_a_passphrase_comes_from_the_environment_and_goes_nowhere(slipway, versi
     assert "is locked with a passphrase\nSet SLIPWAY_TRUST_PASSPHRASE" in said.stderr
     key = SigningKeys(lambda _what, _is_new: "correct horse battery staple").open(f"file:{tmp_path}/safe/targets-1.pem")
     assert key.public_key.keytype == "ed25519"
+
+
+def test_no_option_takes_a_secret_since_everybody_sees_the_arguments_of_a_process():
+    names = {option for command in trust.commands.values() for each in command.params for option in each.opts}
+    assert "--key" in names
+    assert not [name for name in names if any(word in name for word in ("pass", "pin", "secret"))]

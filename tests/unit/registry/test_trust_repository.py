@@ -1,12 +1,14 @@
 """The trust repository: what is signed, by whom, what waits, what expires, and where no key ever is."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 
 from cloud_registry.adapters.signing_keys import SigningKeys
-from cloud_registry.adapters.tuf_repository import read_staged, write_staged
+from cloud_registry.adapters.trust_memory import FolderMemory
+from cloud_registry.adapters.tuf_repository import TufFolder, read_staged, write_staged
 from cloud_registry.errors import ConflictError, NotFoundError, RegistryError, TrustError, UsageError
 from cloud_registry.service.trust import NewRepository, TrustService, check_pinned
 from cloud_registry.service.trust_desk import TrustDesk
@@ -162,6 +164,60 @@ def test_what_waits_for_a_person_does_not_keep_the_timestamp_from_being_refreshe
     assert publisher.service.unsigned([ONE, TWO]) == [TWO]
     publisher.bring("targets-1")
     assert publisher.service.sign().published["model-digits"] == 2
+
+
+def test_a_model_that_lacks_nothing_does_not_wait_for_what_others_began(publisher):
+    publisher.sign(ONE, OTHER)
+    publisher.service.rotate("model-digits", [publisher.key("team")])
+    publisher.take_away("team")
+    assert waiting(publisher.sign(TWO)) == [("model-digits", 1)]
+    more = model_file("wakeword:2", b"more")
+    outcome = publisher.sign(more)
+    assert waiting(outcome) == [("model-digits", 1)]
+    assert outcome.published == {"model-wakeword": 2, "snapshot": 4, "timestamp": 4}
+    assert publisher.service.unsigned([ONE, TWO, OTHER, more]) == [TWO]
+    assert list(publisher.store.staged()) == ["model-digits"]
+    # New keys of a model wait with the role that names them.
+    publisher.take_away("targets-1")
+    outcome = publisher.service.rotate("model-wakeword", [publisher.key("ears")])
+    assert [role for role, _ in waiting(outcome)] == ["model-digits", "targets"]
+    assert outcome.published == {}
+    publisher.bring("team", "targets-1")
+    assert set(publisher.service.sign().published) == {
+        "targets", "model-digits", "model-wakeword", "snapshot", "timestamp",
+    }  # fmt: skip
+    publisher.desk.check([ONE, TWO, OTHER, more])
+
+
+def test_many_at_once_on_one_machine_lose_nothing(publisher):
+    """Each command is a process of its own to the lock, which is a file's."""
+    models = [f"m{number}" for number in range(4)]
+    publisher.sign(*(model_file(f"{model}:1", b"first") for model in models))
+    refused: list[ConflictError] = []
+
+    def work(model: str) -> None:
+        store = TufFolder(publisher.store.directory)
+        desk = TrustDesk(store, publisher.keys, lambda: publisher.now)
+        service = TrustService(desk, FolderMemory(store, publisher.safe), publisher.keys, lambda: publisher.now)
+        for version in (2, 3):
+            desk.refresh(force=True)
+            while model_file(f"{model}:{version}", b"next") in service.unsigned(
+                [model_file(f"{model}:{version}", b"next")]
+            ):
+                try:
+                    service.sign([model_file(f"{model}:{version}", b"next")])
+                except ConflictError as err:
+                    refused.append(err)
+
+    threads = [threading.Thread(target=work, args=(model,)) for model in (*models, "m0")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert all("was changed since" in err.message or "would be the next" in err.message for err in refused)
+    assert publisher.service.state().problems == ()
+    assert publisher.store.staged() == {}
+    publisher.desk.check(model_file(f"{model}:{version}", b"next") for model in models for version in (2, 3))
 
 
 def test_what_waits_can_be_thrown_away(publisher):
@@ -393,6 +449,57 @@ def test_a_lost_online_key_is_replaced_though_its_role_expires_meanwhile(publish
     assert "timestamp cannot be signed" in outcome.unavailable[-1]
     publisher.bring("root-2")
     assert publisher.service.sign().published == {"root": 2, "timestamp": 2}
+
+
+@pytest.mark.parametrize("role", ["targets", "root", "model-digits"])
+def test_a_new_key_that_is_lost_before_it_was_published_is_replaced_by_another(publisher, role):
+    """In the midst of a rotation: what waits names a key that nobody has any more."""
+    publisher.sign(ONE)
+    publisher.take_away("root-1", "root-2", "root-3", "targets-1")
+    outcome = publisher.service.rotate(role, [publisher.key("lost")])
+    assert outcome.published == {}
+    Path(publisher.key("lost")).unlink()
+    publisher.bring("root-1", "root-2", "root-3", "targets-1")
+    publisher.service.rotate(role, [publisher.key("found")])
+    publisher.sign(TWO)
+    state = publisher.service.state()
+    assert (state.problems, state.waiting) == ((), ())
+    publisher.desk.check([ONE, TWO])
+
+
+def test_a_rotation_whose_new_key_is_lost_can_be_thrown_away(publisher):
+    publisher.take_away("root-1", "root-2", "root-3")
+    publisher.service.rotate("root", [publisher.key("lost")])
+    Path(publisher.key("lost")).unlink()
+    publisher.bring("root-1", "root-2", "root-3")
+    assert publisher.service.discard() == ["root"]
+    publisher.sign(ONE)
+    assert publisher.read("root").signed.version == 1
+
+
+def test_of_three_root_keys_one_may_be_lost(publisher):
+    Path(publisher.key("root-2")).unlink()
+    fresh = [publisher.key(f"root-{number}") for number in (1, 3, 4)]
+    assert publisher.service.rotate("root", fresh, threshold=2).published == {"root": 2}
+    assert len(publisher.read("root").signed.roles["root"].keyids) == 3
+
+
+def test_keys_that_others_may_read_are_told_and_made_so_that_nobody_may(tmp_path):
+    said: list[str] = []
+    keys = SigningKeys(no_secret, say=said.append)
+    place = keys.place(str(tmp_path / "safe" / "root.pem"))
+    keys.create(place, has_passphrase=False)
+    assert (tmp_path / "safe").stat().st_mode & 0o777 == 0o700
+    assert said == []
+    (tmp_path / "safe").chmod(0o755)
+    keys.create(keys.place(str(tmp_path / "safe" / "other.pem")), has_passphrase=False)
+    (tmp_path / "safe" / "root.pem").chmod(0o644)
+    keys.open(place)
+    keys.open(place)
+    assert [line.partition(": ")[2].split(" /")[0] for line in said] == [
+        "others than its owner may look into the folder of keys", "others than its owner may read the key",
+    ]  # fmt: skip
+    assert said[1].endswith(f"Mend it with: chmod 600 {tmp_path}/safe/root.pem")
 
 
 def test_two_commands_at_once_do_not_mix(publisher):

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from cloud_registry import wiring
 from cloud_registry.cli import main
 from cloud_registry.core.images.names import ImageName
 from tests.unit.images.conftest import Yard, open_yard
@@ -26,9 +25,7 @@ def registry():
 
 @pytest.fixture
 def yard(tmp_path: Path) -> Yard:
-    yard = open_yard(tmp_path / "yard")
-    wiring.open_local_models(yard.config).catalog.add("digits", lambda _version: yard.manifest)
-    return yard
+    return open_yard(tmp_path / "yard")
 
 
 @pytest.fixture

@@ -83,6 +83,7 @@ def model_of(record) -> str:
 
 def test_a_layer_is_on_its_way_before_it_is_whole(yard, registry, monkeypatch):
     """The last of the model's bytes are not read before the registry has some of the first."""
+    push_lower_layers(yard, registry)
     arrived = threading.Event()
     registry.fail("PATCH", SECOND_PATCH, arrived.set)
     read_on = oci_layers._checked
@@ -90,7 +91,7 @@ def test_a_layer_is_on_its_way_before_it_is_whole(yard, registry, monkeypatch):
     def reluctant(blob, read_blob):
         chunks = b"".join(read_on(blob, read_blob))
         yield chunks[:30_000]
-        assert arrived.wait(DEADLINE_S), "nothing of the layer was sent"
+        assert arrived.wait(DEADLINE_S / 2), "nothing of the layer was sent"
         yield chunks[30_000:]
 
     monkeypatch.setattr(oci_layers, "_checked", reluctant)

@@ -14,6 +14,7 @@ import uvicorn
 
 from cloud_registry import server_wiring, wiring
 from cloud_registry.config import RegistryConfig, read_config
+from cloud_registry.web.bounded_head import BoundedHead
 
 
 @dataclass
@@ -48,7 +49,7 @@ def listening(config: RegistryConfig, **limits: Any) -> Iterator[str]:
     """The server on a free port; its URL."""
     app = server_wiring.open_server(config, server_wiring.ServerLimits(**limits))
     listener = socket.create_server(("127.0.0.1", 0))
-    settings = uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
+    settings = uvicorn.Config(app, log_level="warning", lifespan="off", http=BoundedHead, timeout_graceful_shutdown=1)
     server = uvicorn.Server(settings)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

@@ -1,11 +1,14 @@
 """Requests that no client of ours sends: each is answered with a sentence, none with a failure of the server."""
 
+import contextlib
 import hashlib
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -15,6 +18,7 @@ from cloud_registry.config import read_config
 from cloud_registry.service.registration import Registration
 from cloud_registry.service.served import ServedModels
 from cloud_registry.service.verbs import VERBS
+from cloud_registry.web import bounded_head
 from cloud_registry.web.verb_routes import LONG_THREADS_MAX
 from tests.postgresql import PostgresqlServer
 from tests.unit.registry.registry_models import IDENTITY, linear_onnx
@@ -101,6 +105,31 @@ def test_no_redirect_and_no_such_address(server: Served):
         assert (answer.status_code, answer.json()["exitCode"]) == (404, 1)
         assert f"this server answers no GET {path}" in answer.json()["error"]
     assert requests.put(server.url + "/api/v1/rollouts", timeout=20).status_code == 405
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: "], ids=["nothing", "half a head"])
+def test_a_head_that_never_ends_is_not_waited_for(server: Served, sent: bytes, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bounded_head, "HEAD_TIMEOUT_S", 0.2)
+    parts = urlsplit(server.url)
+    with socket.create_connection((parts.hostname, parts.port), timeout=20) as line:
+        # The second head of a connection is bounded as well.
+        line.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n" if sent else b"")
+        assert not sent or line.recv(65536).startswith(b"HTTP/1.1 200")
+        line.sendall(sent)
+        with contextlib.suppress(ConnectionResetError):
+            assert line.recv(65536) == b""
+
+
+def test_a_body_may_come_more_slowly_than_a_head(server: Served, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bounded_head, "HEAD_TIMEOUT_S", 0.1)
+    paused = threading.Event()
+
+    def parts() -> Iterator[bytes]:
+        yield b'{"query": '
+        paused.wait(0.4)
+        yield b"{}}"
+
+    assert server.ask("POST", "/api/v1/models/search", "reader", data=parts()).status_code == 200
 
 
 def test_whoever_is_not_let_in_hears_so_while_registrations_go_on(
