@@ -25,11 +25,8 @@ class RecipeStore(Protocol):
 class ModelFiles(Protocol):
     """Files of model versions, wherever the registry keeps them."""
 
-    def read(self, digest: str, *, chunk_bytes: int | None = None) -> Iterator[bytes]:
-        """A file's bytes in chunks of at most `chunk_bytes`, which the caller checks.
-
-        Raises NotFoundError where no version has it.
-        """
+    def read(self, digest: str) -> Iterator[bytes]:
+        """A file's bytes, which the caller checks; raises NotFoundError where no version has it."""
         ...
 
 

@@ -42,11 +42,11 @@ class RemoteFiles:
     kept: ArtifactStore
     on_progress: ProgressListener | None = None
 
-    def read(self, digest: str, *, chunk_bytes: int | None = None) -> Iterator[bytes]:
+    def read(self, digest: str) -> Iterator[bytes]:
         if self.kept.size_bytes(digest) is None:
             # A transfer that is cut goes on where it stopped, and its bytes are checked before they are kept.
             self.kept.store(ServerFile(self.transport, self.models.file_of(digest)), self.on_progress)
-        return self._checked(digest, chunk_bytes)
+        return self._checked(digest)
 
     def remove_old(self, before: datetime) -> tuple[int, int]:
         """Remove copies that were made before an instant: how many, and their bytes."""
@@ -56,9 +56,9 @@ class RemoteFiles:
         self.kept.remove_unfinished(before)
         return len(old), sum(blob.size_bytes for blob in old)
 
-    def _checked(self, digest: str, chunk_bytes: int | None) -> Iterator[bytes]:
+    def _checked(self, digest: str) -> Iterator[bytes]:
         seen = hashlib.sha256()
-        for chunk in self.kept.read(digest, chunk_bytes=chunk_bytes):
+        for chunk in self.kept.read(digest):
             seen.update(chunk)
             yield chunk
         if "sha256:" + seen.hexdigest() != digest:
