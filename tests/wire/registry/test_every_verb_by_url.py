@@ -27,7 +27,6 @@ from tests.wire.registry.served import Served, serving
 
 pytestmark = pytest.mark.wire
 
-ROOT = Path(__file__).parents[3]
 BUILD = "image build digits:1 --base tar:base.tar --platform linux/amd64"
 # A command line, and what about its output may differ: "" for nothing but instants and the ids of keys, "numbers" for
 # what is measured, "words" where the server refuses for a reason of its own.
@@ -230,28 +229,3 @@ def test_every_command_is_the_same_by_url(sides: tuple[Side, Side, Served]):
     asked = {json.loads(line)["what"] for line in served.audit()}
     trust = {verb.id for verb in VERBS if GROUPS[verb.protocol] == "trust"}
     assert sorted({verb.id for verb in VERBS} - asked - trust) == sorted(VERBS_ELSEWHERE)
-
-
-def commands() -> set[str]:
-    import click
-
-    from docs.generate import commands_of, program
-
-    found = commands_of(program("slipway"), "slipway")
-    return {path for path, context in found if not isinstance(context.command, click.Group)}
-
-
-def at_this_machine_only() -> set[str]:
-    """The commands that docs/registry/server.md says a server has no part in."""
-    page = (ROOT / "docs" / "registry" / "server.md").read_text()
-    section = page.split("### What a server has no part in")[1].split("\n## ")[0]
-    return {f"slipway {name}" for name in re.findall(r"`slipway ([a-z ]+)`", section)}
-
-
-def test_every_command_is_run_by_url_or_is_one_that_a_server_has_no_part_in():
-    every, apart = commands(), at_this_machine_only()
-    run = {name for name in every for line, _ in STEPS if f"slipway {line} ".startswith(f"{name} ")}
-    told = {name for name in every for group in ELSEWHERE if name.startswith(f"{group} ")}
-    assert apart <= every
-    assert run & apart == set()
-    assert every - run - told == apart
