@@ -274,6 +274,7 @@ def prune(context: CommandContext, as_json: bool) -> None:
     """Remove stored files that no version names: of deleted versions, and of registrations that never ended.
 
     Files younger than an hour stay, since a registration that is under way may be about to name them.
+    `slipway registry gc` does the same, at any age, and removes what killed commands left behind.
 
     \b
     Example:
