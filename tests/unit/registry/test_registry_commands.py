@@ -354,10 +354,19 @@ def processor_time_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def children_of(pid: int) -> list[int]:
+def workers_of(pid: int) -> list[int]:
+    """The processes that prove models for it; others, such as git, come and go."""
     numbers = [path.name for path in Path("/proc").iterdir() if path.name.isdigit()]
     facts = {int(number): process_facts(number) for number in numbers}
-    return [number for number, (state, parent) in facts.items() if parent == pid and state != "Z"]
+    children = [number for number, (state, parent) in facts.items() if parent == pid and state != "Z"]
+    return [number for number in children if b"model_probe_worker" in command_of(number)]
+
+
+def command_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="it looks at processes in /proc")
@@ -369,8 +378,8 @@ def test_a_killed_registration_leaves_nothing_visible_and_nothing_running(work_s
     scratch.mkdir()
     running = subprocess.Popen(register_command(model), env=environment(home, TMPDIR=str(scratch)))
     try:
-        wait_until(lambda: bool(children_of(running.pid)))
-        (child,) = children_of(running.pid)
+        wait_until(lambda: bool(workers_of(running.pid)))
+        (child,) = workers_of(running.pid)
         wait_until(lambda: processor_time_s(child) >= work_s)
     finally:
         running.kill()
