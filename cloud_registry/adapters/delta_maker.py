@@ -112,18 +112,26 @@ def make_proven_delta(base: Path, target: Path, output: Path) -> MadeDelta:
         RegistryError: it does not give the target back, or none can be made; no output is left behind.
     """
     made = make_delta(base, target, output)
+    try:
+        prove_delta(output, base, target)
+    except RegistryError:
+        output.unlink(missing_ok=True)
+        raise
+    return made
+
+
+def prove_delta(delta: Path, base: Path, target: Path) -> None:
+    """Apply a delta to its base; raises RegistryError where it does not give the target."""
     wanted = "sha256:" + _artifact(_mapped(target)).sha256.hex()
     try:
-        seen = result_digest(_mapped(output).data, _mapped(base))
+        seen = result_digest(_mapped(delta).data, _mapped(base))
     except (ValueError, IndexError, ManifestError, zstd.ZstdError) as err:
         seen = str(err)
     if seen != wanted:
-        output.unlink(missing_ok=True)
         raise RegistryError(
             f"the delta to {target.name} gives {seen} instead of {wanted}; it was thrown away",
             hint="Devices fetch the whole file. Please report the two files.",
         )
-    return made
 
 
 def _artifact(content: Bytes) -> Artifact:

@@ -34,6 +34,12 @@ else:
 
 Bytes = npt.NDArray[np.uint8]
 
+_SCALE_SHIFT, _WORD_SHIFT = np.uint32(RANS_SCALE_LOG), np.uint32(16)
+_SLOT_MASK = np.uint32((1 << RANS_SCALE_LOG) - 1)
+_STATE_MIN = np.uint32(RANS_STATE_MIN)
+_SLOTS = np.arange(1 << RANS_SCALE_LOG, dtype=np.uint32)
+_SYMBOLS = np.arange(256, dtype=np.uint8)
+
 
 def result_digest(delta: memoryview, base: Bytes) -> str:
     """The digest of what the delta makes of this base.
@@ -139,16 +145,18 @@ def _added(
         numbers = np.empty_like(ordered)
         numbers[places] = ordered
     one = numbers.dtype.type(1)
-    halves = numbers >> one
-    differences = np.where(numbers & one, ~halves, halves)
+    # Odd numbers stand for negative differences: their halves are complemented.
+    differences = (numbers >> one) ^ -(numbers & one)
     return _in_order(element, _in_order(element, origin) + differences)
 
 
 def _in_order(element: Element, numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if not element.exponent_bits:
         return numbers
-    sign = numbers.dtype.type(1 << (8 * element.width_bytes - 1))
-    turned: npt.NDArray[Any] = np.where(numbers & sign, numbers ^ (sign - numbers.dtype.type(1)), numbers)
+    # Where the sign bit is set, all bits below it are turned over.
+    sign_place = numbers.dtype.type(8 * element.width_bytes - 1)
+    below = numbers.dtype.type((1 << int(sign_place)) - 1)
+    turned: npt.NDArray[Any] = numbers ^ ((numbers >> sign_place) * below)
     return turned
 
 
@@ -168,29 +176,41 @@ def _rans(stored: memoryview, count: int) -> Bytes:
     steps = -(-count // lanes)
     segments = -(-steps // segment_steps)
     tables = np.frombuffer(zstd.decompress(stored[RANS_HEAD.size : at]), "<u2").reshape(256, segments).astype(np.uint32)
-    state = np.frombuffer(stored[at : at + 4 * lanes], "<u4").copy()
+    state = np.frombuffer(stored[at : at + 4 * lanes], "<u4").astype(np.uint32)
     words = np.frombuffer(stored[at + 4 * lanes :], "<u2").astype(np.uint32)
     symbols = np.empty((steps, lanes), np.uint8)
+    slots = np.empty((min(steps, segment_steps), lanes), np.intp)
     used = 0
     for segment in range(segments):
-        lookup = _Lookup(tables[:, segment])
-        for step in range(segment * segment_steps, min(steps, (segment + 1) * segment_steps)):
-            slots = state & np.uint32((1 << RANS_SCALE_LOG) - 1)
-            symbols[step] = lookup.symbols[slots]
-            state = lookup.frequencies[slots] * (state >> np.uint32(RANS_SCALE_LOG)) + lookup.offsets[slots]
-            small = np.flatnonzero(state < RANS_STATE_MIN)
-            state[small] = (state[small] << np.uint32(16)) | words[used : used + len(small)]
-            used += len(small)
+        rows = symbols[segment * segment_steps : (segment + 1) * segment_steps]
+        used = _decode_segment(tables[:, segment], state, words, used, slots[: len(rows)], rows)
     if used != len(words) or (state != RANS_STATE_MIN).any():
         raise ValueError("a plane of the delta does not end where it must")
     return symbols.reshape(-1)[:count]
 
 
-class _Lookup:
-    """By slot: the symbol, its frequency, and how far into the symbol's slots the slot is."""
-
-    def __init__(self, table: npt.NDArray[np.uint32]) -> None:
-        self.symbols = np.repeat(np.arange(256, dtype=np.uint8), table)
-        self.frequencies = table[self.symbols]
-        starts = np.cumsum(table, dtype=np.uint32) - table
-        self.offsets = np.arange(len(self.symbols), dtype=np.uint32) - starts[self.symbols]
+def _decode_segment(
+    table: npt.NDArray[np.uint32],
+    state: npt.NDArray[np.uint32],
+    words: npt.NDArray[np.uint32],
+    used: int,
+    slots: npt.NDArray[np.intp],
+    rows: Bytes,
+) -> int:
+    """Take a segment's rows out of the states, `used` words being used before it; how many are after it."""
+    # By slot: the frequency of its symbol, and how far into the symbol's slots it is.
+    frequencies = np.repeat(table, table)
+    offsets = _SLOTS - np.repeat(np.cumsum(table, dtype=np.uint32) - table, table)
+    for row in slots:
+        # Written out in steps of numpy without copies: its price is by the call, and this is most of a proof.
+        np.bitwise_and(state, _SLOT_MASK, out=row, casting="unsafe")
+        np.right_shift(state, _SCALE_SHIFT, out=state)
+        np.multiply(state, frequencies.take(row), out=state)
+        np.add(state, offsets.take(row), out=state)
+        small = (state < _STATE_MIN).nonzero()[0]
+        if small.size:
+            end = used + small.size
+            state[small] = (state.take(small) << _WORD_SHIFT) | words[used:end]
+            used = end
+    np.repeat(_SYMBOLS, table).take(slots, out=rows, mode="clip")
+    return used

@@ -36,6 +36,7 @@ Integers = npt.NDArray[Any]  # unsigned, as wide as the element
 
 _SCALE = 1 << RANS_SCALE_LOG
 _SAMPLE_ELEMENTS = 16_384
+_TRIAL_BYTES = 16_384
 # A plane with more bits a byte than this in a sample is stored as it is.
 _RAW_BITS_MIN = 7.97
 _PLANE_LEVEL = 1
@@ -45,8 +46,10 @@ _SEGMENT_BYTES = 16_384
 _MERGES = (1, 2, 4, 8, 32, 128)
 _LANES_LOG_MAX = 11
 _RANS_BYTES_MIN = 1024
-# What the lanes' states may add to a plane.
-_LANES_SHARE_MAX = 0.025
+# What the lanes' states may add to a plane; more only where it would take more steps than this, each of which costs
+# some calls of numpy in coding and in proving.
+_LANES_SHARE_MAX = 0.05
+_STEPS_MAX = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +106,28 @@ def code_plane(plane: Bytes) -> tuple[Coder, bytes]:
     if _entropy_bits(plane[:: max(1, len(plane) // _SAMPLE_ELEMENTS)]) > _RAW_BITS_MIN:
         return Coder.RAW, plane.tobytes()
     best: tuple[Coder, bytes] = (Coder.RAW, plane.tobytes())
-    packed = zstd.compress(best[1], _PLANE_LEVEL)
-    if len(packed) < len(best[1]):
-        best = Coder.ZSTD, packed
+    if not _is_order_0(plane):
+        packed = zstd.compress(best[1], _PLANE_LEVEL)
+        if len(packed) < len(best[1]):
+            best = Coder.ZSTD, packed
     layout = _Layout.of(plane)
     if len(plane) >= _RANS_BYTES_MIN and layout.size_bytes < len(best[1]):
         coded = _rans(plane, layout)
         if len(coded) < len(best[1]):
             best = Coder.RANS, coded
     return best
+
+
+def _is_order_0(plane: Bytes) -> bool:
+    """Whether zstd finds no more in samples of a long plane than how often each byte is: it need not try the whole."""
+    if len(plane) < 8 * _TRIAL_BYTES:
+        return False
+    starts = (0, len(plane) // 2, len(plane) - _TRIAL_BYTES)
+    samples = [plane[start : start + _TRIAL_BYTES] for start in starts]
+    return all(
+        8 * len(zstd.compress(sample.tobytes(), _PLANE_LEVEL)) > _TRIAL_BYTES * _entropy_bits(sample) > 0
+        for sample in samples
+    )
 
 
 def _code(numbers: Integers, *, is_sorted: bool) -> CodedBlock:
@@ -179,14 +195,16 @@ class _Layout:
         """The layout that is estimated to need least: longer segments spare tables, shorter ones follow the data."""
         counts = _segment_counts(plane)
         merges = [merged for merged in _MERGES if merged // 2 < len(counts)]
-        return min((cls._estimated(counts, merged) for merged in merges), key=lambda layout: layout.size_bytes)
+        lanes_log_min = max(RANS_LANES_LOG_MIN, math.ceil(math.log2(max(1, len(plane)) / _STEPS_MAX)))
+        estimated = (cls._estimated(counts, merged, lanes_log_min) for merged in merges)
+        return min(estimated, key=lambda layout: layout.size_bytes)
 
     @classmethod
-    def _estimated(cls, counts: list[npt.NDArray[np.int64]], merged: int) -> "_Layout":
+    def _estimated(cls, counts: list[npt.NDArray[np.int64]], merged: int, lanes_log_min: int) -> "_Layout":
         segments = tuple(np.sum(counts[first : first + merged], axis=0) for first in range(0, len(counts), merged))
         payload_bytes = sum(_code_bits(segment) for segment in segments) / 8
         lanes_log = int(math.log2(max(1.0, payload_bytes * _LANES_SHARE_MAX / 2)))
-        lanes_log = min(max(lanes_log, RANS_LANES_LOG_MIN), _LANES_LOG_MAX)
+        lanes_log = min(max(lanes_log, lanes_log_min), _LANES_LOG_MAX)
         tables_bytes = sum(int(np.count_nonzero(segment)) for segment in segments)
         size_bytes = int(payload_bytes) + (2 << lanes_log) + tables_bytes
         return cls(lanes_log, merged * _SEGMENT_BYTES >> lanes_log, segments, size_bytes)
