@@ -5,7 +5,9 @@ import json
 import re
 from typing import Any
 
-DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
+from manifests.document import END
+
+DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}" + END
 _DIGEST = re.compile(DIGEST_PATTERN)
 
 

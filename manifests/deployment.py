@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from manifests.document import Document
+from manifests.document import END, Document
 from manifests.errors import ManifestError
 
 AGENT_SCHEMA_VERSION = "1.1"
@@ -24,7 +24,7 @@ CREATE_OPTIONS_PIECES_MAX = 100
 CREATE_OPTIONS_PIECES_TOOLS_MAX = 8
 ROUTE_PRIORITY_MAX = 9
 
-MODULE_ID_PATTERN = r"^[a-zA-Z0-9_-]+$"
+MODULE_ID_PATTERN = r"^[a-zA-Z0-9_-]+" + END
 _PIECE = re.compile(r"createoptions(\d*)", re.IGNORECASE | re.ASCII)
 ModuleId = Annotated[str, msgspec.Meta(pattern=MODULE_ID_PATTERN, max_length=128)]
 RestartPolicy = Literal["never", "on-failure", "on-unhealthy", "always"]

@@ -6,6 +6,9 @@ import msgspec
 
 from manifests.errors import ManifestError
 
+# The end of a pattern. "$" alone stands before a last line break as well in Python, though not in JSON Schema.
+END = r"$(?!\n)"
+
 
 class Document(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
     """A record with a wire form of plain JSON values.

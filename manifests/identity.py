@@ -6,10 +6,11 @@ from typing import Annotated, Self
 
 import msgspec
 
+from manifests.document import END
 from manifests.errors import ManifestError
 
 # A name is a twin key and a path segment as well: no dot, dollar, blank, slash or capital letter.
-MODEL_NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+MODEL_NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}" + END
 ModelName = Annotated[str, msgspec.Meta(pattern=MODEL_NAME_PATTERN)]
 ModelVersion = Annotated[int, msgspec.Meta(ge=1)]
 # Generations order the releases of one model on one device; zero means that there never was one.

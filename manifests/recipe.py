@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from manifests.document import Document
+from manifests.document import END, Document
 from manifests.errors import ManifestError
 from manifests.identity import MODEL_NAME_PATTERN, ModelReference
 from manifests.model import DataSchema, Digest, GoldenSet, ModelFormat, ModelManifest, SourceFile, StoredSample
@@ -37,10 +37,10 @@ HEALTH_TIMEOUT_S = 10
 HEALTH_START_S = 120
 HEALTH_RETRIES = 3
 
-_REFERENCE_PATTERN = MODEL_NAME_PATTERN.removesuffix("$") + ":[1-9][0-9]*$"
+_REFERENCE_PATTERN = MODEL_NAME_PATTERN.removesuffix(END) + ":[1-9][0-9]*" + END
 # A number: a base need not know the user, and Kubernetes can tell that it is not root.
-_USER_PATTERN = r"^[1-9][0-9]{0,8}(:[0-9]{1,9})?$"
-_VARIABLE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
+_USER_PATTERN = r"^[1-9][0-9]{0,8}(:[0-9]{1,9})?" + END
+_VARIABLE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*" + END
 
 
 class ImageRecipe(Document, frozen=True, kw_only=True, omit_defaults=False):
@@ -56,7 +56,7 @@ class ImageRecipe(Document, frozen=True, kw_only=True, omit_defaults=False):
     base: Annotated[str, msgspec.Meta(min_length=1)]
     platforms: Annotated[tuple[Platform, ...], msgspec.Meta(min_length=1)]
     formats: Annotated[tuple[ModelFormat, ...], msgspec.Meta(min_length=1)]
-    python_version: Annotated[str, msgspec.Meta(pattern=r"^3\.[0-9]{1,2}$")] = msgspec.field(
+    python_version: Annotated[str, msgspec.Meta(pattern=r"^3\.[0-9]{1,2}" + END)] = msgspec.field(
         name="python", default="3.11"
     )
     requirements: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ import click
 from cloud_registry import wiring
 from cloud_registry.cli.context import CommandContext, json_option, pass_context
 from cloud_registry.cli.progress import progress
-from cloud_registry.cli.tables import fields, size_words, table
+from cloud_registry.cli.tables import counted, fields, size_words, table
 from cloud_registry.errors import UsageError
 
 if TYPE_CHECKING:
@@ -333,7 +333,7 @@ def prune(context: CommandContext, as_json: bool) -> None:
     blobs, size_bytes = blobs + copies, size_bytes + copied_bytes
     unfinished = wiring.remove_unfinished_images(context.config, before)
     value = {"blobs": blobs, "size": size_bytes, "unfinished": unfinished}
-    words = f"Removed {blobs} blobs ({size_words(size_bytes)}) and {unfinished} unfinished files"
+    words = f"Removed {counted(blobs, 'blob')} ({size_words(size_bytes)}) and {counted(unfinished, 'unfinished file')}"
     context.result(value, as_json=as_json, text=lambda: words)
 
 
@@ -452,15 +452,15 @@ def _built_words(record: "ImageRecord", pushed: "Pushed | None") -> str:
     for one in record.platforms:
         model = one.layers[-1].size_bytes
         lines.append(
-            f"  {one.platform}: {len(one.layers)} layers, {size_words(one.size_bytes)}, of which the model "
-            f"{size_words(model)}; Python {one.python}, {len(one.packages)} packages"
+            f"  {one.platform}: {counted(len(one.layers), 'layer')}, {size_words(one.size_bytes)}, of which the model "
+            f"{size_words(model)}; Python {one.python}, {counted(len(one.packages), 'package')}"
         )
     return "\n".join([*lines, *([_pushed_words(pushed)] if pushed is not None else [])])
 
 
 def _pushed_words(pushed: "Pushed") -> str:
     return (
-        f"Pushed {pushed.name} ({size_words(pushed.sent_bytes)} sent in {pushed.blobs_sent} blobs, "
+        f"Pushed {pushed.name} ({size_words(pushed.sent_bytes)} sent in {counted(pushed.blobs_sent, 'blob')}, "
         f"{pushed.blobs_there} were there)\n  {pushed.name.with_digest(pushed.digest)}"
     )
 

@@ -14,7 +14,7 @@ from cloud_registry.cli.model_manifest import manifest
 from cloud_registry.cli.model_register import register
 from cloud_registry.cli.model_words import list_words, show_words
 from cloud_registry.cli.progress import progress
-from cloud_registry.cli.tables import size_words, table
+from cloud_registry.cli.tables import counted, size_words, table
 from cloud_registry.core.catalog import check_tag_key, parse_tag, parse_tag_query
 from cloud_registry.core.model_diff import differences
 from cloud_registry.core.search import parse_condition
@@ -283,5 +283,5 @@ def prune(context: CommandContext, as_json: bool) -> None:
     removed = wiring.open_models(context.config).remove_orphans()
     value = {"files": removed.blobs, "size": removed.size_bytes, "unfinished": removed.unfinished}
     size = size_words(removed.size_bytes)
-    words = f"Removed {removed.blobs} files ({size}) and {removed.unfinished} unfinished uploads"
+    words = f"Removed {counted(removed.blobs, 'file')} ({size}) and {counted(removed.unfinished, 'unfinished upload')}"
     context.result(value, as_json=as_json, text=lambda: words)

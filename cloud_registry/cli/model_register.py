@@ -10,7 +10,7 @@ import click
 from cloud_registry import wiring
 from cloud_registry.cli.context import CommandContext, json_option, pass_context
 from cloud_registry.cli.progress import progress
-from cloud_registry.cli.tables import size_words
+from cloud_registry.cli.tables import counted, size_words
 from cloud_registry.core.catalog import ModelFacts, parse_metric, parse_reference, parse_tag
 from cloud_registry.core.processing import read_processing
 from cloud_registry.errors import UsageError
@@ -223,5 +223,5 @@ def _say_of(context: CommandContext, registered: "Registered") -> None:
 def _registered_words(manifest: ModelManifest, *, dry_run: bool) -> str:
     files = ", ".join(f"{artifact.format} {size_words(artifact.size_bytes)}" for artifact in manifest.artifacts)
     golden = f", {manifest.golden.samples} golden samples" if manifest.golden else ""
-    source = f", {len(manifest.source)} files of source" if manifest.source else ""
+    source = f", {counted(len(manifest.source), 'file')} of source" if manifest.source else ""
     return f"{'Would register' if dry_run else 'Registered'} {manifest.reference} ({files}{golden}{source})"

@@ -10,7 +10,7 @@ import click
 from cloud_registry import wiring
 from cloud_registry.cli.context import CommandContext, json_option, pass_context
 from cloud_registry.cli.progress import progress
-from cloud_registry.cli.tables import size_words, table
+from cloud_registry.cli.tables import counted, size_words, table
 from cloud_registry.errors import UsageError
 
 if TYPE_CHECKING:
@@ -60,10 +60,10 @@ def gc(context: CommandContext, age_min: timedelta, dry_run: bool, as_json: bool
     value = {**found.as_json(), "dryRun": dry_run}
     size = size_words(found.size_bytes)
     words = (
-        f"Would remove {found.blobs} files ({size})"
+        f"Would remove {counted(found.blobs, 'file')} ({size})"
         if dry_run
-        else f"Removed {found.blobs} files ({size}), {found.unfinished} unfinished uploads and "
-        f"{found.folders} abandoned folders"
+        else f"Removed {counted(found.blobs, 'file')} ({size}), {counted(found.unfinished, 'unfinished upload')} and "
+        f"{counted(found.folders, 'abandoned folder')}"
     )
     context.result(value, as_json=as_json, text=lambda: words)
 
@@ -99,8 +99,8 @@ def _verification_words(found: "Verification", quick: bool) -> str:
     lines += [f"database: {line}" for line in found.database_problems]
     looked = "Looked at the size of" if quick else "Verified"
     wrong = len(found.problems) - len(found.repaired) + len(found.database_problems)
-    said = f"{looked} {found.blobs} files ({size_words(found.size_bytes)}): "
-    return "\n".join([*lines, said + (f"{wrong} problems" if wrong else "all is well")])
+    said = f"{looked} {counted(found.blobs, 'file')} ({size_words(found.size_bytes)}): "
+    return "\n".join([*lines, said + (counted(wrong, "problem") if wrong else "all is well")])
 
 
 @registry.command()
@@ -120,7 +120,8 @@ def backup(context: CommandContext, url: str, as_json: bool) -> None:
     with progress() as on_progress:
         made = upkeep.backup(url, on_progress)
     words = (
-        f"Backup {made.backup.name}: {made.backup.blob_count} files ({size_words(made.backup.size_bytes)}) and "
+        f"Backup {made.backup.name}: {counted(made.backup.blob_count, 'file')} "
+        f"({size_words(made.backup.size_bytes)}) and "
         f"{sum(made.backup.rows.values())} rows; {size_words(made.sent_bytes)} were new"
     )
     context.result(made.as_json(), as_json=as_json, text=lambda: words)
@@ -182,7 +183,7 @@ def restore(context: CommandContext, url: str, name: str | None, dry_run: bool, 
     chosen = restored.backup
     rows = sum(chosen.rows.values())
     words = (
-        f"{'Would restore' if dry_run else 'Restored'} backup {chosen.name}: {chosen.blob_count} files "
+        f"{'Would restore' if dry_run else 'Restored'} backup {chosen.name}: {counted(chosen.blob_count, 'file')} "
         f"({size_words(chosen.size_bytes)}) and {rows} rows"
     )
     value = {**restored.as_json(), "dryRun": dry_run}

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from rich.markup import escape
 from rich.tree import Tree
 
-from cloud_registry.cli.tables import size_words
+from cloud_registry.cli.tables import counted, size_words
 from cloud_registry.core.gate import Evidence, failure_rate_bound, stop_power
 from cloud_registry.core.rollout import events as ev
 from cloud_registry.core.rollout.documents import RolloutPlan
@@ -46,7 +46,7 @@ def plan_in_words(plan: RolloutPlan) -> str:
     """What would happen: waves with what each can catch, who is left out, and how long it takes."""
     count = len(plan.devices)
     version = f"{plan.model}:{plan.version}" if plan.version is not None else f"what each ran before of {plan.model}"
-    lines = [f"{version} to {_devices(count)} in {_plural(len(plan.waves), 'wave')}, generation {plan.generation}"]
+    lines = [f"{version} to {_devices(count)} in {counted(len(plan.waves), 'wave')}, generation {plan.generation}"]
     opened = 0
     for number, wave in enumerate(plan.waves, start=1):
         opened += len(wave)
@@ -121,7 +121,7 @@ def sentence(record: ev.RecordedEvent, rollout: Rollout) -> str:
     event = record.event
     match event:
         case ev.RolloutPlanned():
-            return f"planned: {_devices(len(event.plan.devices))} in {_plural(len(event.plan.waves), 'wave')}"
+            return f"planned: {_devices(len(event.plan.devices))} in {counted(len(event.plan.waves), 'wave')}"
         case ev.RolloutStarted():
             return "started"
         case ev.WaveOpened():
@@ -260,11 +260,7 @@ def _device_line(rollout: Rollout, device: str) -> str:
 
 
 def _devices(count: int) -> str:
-    return _plural(count, "device")
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    return counted(count, "device")
 
 
 def _names(devices: Iterable[str]) -> str:

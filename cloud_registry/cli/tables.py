@@ -45,6 +45,11 @@ def size_words(size_bytes: int) -> str:
     raise AssertionError("the last unit takes everything")
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things: ``1 file``, ``1,200 files``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def _escaped(cell: str) -> str:
     from rich.markup import escape
 

@@ -70,10 +70,10 @@ def check_image(image: str) -> str:
 
 def deployment_for(model: ModelManifest, plan: ModulePlan) -> DeploymentManifest:
     """The deployment that runs a model's module beside the runtime; raises UsageError."""
-    if not re.match(MODULE_ID_PATTERN, plan.module_id):
+    if not re.fullmatch(MODULE_ID_PATTERN, plan.module_id):
         raise UsageError(f"{plan.module_id!r} is not a module id", hint="Use letters, digits, '_' and '-'.")
     for name in plan.environment:
-        if not _VARIABLE.match(name):
+        if not _VARIABLE.fullmatch(name):
             raise UsageError(f"{name!r} is not the name of an environment variable")
     image = check_image(plan.image if plan.image is not None else default_image(model))
     module = EdgeModule(

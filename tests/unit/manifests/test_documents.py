@@ -1,11 +1,15 @@
 """Documents that cross a boundary: their wire spelling is a promise to devices that are already in the field."""
 
+from typing import Any
+
+import msgspec
 import pytest
 
 from manifests.canonical import canonical_json, digest_of, is_digest
+from manifests.deployment import ModuleId
 from manifests.errors import ManifestError
-from manifests.identity import ModelReference
-from manifests.model import Artifact, GoldenSet, ModelManifest, Signature, TensorSpec
+from manifests.identity import ModelName, ModelReference
+from manifests.model import Artifact, Digest, GoldenSet, ModelManifest, Signature, TensorSpec
 from manifests.processing import LabelFile, Processing
 from manifests.release import DeltaOffer, Release, releases_in
 from manifests.telemetry import Envelope
@@ -229,3 +233,13 @@ def test_equal_values_have_equal_bytes_and_digests():
     assert is_digest(DIGEST)
     assert not is_digest(DIGEST + "\n")
     assert not is_digest(DIGEST.upper())
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [(ModelName, "digits"), (Digest, "sha256:" + 64 * "0"), (ModuleId, "scorer")], ids=str
+)
+def test_a_name_does_not_end_with_a_line_break(kind: Any, text: str) -> None:
+    """In Python "$" stands before a last line break too."""
+    assert msgspec.convert(text, kind) == text
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(text + "\n", kind)
