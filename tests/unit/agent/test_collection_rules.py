@@ -48,7 +48,7 @@ def test_so_many_a_minute_are_spread_over_it_however_fast_readings_come(per_minu
     kept_s = [place * 0.05 for place, reason in enumerate(found) if reason]
     slots = Counter(int(at_s // (60 / per_minute) + 1e-9) for at_s in kept_s)
     # Five minutes; where a moment lies at the very end of its part, its reading may be the next part's first.
-    assert 5 * per_minute * 0.95 - 1 <= len(kept_s) <= 5 * per_minute
+    assert 5 * per_minute * 0.9 - 1 <= len(kept_s) <= 5 * per_minute
     assert max(slots.values()) <= 2
 
 

@@ -111,6 +111,7 @@ def test_every_answer_is_as_the_description_says(server: Served):
     document = server.ask("GET", "/openapi.json").json()
     words = {"reference": "digits:1", "name": "digits", "alias": "best", "rollout_id": "r-1"}
     words |= {"target": "digits/1/model.onnx", "file": "root.json", "id": "0" * 32}
+    words |= {"digest": "sha256:" + "0" * 64, "key_id": "0" * 12}
     served = 0
     for path, method, operation in (
         (path, method, operation)
