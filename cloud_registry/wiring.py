@@ -356,6 +356,7 @@ def open_local_rollouts(config: RegistryConfig) -> "RolloutService":
     import socket
 
     from cloud_registry.adapters.sql_rollouts import SqlRollouts
+    from cloud_registry.service.rollout_log import TrustWhenAsked
     from cloud_registry.service.rollouts import RolloutService
     from cloud_registry.service.running import RunningRecorder
 
@@ -368,7 +369,7 @@ def open_local_rollouts(config: RegistryConfig) -> "RolloutService":
         clock=open_clock(),
         owner=f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}",
         module_id=config.module_id,
-        trust=open_trust_desk(config),
+        trust=TrustWhenAsked(lambda: open_trust_desk(config)),
         publication=open_publication(config),
         on_twins=recorder.saw,
     )

@@ -1,7 +1,8 @@
 """What rollouts need besides the hub: the registry of models, and a log of events."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import cache
 from typing import Protocol
 
 from cloud_registry.core.rollout import events as ev
@@ -33,6 +34,22 @@ class ReleaseTrust(Protocol):
     def check(self, files: Iterable[SignedFile]) -> None: ...
 
     def unsigned(self, files: Iterable[SignedFile]) -> list[SignedFile]: ...
+
+
+class TrustWhenAsked:
+    """A ReleaseTrust that is opened by the first question: signing comes with libraries that take a while to load."""
+
+    def __init__(self, open_trust: Callable[[], ReleaseTrust]) -> None:
+        self._open = cache(open_trust)
+
+    def exists(self) -> bool:
+        return self._open().exists()
+
+    def check(self, files: Iterable[SignedFile]) -> None:
+        self._open().check(files)
+
+    def unsigned(self, files: Iterable[SignedFile]) -> list[SignedFile]:
+        return self._open().unsigned(files)
 
 
 class ReleaseDeltas(Protocol):
