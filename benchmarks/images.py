@@ -116,6 +116,8 @@ class _Yard:
         self._random = np.random.default_rng(7)
         self._number = 0
         self._environment = {**os.environ, "SLIPWAY_HOME": str(folder / "home"), "DOCKER_BUILDKIT": "0"}
+        # As it is installed: compiled once, and not by every command anew.
+        self._environment.pop("PYTHONDONTWRITEBYTECODE", None)
 
     def version(self, kind: str, size_mb: int) -> int:
         """Register the next version, as a person would; its number. Nothing of this is measured."""

@@ -4,6 +4,8 @@ Reads a request as JSON from stdin and writes its report as JSON to the file REP
 is bounded before numpy or an engine is imported, since those start threads.
 """
 
+import atexit
+import gc
 import json
 import sys
 from pathlib import Path
@@ -50,4 +52,6 @@ def _report(request: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    # At its end Python looks for cycles among everything that was loaded, to free what ends anyway.
+    atexit.register(gc.freeze)
     main()

@@ -1,5 +1,7 @@
 """What every command of `slipway` shares: settings, the form of its output, and how errors end."""
 
+import atexit
+import gc
 import json
 import sys
 import traceback
@@ -44,6 +46,10 @@ class SlipwayGroup(click.Group):
     """The root group: turns our errors into a sentence, a hint and an exit code by meaning."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        # Loading modules makes no cycles, and looking for them meanwhile takes a tenth of a command's time.
+        gc.set_threshold(50_000, 20, 100)
+        # At its end Python looks for cycles among everything that was loaded: 0.15 s, to free what ends anyway.
+        atexit.register(gc.freeze)
         debug = "--debug" in sys.argv
         try:
             return super().main(*args, **kwargs)

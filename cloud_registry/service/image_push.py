@@ -100,6 +100,9 @@ class ImagePush:
         Raises:
             TrustError: the registry does not let us. NotFoundError: a blob of the image was removed here.
         """
+        documents = [descriptor for one in record.platforms for descriptor in _documents_of(one)]
+        for descriptor in documents:
+            self.stored(descriptor, "")
         followed = {digest for stream in self._streams if (digest := stream.result())}
         for platform in record.platforms:
             for descriptor, source in _blobs_of(platform, self.name):
@@ -107,9 +110,6 @@ class ImagePush:
                     self._check_kept(record, descriptor)
                     self.stored(descriptor, source)
         layers = {digest: self._under_way[digest] for digest in _digests(record) - followed}
-        documents = [descriptor for one in record.platforms for descriptor in _documents_of(one)]
-        for descriptor in documents:
-            self.stored(descriptor, "")
         for upload in (*layers.values(), *(self._under_way[descriptor.digest] for descriptor in documents)):
             upload.result()
         self._together([self._manifest(platform.digest) for platform in record.platforms])

@@ -1,5 +1,7 @@
 """The command line `slipway-agent`."""
 
+import atexit
+import gc
 import json
 import os
 import shutil
@@ -27,6 +29,8 @@ class CommandInWords(click.Command):
     """Turns our errors into a sentence, a hint and an exit code by meaning."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        # At its end Python looks for cycles among everything that was loaded: 0.15 s, to free what ends anyway.
+        atexit.register(gc.freeze)
         try:
             return super().main(*args, **kwargs)
         except AgentError as err:

@@ -1,5 +1,7 @@
 """The command line `slipway-sim`: a hub in the foreground, and commands for people who work with it."""
 
+import atexit
+import gc
 import sys
 import traceback
 from typing import Any
@@ -25,6 +27,8 @@ class SimulatorGroup(click.Group):
     """Turns our errors into a sentence, a hint and an exit code by meaning."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        # At its end Python looks for cycles among everything that was loaded: 0.15 s, to free what ends anyway.
+        atexit.register(gc.freeze)
         try:
             return super().main(*args, **kwargs)
         except SimulatorError as err:
