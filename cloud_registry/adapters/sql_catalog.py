@@ -30,6 +30,7 @@ from sqlalchemy import (
     insert,
     or_,
     select,
+    tuple_,
     update,
     values,
 )
@@ -389,7 +390,7 @@ def _candidates(connection: Connection, query: ModelQuery) -> Iterator[ModelMani
         # Two steps: an index alone tells who may meet the conditions, and only those are read then. In one step a
         # planner that guesses their number wrongly walks through all versions.
         for wanted in _pages(connection, keys, query.limit):
-            yield from _read(connection, _among(every, wanted))
+            yield from _read(connection, _among(connection, every, wanted))
 
 
 def _pages(connection: Connection, keys: Keys, limit: int | None) -> Iterator[list[_Key]]:
@@ -415,7 +416,12 @@ def _pages(connection: Connection, keys: Keys, limit: int | None) -> Iterator[li
         after = wanted[-1]
 
 
-def _among(every: Select[Any], keys: list[_Key]) -> Select[Any]:
+def _among(connection: Connection, every: Select[Any], keys: list[_Key]) -> Select[Any]:
+    if connection.dialect.name == "postgresql":
+        # Parameters that are filled in when it is asked, so that the statement is put together once. SQLite would not
+        # find such pairs by its index.
+        pairs = tuple_(model_versions.c.name, model_versions.c.version).in_(keys)
+        return every.where(pairs).order_by(model_versions.c.name, model_versions.c.version)
     wanted = values(column("name", String), column("version", Integer), name="wanted").data(keys).cte()
     both = and_(model_versions.c.name == wanted.c.name, model_versions.c.version == wanted.c.version)
     return every.join(wanted, both).order_by(model_versions.c.name, model_versions.c.version)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from cloud_registry.core.search import facts_of, meets, parse_condition, pattern_matches
+from cloud_registry.core.search import facts_of, fields_of, meets, parse_condition, pattern_matches
 from cloud_registry.errors import ConflictError, UsageError
 from cloud_registry.ports import (
     ModelQuery,
@@ -183,8 +183,10 @@ def matches(manifest: ModelManifest, query: ModelQuery) -> bool:
         return False
     if query.name is not None and not pattern_matches(manifest.name, query.name):
         return False
-    if query.where and not meets(facts_of(manifest), parse_condition(query.where)):
-        return False
+    if query.where:
+        condition = parse_condition(query.where)
+        if not meets(facts_of(manifest, fields_of(condition)), condition):
+            return False
     return all(key in manifest.tags and value in (None, manifest.tags[key]) for key, value in query.tags)
 
 

@@ -9,7 +9,7 @@ one that meets the comparison is enough; ``!=`` says that none is equal.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -97,8 +97,8 @@ def _check_nesting(text: str) -> None:
 Facts = Mapping[str, tuple[str | float, ...]]
 
 
-def facts_of(manifest: ModelManifest) -> Facts:
-    """What a condition can ask of a version, by field; a field without values is left out."""
+def facts_of(manifest: ModelManifest, asked: Collection[str] | None = None) -> Facts:
+    """What a condition can ask of a version, by field; a field without values is left out, and so is one not asked."""
     lineage, verdict = manifest.lineage, manifest.verdict
     latency = verdict.latency_median_ms if verdict is not None else None
     found: dict[str, tuple[str | float | None, ...]] = {
@@ -134,6 +134,7 @@ def facts_of(manifest: ModelManifest) -> Facts:
     said = {
         field: tuple(value for value in values if value is not None and (value != "" or "." in field))
         for field, values in found.items()
+        if asked is None or field in asked
     }
     return {field: values for field, values in said.items() if values}
 
@@ -169,6 +170,18 @@ def _created(text: str) -> float | None:
 
 
 # --- judging -----------------------------------------------------------------
+
+
+@lru_cache(maxsize=64)
+def fields_of(condition: Condition) -> frozenset[str]:
+    """The fields that a condition asks for."""
+    match condition:
+        case AllOf(conditions) | AnyOf(conditions):
+            return frozenset().union(*map(fields_of, conditions))
+        case Negated(inner):
+            return fields_of(inner)
+        case Present(field) | Compared(field):
+            return frozenset({field})
 
 
 def meets(facts: Facts, condition: Condition) -> bool:
