@@ -59,7 +59,7 @@ def alias(
 
     An alias is moved at once: nobody sees it point nowhere. REF is a name where aliases are shown or taken away.
 
-    \\b
+    \b
     Example:
       slipway model alias digits:3 champion
       slipway model alias digits
@@ -115,7 +115,7 @@ def _version(name: str, version: int | None) -> str:
 def property_(context: CommandContext, reference: str, properties: tuple[str, ...], as_json: bool) -> None:
     """Give a version properties: facts that are written once and never change. What may change is a tag.
 
-    \\b
+    \b
     Example:
       slipway model property digits:3 approved-by=quality ticket=4711
     """
@@ -135,7 +135,7 @@ def property_(context: CommandContext, reference: str, properties: tuple[str, ..
 def lineage(context: CommandContext, reference: str, as_json: bool) -> None:
     """Show where a version comes from and what came of it: commit, data, parents, children, images.
 
-    \\b
+    \b
     Example:
       slipway model lineage digits:3
     """
@@ -181,7 +181,7 @@ def history(
     It is recorded from what devices report, by whoever drives rollouts and by a server (slipway serve), which looks at
     the whole fleet every minute. A time without an offset is UTC.
 
-    \\b
+    \b
     Example:
       slipway model history digits --device dev-01 --at 2026-11-21T09:30
     """

@@ -152,6 +152,10 @@ def test_every_command_says_what_it_does():
     assert [path for path, text in every_command() if not text.strip()] == []
 
 
+def test_no_help_shows_the_mark_that_keeps_its_lines_apart():
+    assert [path for path, text in every_command() if "\\b" in text] == []
+
+
 def test_generated_pages_are_current():
     from docs.generate import pages
 
