@@ -10,7 +10,7 @@ from urllib.parse import quote
 from cloud_registry.errors import ServerUnreachableError, UsageError
 from cloud_registry.ports import ProgressListener, RegistryTransport, StoreCounts
 from cloud_registry.service.model_download import write_version
-from cloud_registry.service.verbs import VERBS, DeviceVerbs, ModelVerbs, RolloutVerbs, TelemetryVerbs, TrustVerbs, Verb
+from cloud_registry.service.verbs import VERBS, ModelVerbs, RolloutVerbs, TelemetryVerbs, Verb
 from cloud_registry.service.wire_form import (
     LISTENER_PREFIX,
     Parameter,
@@ -131,20 +131,6 @@ class RemoteTelemetry(RemoteVerbs):
         while follow:
             self._sleep(COLLECT_INTERVAL_S)
             yield
-
-
-class RemoteDevices(RemoteVerbs):
-    """Satisfies DeviceVerbs."""
-
-    def __init__(self, transport: RegistryTransport) -> None:
-        super().__init__(DeviceVerbs, transport)
-
-
-class RemoteTrust(RemoteVerbs):
-    """Satisfies TrustVerbs."""
-
-    def __init__(self, transport: RegistryTransport) -> None:
-        super().__init__(TrustVerbs, transport)
 
 
 def _understood(answer: bytes, type_: Any) -> Any:
