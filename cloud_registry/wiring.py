@@ -1,6 +1,5 @@
 """The one place that knows concrete classes: puts the services together from the settings."""
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from cloud_registry.config import RegistryConfig
+from cloud_registry.core.storage_urls import server_folder_name
 from cloud_registry.errors import UsageError
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _work_folder(config: RegistryConfig) -> Path:
     """Where what is made here of a registry is kept: apart for each, so that none takes another's for unneeded."""
     if config.registry_url is None:
         return config.home
-    return config.home / "servers" / re.sub(r"[^A-Za-z0-9.]+", "_", config.registry_url.partition("://")[2].rstrip("/"))
+    return config.home / "servers" / server_folder_name(config.registry_url)
 
 
 def open_key_verbs(config: RegistryConfig) -> "KeyVerbs":

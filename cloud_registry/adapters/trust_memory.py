@@ -4,9 +4,9 @@ import fcntl
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import quote, urlsplit
 
 from cloud_registry.adapters.tuf_repository import TufFolder, write_atomically
+from cloud_registry.core.storage_urls import server_folder_name
 from cloud_registry.core.trust import TrustSettings
 from cloud_registry.core.trust_exchange import SeenRepository
 from cloud_registry.errors import NotFoundError, TrustError
@@ -43,9 +43,8 @@ class ServerMemory:
     """Satisfies `service.trust.TrustMemory` for a server's repository: a file a server, below this machine's home."""
 
     def __init__(self, home: Path, url: str) -> None:
-        parts = urlsplit(url)
         self._home = home
-        self._folder = home / "trust-servers" / quote(parts.netloc + parts.path.rstrip("/"), safe="")
+        self._folder = home / "trust-servers" / server_folder_name(url)
         self._file = self._folder / "seen.json"
 
     @property

@@ -13,7 +13,7 @@ import pytest
 
 from cloud_registry.adapters.fsspec_artifacts import FsspecArtifacts
 from cloud_registry.adapters.scratch_folders import LockedFolders
-from cloud_registry.core.storage_urls import shown_url
+from cloud_registry.core.storage_urls import server_folder_name, shown_url
 from cloud_registry.errors import RegistryError
 
 SIZE_BYTES = 3_000_000
@@ -264,3 +264,10 @@ def test_a_folder_of_a_killed_process_goes_and_one_in_use_stays(tmp_path: Path):
 def test_a_password_in_a_url_is_not_told():
     assert shown_url("sftp://me:secret@host/models") == "sftp://…@host/models"
     assert shown_url("s3://bucket/a@b:c") == "s3://bucket/a@b:c"
+
+
+def test_each_server_has_a_folder_of_its_own_that_names_nobody():
+    urls = ("https://a-b:8444", "https://a_b:8444", "https://a-b", "https://a-b:8444/x", "https://a-b:8444/y")
+    assert len({server_folder_name(url) for url in urls}) == len(urls)
+    assert server_folder_name("https://me:secret@host:8444/x/") == server_folder_name("https://host:8444/x")
+    assert all("/" not in server_folder_name(url) for url in urls)
