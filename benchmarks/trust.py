@@ -14,10 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tuf.api.exceptions import DownloadHTTPError
 from tuf.api.metadata import Metadata, MetaFile, TargetFile
 from tuf.ngclient import Updater
-from tuf.ngclient.fetcher import FetcherInterface
 
 from cloud_registry.adapters.signing_keys import SigningKeys
 from cloud_registry.adapters.trust_memory import FolderMemory
@@ -27,6 +25,7 @@ from cloud_registry.service.trust import NewRepository, TrustService
 from cloud_registry.service.trust_desk import TrustDesk
 from manifests.canonical import digest_of
 from manifests.identity import ModelReference
+from tests.trust_repositories import FolderFetcher
 
 VERSIONS, FILES_EACH = 1_000, 10
 MODELS = (250, 1_000)
@@ -137,22 +136,11 @@ def _signed(metadata: Metadata[Any], signer: Any) -> bytes:
     return metadata.to_bytes()
 
 
-class _Folder(FetcherInterface):
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def _fetch(self, url: str) -> Iterator[bytes]:
-        path = self._folder / url.rpartition("/")[2]
-        if not path.is_file():
-            raise DownloadHTTPError(f"no {path.name}", 404)
-        return iter([path.read_bytes()])
-
-
 def _look(store: TufFolder, device: Path) -> None:
     """A device's client from the pinned root to one file, without a network."""
     device.mkdir(exist_ok=True)
     pinned = (store.metadata / "1.root.json").read_bytes()
-    updater = Updater(str(device), "http://metadata/", fetcher=_Folder(store.metadata), bootstrap=pinned)
+    updater = Updater(str(device), "http://metadata/", fetcher=FolderFetcher(store.metadata), bootstrap=pinned)
     updater.refresh()
     assert updater.get_targetinfo("m/7/file-3.bin") is not None
 

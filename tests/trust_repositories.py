@@ -1,11 +1,13 @@
 """A trust repository in a folder, by the service itself, with keys in files and a clock that a test sets."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from tuf.api.exceptions import DownloadHTTPError
 from tuf.api.metadata import Metadata
+from tuf.ngclient.fetcher import FetcherInterface
 
 from cloud_registry.adapters.signing_keys import SigningKeys
 from cloud_registry.adapters.trust_memory import FolderMemory
@@ -76,3 +78,16 @@ class Publisher:
 
     def read(self, role: str) -> Metadata[Any]:
         return self.store.published()[role]
+
+
+class FolderFetcher(FetcherInterface):
+    """Serves a device's client a folder of metadata as a server would."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        path = self._folder / url.rpartition("/")[2]
+        if not path.is_file():
+            raise DownloadHTTPError(f"no {path.name}", 404)
+        return iter([path.read_bytes()])

@@ -4,39 +4,23 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tuf.api.exceptions import DownloadHTTPError
 from tuf.ngclient import Updater
-from tuf.ngclient.fetcher import FetcherInterface
 
 from cloud_registry.errors import NotFoundError
-from tests.trust_repositories import Publisher, model_file
+from tests.trust_repositories import FolderFetcher, Publisher, model_file
 from tests.unit.registry.trust_lives import STORIES, TWO, service_in
 
 ONE = model_file("digits:1", b"one")
 pytestmark = pytest.mark.timeout(180)
 
 
-class Folder(FetcherInterface):
-    """Serves a folder of metadata as a server would."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def _fetch(self, url: str) -> Iterator[bytes]:
-        path = self._folder / url.rpartition("/")[2]
-        if not path.is_file():
-            raise DownloadHTTPError(f"no {path.name}", 404)
-        return iter([path.read_bytes()])
-
-
 def allowed(folder: Path, device: Path, pinned: bytes) -> list[bool]:
     """Whether a device takes versions 1 and 2; raises where the metadata is not good."""
     device.mkdir(exist_ok=True)
-    updater = Updater(str(device), "http://x/", fetcher=Folder(folder), bootstrap=pinned)
+    updater = Updater(str(device), "http://x/", fetcher=FolderFetcher(folder), bootstrap=pinned)
     updater.refresh()
     return [updater.get_targetinfo(file.target) is not None for file in (ONE, TWO)]
 

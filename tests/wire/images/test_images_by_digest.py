@@ -10,22 +10,11 @@ from click.testing import CliRunner, Result
 
 from cloud_registry.cli import main
 from cloud_registry.core.images.names import ImageName
-from tests.unit.images.conftest import Yard, open_yard
-from tests.wire.images.registries import FaultyRegistry, faulty_registry
+from tests.unit.images.conftest import Yard
+from tests.wire.images.registries import FaultyRegistry
 
 pytestmark = pytest.mark.wire
 Run = Callable[..., Result]
-
-
-@pytest.fixture
-def registry():
-    with faulty_registry() as server:
-        yield server
-
-
-@pytest.fixture
-def yard(tmp_path: Path) -> Yard:
-    return open_yard(tmp_path / "yard")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from cloud_registry.core.images.retrying import ATTEMPTS_MAX
 from cloud_registry.errors import NotFoundError, RegistryError, TrustError, UsageError
 from tests.unit.images.conftest import AMD64, Yard, open_yard
 from tests.unit.images.tiny_images import registry_base
-from tests.wire.images.registries import FaultyRegistry, debian_registry, faulty_registry
+from tests.wire.images.registries import FaultyRegistry, debian_registry
 
 pytestmark = pytest.mark.wire
 
@@ -24,17 +24,6 @@ pytestmark = pytest.mark.wire
 def _no_logins(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
     monkeypatch.setenv("HOME", str(tmp_path))
-
-
-@pytest.fixture
-def registry():
-    with faulty_registry() as server:
-        yield server
-
-
-@pytest.fixture
-def yard(tmp_path: Path) -> Yard:
-    return open_yard(tmp_path / "yard")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from cloud_registry.core.images.names import ImageName
 from cloud_registry.core.images.retrying import ATTEMPTS_MAX
 from cloud_registry.errors import RegistryError, TrustError
 from tests.unit.images.conftest import Yard, open_yard
-from tests.wire.images.registries import FaultyRegistry, debian_registry, faulty_registry
+from tests.wire.images.registries import FaultyRegistry, debian_registry
 
 pytestmark = pytest.mark.wire
 
@@ -35,12 +35,6 @@ def _small_pieces(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(oci_layers, "PIECE_BYTES", PIECE_BYTES)
     monkeypatch.setattr(oci_registry, "CHUNK_BYTES_MIN", 6000)
     monkeypatch.setattr(oci_registry, "CHUNK_BYTES", 10_000)
-
-
-@pytest.fixture
-def registry():
-    with faulty_registry() as server:
-        yield server
 
 
 @pytest.fixture
